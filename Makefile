@@ -1,0 +1,35 @@
+# Every target sets up what it needs; a second run installs nothing.
+PYTHON ?= python3
+RUN := $(PYTHON) tools/setup_env.py --run
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-slow lint format quickstart clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup:  ## make the environment (.venv, unless a suitable one is active)
+	@$(PYTHON) tools/setup_env.py
+
+test:  ## the default tests: CPU, offline
+	@$(RUN) -m pytest -n auto $(PYTEST_ARGS)
+
+test-slow:  ## the long tests too
+	@$(RUN) -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+lint:  ## ruff, mypy, codespell
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+	@$(RUN) -m codespell_lib
+
+format:  ## let ruff mend what it can
+	@$(RUN) -m ruff check --fix .
+	@$(RUN) -m ruff format .
+
+quickstart:  ## the main job on the embedded benchmark
+	@$(RUN) tools/quickstart.py
+
+clean:  ## remove .venv and all outputs
+	rm -rf .venv .venv.lock output

@@ -1,0 +1,49 @@
+"""Fixtures and the list of versions that every test log begins with."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+# Two tests side by side must not take four threads on two cores.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+# Nothing here may reach out: code that would load weights from a hub has to fail at once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+_VERSIONS = (
+    *("torch", "torchvision", "detectron2", "fvcore", "iopath", "lvis", "pycocotools"),
+    *("open_clip_torch", "clip-anytorch", "ftfy", "regex", "safetensors"),
+    *("opencv-python-headless", "numpy", "Pillow", "matplotlib", "tensorboard", "tqdm"),
+    *("setuptools", "pip", "pytest", "pytest-xdist", "ruff", "mypy", "codespell", "vild"),
+)
+
+
+def pytest_report_header() -> list[str]:
+    import detectron2
+
+    found = []
+    for name in _VERSIONS:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            found.append(f"{name} (no metadata)")
+    origin = Path(detectron2.__file__).parent
+    return [
+        f"python {platform.python_version()} at {sys.executable}",
+        f"versions: {', '.join(found)}",
+        f"detectron2 from {origin}; CUDA: {torch.version.cuda}, GPUs: {torch.cuda.device_count()}",
+    ]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the checkout."""
+    return Path(__file__).resolve().parents[1]

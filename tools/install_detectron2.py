@@ -1,0 +1,36 @@
+#!/usr/bin/env python3
+"""Install Detectron2 (and lvis) without a compiler, into the environment that runs this script.
+
+`make setup` does this and more. Call it yourself where you keep your own environment: install
+torch and torchvision first, then run `python tools/install_detectron2.py`, then
+`pip install -e .`. A Detectron2 that is already there is reported and left as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from installer.errors import SetupError
+from installer.install import install_mended_packages
+from installer.pip import Pip
+
+
+def main() -> int:
+    """Command line entry; returns the exit code."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    pip = Pip(Path(sys.executable))
+    try:
+        pip.run("install", "--quiet", "setuptools>=77", "wheel", doing="installing setuptools")
+        install_mended_packages(pip)
+    except SetupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
