@@ -1,0 +1,31 @@
+"""Data sets, splits, vocabularies and prompts. Importing it registers the built-in data sets."""
+
+from vild.data.annotations import Category, load_records, read_annotation_file, read_categories
+from vild.data.custom import register_custom
+from vild.data.prompts import clean_name, fill, vild_templates
+from vild.data.registry import register_builtin, register_split, register_splits
+from vild.data.shapes import register_shapes
+from vild.data.splits import COCO_BASE, COCO_NOVEL, novel_flags
+from vild.data.vocabulary import Vocabulary
+
+__all__ = [
+    "COCO_BASE",
+    "COCO_NOVEL",
+    "Category",
+    "Vocabulary",
+    "clean_name",
+    "fill",
+    "load_records",
+    "novel_flags",
+    "read_annotation_file",
+    "read_categories",
+    "register_builtin",
+    "register_custom",
+    "register_shapes",
+    "register_split",
+    "register_splits",
+    "vild_templates",
+]
+
+register_builtin()
+register_shapes()

@@ -1,0 +1,70 @@
+"""One picture of many: a data set's images with boxes, masks and names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import BoxMode
+from detectron2.utils.visualizer import ColorMode, Visualizer
+from PIL import Image
+
+
+def write_contact_sheet(
+    dataset: str,
+    path: str | os.PathLike[str],
+    pictures: int = 12,
+    columns: int = 4,
+    cell: int = 480,
+) -> Path:
+    """Draw the annotations of the first pictures of a registered data set.
+
+    Novel classes are marked with a star after the name.
+
+    Args:
+        dataset: name in Detectron2's catalogue.
+        path: PNG to write.
+        pictures: how many.
+        columns: pictures a row.
+        cell: size of a picture's square on the sheet, in pixels.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ValueError: the data set has no pictures.
+    """
+    records = DatasetCatalog.get(dataset)[:pictures]
+    if not records:
+        raise ValueError(f"expected pictures in {dataset}, got none")
+    metadata = MetadataCatalog.get(dataset)
+    novel = metadata.get("novel") or [False] * len(metadata.thing_classes)
+    names = [f"{n}*" if flag else n for n, flag in zip(metadata.thing_classes, novel, strict=True)]
+    rows = -(-len(records) // columns)
+    sheet = Image.new("RGB", (columns * cell, rows * cell), "white")
+    for index, record in enumerate(records):
+        image = read_image(record["file_name"], format="RGB")
+        scale = (cell - 8) / max(image.shape[:2])
+        visualizer = Visualizer(image, scale=scale, instance_mode=ColorMode.IMAGE)
+        annotations = record["annotations"]
+        # as many masks as boxes, or none: a box without one would shift the others
+        masks = [a["segmentation"] for a in annotations if "segmentation" in a]
+        drawn = visualizer.overlay_instances(
+            boxes=np.array(
+                [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+            )
+            if annotations
+            else None,
+            labels=[names[a["category_id"]] for a in annotations],
+            masks=masks if masks and len(masks) == len(annotations) else None,
+            alpha=0.25,
+        )
+        tile = Image.fromarray(drawn.get_image())
+        sheet.paste(tile, (index % columns * cell + 4, index // columns * cell + 4))
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(target)
+    return target

@@ -1,0 +1,353 @@
+"""Downloads and unpacks the official archives of COCO and LVIS. Nothing here runs unasked."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import logging
+import os
+import re
+import shutil
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+_CHUNK = 1 << 20  # bytes
+_TIMEOUT = 60  # seconds without a byte
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An official archive.
+
+    Attributes:
+        url: where its publisher keeps it.
+        md5: checksum of the zip, 32 hexadecimal digits.
+        gigabytes: rough size of the zip, for messages.
+        datasets: which data sets need it.
+        folder: where it is unpacked in Detectron2's layout, below the data root.
+        flat_folder: the same in the flat layout.
+        provides: what must be there once it is unpacked: files, or a folder of pictures.
+        pictures: how many files the folder in ``provides`` holds; None where these are files.
+    """
+
+    url: str
+    md5: str
+    gigabytes: float
+    datasets: tuple[str, ...]
+    folder: str
+    flat_folder: str
+    provides: tuple[str, ...]
+    pictures: int | None = None
+
+    @property
+    def name(self) -> str:
+        """File name of the zip."""
+        return PurePosixPath(urlsplit(self.url).path).name
+
+    def is_unpacked(self, folder: Path) -> bool:
+        """Whether all that the archive provides lies below ``folder``."""
+        for name in self.provides:
+            path = folder / name
+            if self.pictures is None:
+                if not path.is_file():
+                    return False
+            elif not path.is_dir() or sum(1 for _ in path.iterdir()) < self.pictures:
+                return False
+        return True
+
+
+_COCO = "http://images.cocodataset.org"
+_LVIS = "https://dl.fbaipublicfiles.com/LVIS"
+
+# The checksums are those that public code compares its downloads with; they were not computed by
+# this project. The sizes are approximate.
+ARCHIVES: tuple[Archive, ...] = (
+    Archive(
+        f"{_COCO}/annotations/annotations_trainval2017.zip",
+        "f4bbac642086de4f52a3fdda2de5fa2c",
+        *(0.25, ("coco",), "coco", "."),
+        ("annotations/instances_train2017.json", "annotations/instances_val2017.json"),
+    ),
+    Archive(
+        f"{_LVIS}/lvis_v1_train.json.zip",
+        "4410d837f71203af226950447ef9d422",
+        *(0.35, ("lvis",), "lvis", "annotations"),
+        ("lvis_v1_train.json",),
+    ),
+    Archive(
+        f"{_LVIS}/lvis_v1_val.json.zip",
+        "87734a7f895990b9552075d7ce723e27",
+        *(0.06, ("lvis",), "lvis", "annotations"),
+        ("lvis_v1_val.json",),
+    ),
+    Archive(
+        f"{_COCO}/zips/val2017.zip",
+        "442b8da7639aecaf257c1dceb8ba8c80",
+        *(0.8, ("lvis", "coco"), "coco", "."),
+        ("val2017",),
+        pictures=5_000,
+    ),
+    Archive(
+        f"{_COCO}/zips/train2017.zip",
+        "cced6f7f71b7629ddf16f17bbcfab6b2",
+        *(18.0, ("lvis", "coco"), "coco", "."),
+        ("train2017",),
+        pictures=118_287,
+    ),
+)
+
+
+def fetch(
+    dataset: str,
+    root: Path,
+    *,
+    flat: bool = False,
+    archive_base: str | None = None,
+    keep_archives: bool = False,
+    progress: bool = True,
+) -> list[Path]:
+    """Download and unpack what ``dataset`` needs and what is not there yet.
+
+    Args:
+        dataset: ``lvis`` or ``coco``.
+        root: the data root. The zips are put there until they are unpacked.
+        flat: unpack into the flat layout instead of Detectron2's.
+        archive_base: address of a mirror; it takes the place of the scheme and host of every
+            archive's address. The checksums stay.
+        keep_archives: keep the zips after unpacking.
+        progress: show progress bars where there is a terminal.
+
+    Returns:
+        the folders that something was unpacked into.
+
+    Raises:
+        ValueError: an unknown data set, a wrong checksum, or an archive that holds something else.
+        OSError: no connection, a connection that broke, or too little room.
+    """
+    known = sorted({name for archive in ARCHIVES for name in archive.datasets})
+    if dataset not in known:
+        raise ValueError(f"expected a data set among {', '.join(known)}, got {dataset!r}")
+    filled = []
+    for archive in ARCHIVES:
+        if dataset not in archive.datasets:
+            continue
+        folder = root / (archive.flat_folder if flat else archive.folder)
+        if archive.is_unpacked(folder):
+            logger.info("%s: already there in %s", archive.name, folder)
+            continue
+        url = archive.url
+        if archive_base is not None:
+            url = archive_base.rstrip("/") + urlsplit(url).path
+        logger.info("%s: about %g GB from %s", archive.name, archive.gigabytes, url)
+        target = download(url, root / archive.name, archive.md5, progress)
+        extract(target, folder, progress)
+        if not archive.is_unpacked(folder):
+            raise ValueError(
+                f"{target}: expected it to provide {', '.join(archive.provides)} in {folder}, but "
+                "that is not complete now. Remove the archive and run again."
+            )
+        if not keep_archives:
+            target.unlink()
+        filled.append(folder)
+    return filled
+
+
+def download(url: str, target: Path, md5: str, progress: bool = True) -> Path:
+    """Download ``url`` to ``target``; an earlier attempt is resumed where it broke off.
+
+    What has arrived lies in ``target`` + ``.part``; the final name appears only once the checksum
+    is right. If ``target`` is there and right, nothing is downloaded; if it is there and wrong, it
+    is replaced.
+
+    Args:
+        url: address of the file.
+        target: where it is to be.
+        md5: expected checksum, 32 hexadecimal digits.
+        progress: show progress bars where there is a terminal.
+
+    Returns:
+        ``target``.
+
+    Raises:
+        ValueError: the checksum is wrong; the part is removed.
+        OSError: no connection, a connection that broke, or too little room; the part stays.
+    """
+    if target.is_file():
+        found = file_md5(target, progress)
+        if found == md5:
+            return target
+        logger.warning("%s: expected md5 %s, got %s; downloading it anew", target, md5, found)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_suffix(target.suffix + ".part")
+    _stream(url, part, progress)
+    found = file_md5(part, progress)
+    if found != md5:
+        part.unlink()
+        raise ValueError(
+            f"{url}: expected a file with md5 {md5}, got {found}. {part} was removed; run again to "
+            "download it anew. If that does not help, the address holds another file."
+        )
+    part.replace(target)
+    return target
+
+
+def file_md5(path: Path, progress: bool = False) -> str:
+    """Checksum of a file as 32 hexadecimal digits."""
+    digest = hashlib.md5(usedforsecurity=False)
+    size = path.stat().st_size
+    with path.open("rb") as file, _bar(f"checking {path.name}", size, progress) as bar:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            bar.update(len(chunk))
+    return digest.hexdigest()
+
+
+def extract(zip_path: Path, folder: Path, progress: bool = True) -> int:
+    """Unpack a zip. Files that are there with the right size are left as they are.
+
+    Args:
+        zip_path: the archive.
+        folder: where to; made if it is missing.
+        progress: show a progress bar where there is a terminal.
+
+    Returns:
+        how many files were written.
+
+    Raises:
+        ValueError: no zip, a broken one, or one with a member outside of ``folder``; in the last
+            case nothing is written.
+        OSError: too little room.
+    """
+    try:
+        with zipfile.ZipFile(zip_path) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            places = [(member, folder / _inside(member.filename, zip_path)) for member in members]
+            todo = [
+                (member, place)
+                for member, place in places
+                if not (place.is_file() and place.stat().st_size == member.file_size)
+            ]
+            total = sum(member.file_size for member, _ in todo)
+            folder.mkdir(parents=True, exist_ok=True)
+            _check_room(folder, total, f"unpacking {zip_path.name}")
+            with _bar(f"unpacking {zip_path.name}", total, progress) as bar:
+                for member, place in todo:
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    part = place.with_name(place.name + ".part")
+                    with archive.open(member) as source, part.open("wb") as file:
+                        shutil.copyfileobj(source, file, _CHUNK)
+                    part.replace(place)
+                    bar.update(member.file_size)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(
+            f"{zip_path}: expected a complete zip archive, got {error}. Remove it and run again."
+        ) from None
+    return len(todo)
+
+
+def _inside(name: str, zip_path: Path) -> PurePosixPath:
+    """``name`` as a relative path that stays where it is put.
+
+    Symbolic links below the folder are the user's own and are followed: a folder of pictures may
+    lie on another disk.
+    """
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
+        raise ValueError(
+            f"{zip_path}: expected members that stay inside the folder, got {name!r}. Nothing was "
+            "unpacked; do not use this archive."
+        )
+    return path
+
+
+def _stream(url: str, part: Path, progress: bool) -> None:
+    """Append to ``part`` what is missing of ``url``."""
+    have = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "vild"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416 and have:
+            return  # nothing after the part; its checksum says whether it is complete
+        raise OSError(
+            f"{url}: expected a file, got HTTP {error.code} {error.reason}. Check the address, or "
+            "download the file by hand; datasets/README.md says where it belongs."
+        ) from None
+    except (OSError, http.client.HTTPException) as error:
+        raise OSError(
+            f"{url} could not be reached ({error}). Check the connection and run again; what has "
+            "arrived so far is kept."
+        ) from error
+    with response, part.open("r+b" if part.exists() else "wb") as file:
+        begin = _first_byte(response, have)
+        length = response.headers.get("Content-Length")
+        total = None if length is None else begin + int(length)
+        if total is not None:
+            _check_room(part.parent, total - have, f"downloading {url}")
+        file.truncate(begin)
+        got = file.seek(begin)
+        try:
+            with _bar(part.stem, total, progress, begin) as bar:
+                while chunk := response.read(_CHUNK):
+                    got += file.write(chunk)
+                    bar.update(len(chunk))
+            file.flush()
+            os.fsync(file.fileno())
+        except (OSError, http.client.HTTPException) as error:
+            raise _broken_off(url, part, got, total, str(error)) from error
+        if total is not None and got < total:
+            raise _broken_off(url, part, got, total, "the connection was closed")
+
+
+def _first_byte(response: Any, have: int) -> int:
+    """Where in the file the response begins: 0 if the server ignores ranges."""
+    if response.status != http.client.PARTIAL_CONTENT:
+        return 0
+    span = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    if span is None or int(span[1]) > have:
+        raise OSError(
+            f"{response.url}: expected the bytes from {have} on, got the Content-Range "
+            f"{response.headers.get('Content-Range')!r}. Remove the .part file and run again."
+        )
+    return int(span[1])
+
+
+def _broken_off(url: str, part: Path, got: int, total: int | None, why: str) -> OSError:
+    return OSError(
+        f"{url}: expected {'the whole file' if total is None else f'{total:,} bytes'}, got "
+        f"{got:,} bytes ({why}). They are kept in {part}; run again to resume."
+    )
+
+
+def _check_room(folder: Path, needed: int, doing: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            f"{doing}: expected {needed / 1e9:.2f} GB of free disk in {folder}, got "
+            f"{free / 1e9:.2f} GB. Make room, or choose another data root."
+        )
+
+
+def _bar(title: str, total: int | None, progress: bool, initial: int = 0) -> tqdm:
+    """A progress bar in bytes, with the time left; none where the output is no terminal."""
+    return tqdm(
+        desc=title,
+        total=total,
+        initial=initial,
+        unit="B",
+        unit_scale=True,
+        disable=None if progress else True,
+    )

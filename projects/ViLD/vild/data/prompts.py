@@ -1,0 +1,72 @@
+"""Turns class names into the sentences that the text encoder reads.
+
+Rules: ViLD's appendix D and its public demo (cleaning, articles, "This is").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib import resources
+
+SINGLE_TEMPLATE = "a photo of {article} {}."
+
+
+def clean_name(name: str) -> str:
+    """A class name as text.
+
+    Lower case; ``_`` becomes a space and ``/`` becomes " or "; no trailing dot; single spaces.
+
+    >>> clean_name("Bow_(decorative_ribbons)")
+    'bow (decorative ribbons)'
+    """
+    text = name.lower().replace("_", " ").replace("/", " or ")
+    return " ".join(text.split()).rstrip(". ")
+
+
+def article(name: str) -> str:
+    """The article of ``name``: "an" before a, e, i, o, u, else "a"."""
+    return "an" if name[:1] in ("a", "e", "i", "o", "u") else "a"
+
+
+def fill(template: str, name: str) -> str:
+    """One prompt.
+
+    Args:
+        template: ``{}`` stands for the name, ``{article}`` for "a" or "an".
+        name: a class name; it is cleaned first.
+
+    Returns:
+        the sentence; "This is " is put before one that begins with "a" or "the".
+
+    >>> fill("a photo of {article} {}.", "alarm_clock")
+    'This is a photo of an alarm clock.'
+    """
+    text = clean_name(name)
+    # not str.format: a class name may hold braces
+    prompt = template.replace("{article}", article(text)).replace("{}", text)
+    # any "a…", as in the public demo, not only the article
+    return f"This is {prompt}" if prompt.startswith(("a", "the")) else prompt
+
+
+def check_templates(templates: Sequence[str], where: str) -> tuple[str, ...]:
+    """Refuse an empty list, and templates without a place for the name.
+
+    Raises:
+        ValueError: as said.
+    """
+    if not templates:
+        raise ValueError(f"{where}: expected at least one prompt template, got none")
+    for template in templates:
+        if "{}" not in template:
+            raise ValueError(
+                f"{where}: expected '{{}}' where the class name goes, got the template {template!r}"
+            )
+    return tuple(templates)
+
+
+@lru_cache(maxsize=1)
+def vild_templates() -> tuple[str, ...]:
+    """The 63 templates of ViLD's public demo."""
+    text = resources.files("vild.data").joinpath("prompt_templates_vild.txt")
+    return check_templates(text.read_text(encoding="utf-8").splitlines(), "the ViLD templates")

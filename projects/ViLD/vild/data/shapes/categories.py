@@ -1,0 +1,122 @@
+"""The classes of ``shapes``: compositions of a shape, a colour and a pattern."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from vild.data.annotations import Category
+from vild.data.shapes.outlines import OUTLINES
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (208, 44, 48),
+    "green": (44, 158, 66),
+    "blue": (44, 88, 216),
+    "yellow": (238, 204, 48),
+    "purple": (146, 58, 186),
+    "white": (238, 238, 238),
+}
+PATTERNS = ("plain", "striped", "dotted", "checkered")
+_SYNONYM = {
+    "plain": "solid {colour} {shape}",
+    "striped": "{colour} {shape} with stripes",
+    "dotted": "{colour} {shape} with dots",
+    "checkered": "{colour} {shape} with checks",
+}
+
+# How many classes are frequent, common and rare. Rare ones are novel: half of them compositions
+# that are never labelled, of shapes that are, and half shapes that are never labelled at all.
+FREQUENT, COMMON, NOVEL = 20, 22, 18
+UNSEEN_SHAPES = 3
+NOVEL_SHARE = 0.175  # of all objects; with too few in the pictures, distillation can't help
+ZIPF = 0.8  # frequency of a base class ~ rank ** -ZIPF
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What an object looks like."""
+
+    shape: str
+    colour: str
+    pattern: str
+
+    @property
+    def name(self) -> str:
+        """For example "striped red star"."""
+        return f"{self.pattern} {self.colour} {self.shape}"
+
+    @property
+    def synonym(self) -> str:
+        """Another way to say it, for example "red star with stripes"."""
+        return _SYNONYM[self.pattern].format(colour=self.colour, shape=self.shape)
+
+
+ALL_COMPOSITIONS = tuple(
+    Composition(shape, colour, pattern)
+    for shape, colour, pattern in itertools.product(OUTLINES, COLOURS, PATTERNS)
+)
+
+
+@dataclass(frozen=True)
+class ShapesVocabulary:
+    """The classes of one seed, in the order of their ids (1, 2, …).
+
+    Attributes:
+        compositions: one per class.
+        frequency: ``f``, ``c`` or ``r`` per class; ``r`` are the novel ones.
+        weights: probability that an object is of the class; sums to 1.
+    """
+
+    compositions: tuple[Composition, ...]
+    frequency: tuple[str, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def novel(self) -> tuple[bool, ...]:
+        """Novel flag per class."""
+        return tuple(f == "r" for f in self.frequency)
+
+    def categories(self) -> list[Category]:
+        """The classes in the form that data sets are registered with."""
+        return [
+            Category(row + 1, c.name, (c.name, c.synonym), f, None)
+            for row, (c, f) in enumerate(zip(self.compositions, self.frequency, strict=True))
+        ]
+
+
+@lru_cache(maxsize=8)  # asked for once a picture
+def shapes_vocabulary(seed: int) -> ShapesVocabulary:
+    """Draw the classes of a seed.
+
+    Args:
+        seed: another seed gives other classes; the colours, shapes and patterns stay.
+    """
+    # RandomState's streams are frozen for good, unlike those of numpy's Generator
+    rng = np.random.RandomState([seed, 1])
+    unseen = {list(OUTLINES)[i] for i in rng.permutation(len(OUTLINES))[:UNSEEN_SHAPES]}
+    seen = [c for c in ALL_COMPOSITIONS if c.shape not in unseen]
+    seen = [seen[i] for i in rng.permutation(len(seen))]
+    others = [c for c in ALL_COMPOSITIONS if c.shape in unseen]
+    others = [others[i] for i in rng.permutation(len(others))]
+    base = FREQUENT + COMMON
+    novel_seen = NOVEL // 2
+    novel_unseen: list[Composition] = []
+    for shape in sorted(unseen):  # each unseen shape as often as the others
+        of_shape = [c for c in others if c.shape == shape]
+        novel_unseen += of_shape[: (NOVEL - novel_seen) // UNSEEN_SHAPES]
+    chosen = [*seen[: base + novel_seen], *novel_unseen]
+    frequency = ["f"] * FREQUENT + ["c"] * COMMON + ["r"] * NOVEL
+    ranks = np.arange(1, base + 1, dtype=np.float64)
+    zipf = np.round(ranks**-ZIPF, 9)  # rounded: pow's last bit differs between machines
+    weights = [*(zipf / math.fsum(zipf) * (1 - NOVEL_SHARE)), *([NOVEL_SHARE / NOVEL] * NOVEL)]
+    # ids in an order that says nothing about frequency, as in LVIS
+    order = rng.permutation(len(chosen))
+    return ShapesVocabulary(
+        tuple(chosen[i] for i in order),
+        tuple(frequency[i] for i in order),
+        tuple(float(weights[i]) for i in order),
+    )

@@ -1,0 +1,210 @@
+"""Writes ``shapes`` to disk in LVIS format and registers it.
+
+Layout: ``shapes/{train,val}/000001.png``, ``shapes/annotations/{train,val}.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from vild.data.registry import data_root, register_splits
+from vild.data.shapes.categories import shapes_vocabulary
+from vild.data.shapes.polygons import mask_to_polygons
+from vild.data.shapes.scenes import MIN_VISIBLE, SIZE, draw_scene
+
+logger = logging.getLogger(__name__)
+
+TRAIN_IMAGES, VAL_IMAGES = 2000, 500
+NEGATIVES = 20  # absent classes that a picture is said to have been searched for, as in LVIS
+FORMAT = 1  # raised whenever the same seed would give other pictures or annotations
+_SPLITS = {"train": 2, "val": 3}  # part of the seed of every picture
+_RECIPE = "shapes.json"
+
+
+def generate_shapes(
+    folder: str | os.PathLike[str],
+    seed: int = 0,
+    train_images: int = TRAIN_IMAGES,
+    val_images: int = VAL_IMAGES,
+    workers: int | None = None,
+    progress: bool = True,
+) -> bool:
+    """Write the data set, unless the same one is there already.
+
+    The result does not depend on ``workers``. It is made under a temporary name and renamed, so a
+    killed run leaves nothing that looks finished.
+
+    Args:
+        folder: where it goes; the folder is made, or replaced if it holds another ``shapes``.
+        seed: other seeds give other classes and pictures.
+        train_images: number of training pictures.
+        val_images: number of validation pictures.
+        workers: processes; one per core by default.
+        progress: show a progress bar.
+
+    Returns:
+        True if it was written, False if it was there.
+
+    Raises:
+        ValueError: a count is not positive, or ``folder`` holds something else.
+    """
+    if train_images < 1 or val_images < 1:
+        raise ValueError(
+            f"expected at least one picture a split, got {train_images} and {val_images}"
+        )
+    folder = Path(folder)
+    recipe = {"format": FORMAT, "seed": seed, "train": train_images, "val": val_images}
+    if (folder / _RECIPE).is_file():
+        if json.loads((folder / _RECIPE).read_text(encoding="utf-8")) == recipe:
+            return False
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"expected an empty folder or an older 'shapes' at {folder}; it has files")
+    temporary = folder.with_name(f"{folder.name}.making-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        (temporary / "annotations").mkdir(parents=True)
+        with tqdm(total=train_images + val_images, unit="picture", disable=not progress) as bar:
+            for split, images in (("train", train_images), ("val", val_images)):
+                (temporary / split).mkdir()
+                contents = _write_split(temporary / split, seed, split, images, workers, bar)
+                text = json.dumps(contents, separators=(",", ":"))
+                (temporary / "annotations" / f"{split}.json").write_text(text, encoding="utf-8")
+        (temporary / _RECIPE).write_text(json.dumps(recipe), encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    logger.info(
+        "Wrote %d training and %d validation pictures to %s", *list(recipe.values())[2:], folder
+    )
+    return True
+
+
+def _write_split(
+    folder: Path, seed: int, split: str, images: int, workers: int | None, bar: tqdm
+) -> dict[str, Any]:
+    vocabulary = shapes_vocabulary(seed)
+    records: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for record, instances in _pictures(folder, seed, split, images, workers):
+        bar.update()
+        records.append(record)
+        for instance in instances:
+            annotations.append({"id": len(annotations) + 1, **instance})
+    categories = []
+    for category in vocabulary.categories():
+        own = [a["image_id"] for a in annotations if a["category_id"] == category.id]
+        categories.append(
+            {
+                "id": category.id,
+                "name": category.name,
+                "synonyms": list(category.synonyms),
+                "frequency": category.frequency,
+                "image_count": len(set(own)),
+                "instance_count": len(own),
+            }
+        )
+    return {"images": records, "annotations": annotations, "categories": categories}
+
+
+def _pictures(
+    folder: Path, seed: int, split: str, images: int, workers: int | None
+) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    write = partial(_write_picture, folder, seed, split)
+    numbers = range(1, images + 1)
+    if workers == 1:
+        yield from map(write, numbers)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        yield from pool.map(write, numbers, chunksize=16)
+
+
+def _write_picture(
+    folder: Path, seed: int, split: str, number: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Draw and save picture ``number``; return its record and annotations (without their ids)."""
+    rng = np.random.RandomState([seed, _SPLITS[split], number])
+    vocabulary = shapes_vocabulary(seed)
+    image, objects = draw_scene(rng, vocabulary.compositions, np.cumsum(vocabulary.weights))
+    name = f"{number:06d}.png"
+    Image.fromarray(image).save(folder / name, compress_level=1)
+    instances, hidden, present = [], set(), set()
+    for item in objects:
+        category_id = item.index + 1
+        present.add(category_id)
+        if item.visible < MIN_VISIBLE:
+            hidden.add(category_id)
+            continue
+        x0, y0, x1, y1 = item.box
+        instances.append(
+            {
+                "image_id": number,
+                "category_id": category_id,
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": int(item.mask.sum()),
+                "segmentation": mask_to_polygons(item.mask),
+            }
+        )
+    absent = [i + 1 for i in rng.permutation(len(vocabulary.compositions)) if i + 1 not in present]
+    record = {
+        "id": number,
+        "file_name": name,
+        "height": SIZE,
+        "width": SIZE,
+        "neg_category_ids": sorted(int(i) for i in absent[:NEGATIVES]),
+        # a hidden object is there but not annotated: detections of its class are not judged
+        "not_exhaustive_category_ids": sorted(hidden),
+    }
+    return record, instances
+
+
+def _prefix(seed: int) -> str:
+    return "shapes" if seed == 0 else f"shapes_seed{seed}"
+
+
+def shapes_folder(seed: int = 0) -> Path:
+    """Where the data set of a seed lies by default, below the data root."""
+    return data_root() / _prefix(seed)
+
+
+def register_shapes(seed: int = 0, folder: str | os.PathLike[str] | None = None) -> list[str]:
+    """Register ``shapes_train_base``, ``shapes_train`` and ``shapes_val``.
+
+    Args:
+        seed: seed of the data set; with another than 0 the names begin with ``shapes_seed<n>``.
+        folder: where it lies; ``shapes`` or ``shapes_seed<n>`` below the data root by default.
+
+    Returns:
+        the names.
+    """
+    root = Path(folder) if folder is not None else shapes_folder(seed)
+    files = {split: (root / "annotations" / f"{split}.json", root / split) for split in _SPLITS}
+    vocabulary = shapes_vocabulary(seed)
+    return register_splits(_prefix(seed), files, vocabulary.categories(), vocabulary.novel, "lvis")
+
+
+def pixel_digest(folder: str | os.PathLike[str]) -> str:
+    """sha256 over the pixels and annotations of a written data set.
+
+    It is the same on every machine; the png files' bytes need not be, since zlib versions differ.
+    """
+    digest = hashlib.sha256()
+    for split in _SPLITS:
+        for file in sorted(Path(folder, split).glob("*.png")):
+            digest.update(np.asarray(Image.open(file)).tobytes())
+        digest.update(Path(folder, "annotations", f"{split}.json").read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,122 @@
+"""Which classes are novel: the published splits, and rules for other data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
+
+from vild.data.annotations import Category
+
+# Open-vocabulary COCO: 48 base and 17 novel classes, evaluated together over the 65
+# (Bansal et al., Zero-Shot Object Detection, ECCV 2018; used by ViLD, section 4.4).
+COCO_NOVEL = (
+    *("airplane", "bus", "cat", "dog", "cow", "elephant", "umbrella", "tie", "snowboard"),
+    *("skateboard", "cup", "knife", "cake", "couch", "keyboard", "sink", "scissors"),
+)
+COCO_BASE = (
+    *("person", "bicycle", "car", "motorcycle", "train", "truck", "boat", "bench", "bird"),
+    *("horse", "sheep", "bear", "zebra", "giraffe", "backpack", "handbag", "suitcase", "frisbee"),
+    *("skis", "kite", "surfboard", "bottle", "fork", "spoon", "bowl", "banana", "apple"),
+    *("sandwich", "orange", "broccoli", "carrot", "pizza", "donut", "chair", "bed", "toilet"),
+    *("tv", "laptop", "mouse", "remote", "microwave", "oven", "toaster", "refrigerator", "book"),
+    *("clock", "vase", "toothbrush"),
+)
+
+
+def lvis_v1_categories() -> list[Category]:
+    """LVIS v1's 1203 classes in the order of their ids, named as Detectron2 names them."""
+    return [
+        Category(
+            id=item["id"],
+            name=item["synonyms"][0],
+            synonyms=tuple(dict.fromkeys(item["synonyms"])),
+            frequency=item["frequency"],
+            image_count=None,
+        )
+        for item in sorted(LVIS_CATEGORIES, key=lambda item: item["id"])
+    ]
+
+
+def coco_ovd_categories() -> list[Category]:
+    """The 65 classes of open-vocabulary COCO in the order of their ids.
+
+    COCO has no frequency groups; novel classes are given ``r`` and base classes ``f``.
+    """
+    kept = {*COCO_BASE, *COCO_NOVEL}
+    return [
+        Category(
+            id=item["id"],
+            name=item["name"],
+            synonyms=(item["name"],),
+            frequency="r" if item["name"] in COCO_NOVEL else "f",
+            image_count=None,
+        )
+        for item in sorted(COCO_CATEGORIES, key=lambda item: item["id"])
+        if item["isthing"] and item["name"] in kept
+    ]
+
+
+def novel_flags(
+    categories: Sequence[Category], novel: Sequence[str | int] | str, where: str
+) -> tuple[bool, ...]:
+    """Which of ``categories`` are novel.
+
+    Args:
+        categories: the classes, one row each.
+        novel: their names or json ids, or a frequency group (``"r"``), as LVIS's split is defined.
+        where: what asks, for messages.
+
+    Raises:
+        ValueError: a name or id that does not exist, or a frequency that is none.
+    """
+    if isinstance(novel, str):
+        if novel not in ("r", "c", "f"):
+            raise ValueError(
+                f"{where}: expected novel classes as a list of names or ids, or as a frequency "
+                f"group 'r', 'c' or 'f'; got {novel!r}"
+            )
+        return tuple(category.frequency == novel for category in categories)
+    rows = select_rows(categories, novel, where, "novel")
+    return tuple(row in rows for row in range(len(categories)))
+
+
+def select_rows(
+    categories: Sequence[Category], wanted: Sequence[str | int], where: str, role: str
+) -> set[int]:
+    """Rows of the classes that ``wanted`` names, by name or by json id.
+
+    Raises:
+        ValueError: a class is unknown or named twice; the message lists near misses.
+    """
+    by_key: dict[str | int, int] = {}
+    for row, category in enumerate(categories):
+        by_key[category.name] = row
+        by_key[category.id] = row
+    rows: set[int] = set()
+    for key in wanted:
+        # yaml turns an unquoted "yes" into True, which would count as the id 1
+        if isinstance(key, bool) or not isinstance(key, str | int):
+            raise ValueError(
+                f"{where}: expected {role} classes as names or ids, got {key!r}; put names that "
+                "yaml reads as something else in quotes"
+            )
+        if key not in by_key:
+            raise ValueError(
+                f"{where}: the {role} class {key!r} is not in the data set. {_near(key, by_key)}"
+            )
+        if by_key[key] in rows:
+            raise ValueError(f"{where}: the {role} class {key!r} is listed more than once")
+        rows.add(by_key[key])
+    return rows
+
+
+def _near(key: str | int, known: dict[str | int, int]) -> str:
+    import difflib
+
+    names = [name for name in known if isinstance(name, str)]
+    close = difflib.get_close_matches(str(key), names, n=3)
+    if close:
+        return f"Did you mean {' or '.join(map(repr, close))}?"
+    return f"It has {len(names)} classes, among them {', '.join(map(repr, names[:5]))}."

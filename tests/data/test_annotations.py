@@ -1,0 +1,348 @@
+"""Annotations in COCO's and LVIS's format become the records that Detectron2's loaders give."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+from detectron2.data import DatasetMapper, MetadataCatalog
+from detectron2.data.datasets import load_coco_json, load_lvis_json
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from vild.data import load_records, read_annotation_file, read_categories
+
+SQUARE = [2.0, 2.0, 12.0, 2.0, 12.0, 12.0, 2.0, 12.0]
+TRIANGLE = [1, 1, 9, 1, 5, 8]
+# 20 × 30 pixels in columns; the third to fifth column are the crowd
+UNCOMPRESSED = {"size": [20, 30], "counts": [40, 60, 500]}
+
+Contents = dict[str, Any]
+
+
+def write(folder: Path, contents: object, name: str = "instances.json") -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(contents), encoding="utf-8")
+    return path
+
+
+def annotation(id: int, image_id: int, category_id: int, **more: object) -> dict[str, Any]:
+    """An annotation; a square of COCO's kind unless ``more`` says otherwise."""
+    return {
+        "id": id,
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": [2.0, 2.0, 10.0, 10.0],
+        "area": 100.0,
+        "iscrowd": 0,
+        "segmentation": [SQUARE],
+        **more,
+    }
+
+
+def coco_contents() -> Contents:
+    """Three pictures and three classes, none of them in the order of the ids."""
+    compressed = mask_util.encode(np.asfortranarray(np.eye(20, 30, dtype=np.uint8)))
+    compressed["counts"] = compressed["counts"].decode()
+    return {
+        "images": [
+            {"id": 9, "file_name": "nine.jpg", "height": 20, "width": 30},
+            {"id": 4, "file_name": "sub/four.jpg", "height": 20, "width": 30},
+            {"id": 7, "file_name": "seven.jpg", "height": 20, "width": 30},
+        ],
+        "annotations": [
+            annotation(31, 9, 17),
+            annotation(12, 4, 3, bbox=[1, 1, 8, 7], segmentation=[TRIANGLE, SQUARE]),
+            annotation(13, 4, 90, iscrowd=1, segmentation=UNCOMPRESSED),
+            annotation(11, 9, 3, iscrowd=1, segmentation=compressed),
+            annotation(14, 4, 17, segmentation=[]),
+        ],
+        "categories": [
+            {"id": 90, "name": "toothbrush"},
+            {"id": 3, "name": "car"},
+            {"id": 17, "name": "cat"},
+        ],
+    }
+
+
+COCO_ROWS = {3: 0, 17: 1, 90: 2}
+
+
+def lvis_contents() -> Contents:
+    images = [
+        {
+            "id": id,
+            "height": 20,
+            "width": 30,
+            "coco_url": f"http://images.cocodataset.org/{path}",
+            "neg_category_ids": [3, id],
+            "not_exhaustive_category_ids": [id + 1],
+        }
+        for id, path in ((8, "val2017/000000000008.jpg"), (5, "train2017/000000000005.jpg"))
+    ]
+    plain = [annotation(1, 8, 2), annotation(2, 5, 1), annotation(3, 8, 3, segmentation=[TRIANGLE])]
+    for item in plain:
+        del item["iscrowd"]  # LVIS has no crowds
+    categories = [
+        {
+            "id": id,
+            "name": f"class_{id}",
+            "synonyms": [f"class_{id}", "other"],
+            "frequency": frequency,
+            "image_count": 7 * id,
+        }
+        for id, frequency in ((3, "r"), (1, "f"), (2, "c"))
+    ]
+    return {"images": images, "annotations": plain, "categories": categories}
+
+
+def test_coco_records_equal_detectron2s(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    path = write(tmp_path, coco_contents())
+    name = "coco_of_a_test"
+    request.addfinalizer(lambda: MetadataCatalog.remove(name))
+    records = load_records(path, tmp_path / "images", COCO_ROWS)
+    assert records == load_coco_json(str(path), str(tmp_path / "images"), name)
+    assert [record["image_id"] for record in records] == [4, 7, 9]
+    assert [len(record["annotations"]) for record in records] == [3, 0, 2]
+
+
+def test_lvis_records_equal_detectron2s(tmp_path: Path) -> None:
+    path = write(tmp_path, lvis_contents())
+    records = load_records(path, tmp_path, {1: 0, 2: 1, 3: 2})
+    for record in records:
+        for instance in record["annotations"]:
+            assert instance.pop("iscrowd") == 0  # COCO's key alone; Detectron2's loader adds none
+    assert records == load_lvis_json(str(path), f"{tmp_path}/")
+    assert [record["file_name"] for record in records] == [
+        str(tmp_path / "train2017" / "000000000005.jpg"),
+        str(tmp_path / "val2017" / "000000000008.jpg"),
+    ]
+
+
+def test_crowds_are_compressed_and_keep_their_pixels(tmp_path: Path) -> None:
+    records = load_records(write(tmp_path, coco_contents()), tmp_path, COCO_ROWS)
+    crowd = next(a for a in records[0]["annotations"] if a["iscrowd"])
+    assert crowd["bbox_mode"] == BoxMode.XYWH_ABS
+    assert isinstance(crowd["segmentation"]["counts"], bytes)
+    expected = np.zeros((20, 30), np.uint8)
+    expected[:, 2:5] = 1
+    np.testing.assert_array_equal(mask_util.decode(crowd["segmentation"]), expected)
+
+
+def test_polygons_of_fewer_than_three_points_go(tmp_path: Path) -> None:
+    contents = coco_contents()
+    contents["annotations"] = [
+        annotation(1, 4, 3, segmentation=[[1, 1, 5, 5], TRIANGLE, [1, 1, 5, 5, 2, 2, 3]])
+    ]
+    records = load_records(write(tmp_path, contents), tmp_path, COCO_ROWS)
+    assert records[0]["annotations"][0]["segmentation"] == [TRIANGLE]
+
+
+def test_an_image_listed_twice_is_refused(tmp_path: Path) -> None:
+    contents = coco_contents()
+    contents["images"].append(contents["images"][0])
+    with pytest.raises(ValueError, match=r"image id \d is there more than once"):
+        load_records(write(tmp_path, contents), tmp_path, COCO_ROWS)
+
+
+def test_an_object_without_valid_polygons_does_not_stop_the_mapper(tmp_path: Path) -> None:
+    contents = coco_contents()
+    contents["images"] = [{"id": 4, "file_name": "four.png", "height": 20, "width": 30}]
+    contents["annotations"] = [
+        annotation(1, 4, 3),
+        annotation(2, 4, 17, segmentation=[[1, 1, 5, 5]]),
+    ]
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "four.png")
+    (record,) = load_records(write(tmp_path, contents), tmp_path, COCO_ROWS)
+    mapper = DatasetMapper(
+        True,
+        augmentations=[],
+        image_format="RGB",
+        use_instance_mask=True,
+        instance_mask_format="bitmask",
+    )
+    assert 0 in mapper(record)["instances"].gt_classes
+
+
+def test_dropped_rows_and_ids_leave_the_pictures(tmp_path: Path) -> None:
+    path = write(tmp_path, coco_contents())
+    everything = load_records(path, tmp_path, COCO_ROWS)
+    base = load_records(path, tmp_path, COCO_ROWS, kept_rows=[0, 2])
+    assert [r["file_name"] for r in base] == [r["file_name"] for r in everything]
+    assert rows_of(everything) == [[0, 2, 1], [], [1, 0]]
+    assert rows_of(base) == [[0, 2], [], [0]]
+    assert rows_of(load_records(path, tmp_path, {17: 0})) == [[0], [], [0]]
+    assert rows_of(load_records(path, tmp_path, COCO_ROWS, kept_rows=[])) == [[], [], []]
+
+
+def rows_of(records: list[dict[str, Any]]) -> list[list[int]]:
+    """Rows of the annotations, one list a picture."""
+    return [[a["category_id"] for a in record["annotations"]] for record in records]
+
+
+def test_what_was_looked_for_in_a_picture_is_carried(tmp_path: Path) -> None:
+    records = load_records(write(tmp_path, lvis_contents()), tmp_path, {1: 0}, kept_rows=[])
+    assert [record["neg_category_ids"] for record in records] == [[3, 5], [3, 8]]
+    assert [record["not_exhaustive_category_ids"] for record in records] == [[6], [9]]
+    coco = load_records(write(tmp_path, coco_contents()), tmp_path, COCO_ROWS)
+    assert "neg_category_ids" not in coco[0]
+
+
+def test_file_name_goes_before_coco_url(tmp_path: Path) -> None:
+    contents = coco_contents()
+    contents["images"][0]["coco_url"] = "http://images.cocodataset.org/train2017/other.jpg"
+    records = load_records(write(tmp_path, contents), tmp_path, COCO_ROWS)
+    assert records[-1]["file_name"] == str(tmp_path / "nine.jpg")
+
+
+def test_a_missing_file_is_named_with_the_checker(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"gone\.json, but there is no such file.*check_datasets"):
+        read_annotation_file(tmp_path / "gone.json")
+    with pytest.raises(ValueError, match="there is no such file"):
+        read_annotation_file(tmp_path)
+
+
+@pytest.mark.parametrize("text", [b"", b"{'images': []}", b"version https://git-lfs", b"\xff\xd8"])
+def test_what_is_no_json_is_refused(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(text)
+    with pytest.raises(ValueError, match=r"a\.json is not a json file \("):
+        read_annotation_file(path)
+
+
+def test_a_results_file_is_recognised(tmp_path: Path) -> None:
+    path = write(tmp_path, [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}])
+    with pytest.raises(ValueError, match=r"got a list\. Is it a results file instead of annotat"):
+        read_annotation_file(path)
+
+
+@pytest.mark.parametrize("section", ["images", "annotations", "categories"])
+@pytest.mark.parametrize("value", [None, {}])
+def test_a_missing_section_is_named(tmp_path: Path, section: str, value: dict | None) -> None:
+    contents = coco_contents() | {section: value}
+    if value is None:
+        del contents[section]
+    with pytest.raises(ValueError, match=rf"expected a list under '{section}'.*got the keys \['"):
+        read_annotation_file(write(tmp_path, contents))
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        *(("images", key) for key in ("id", "height", "width")),
+        *(("annotations", key) for key in ("id", "image_id", "category_id", "bbox")),
+        *(("categories", key) for key in ("id", "name")),
+    ],
+)
+def test_a_missing_key_is_named(tmp_path: Path, section: str, key: str) -> None:
+    contents = coco_contents()
+    del contents[section][1][key]
+    with pytest.raises(ValueError, match=rf"instances\.json: {section}\[1\] lacks '{key}'$"):
+        read_annotation_file(write(tmp_path, contents))
+
+
+def test_an_item_that_is_no_object_lacks_every_key(tmp_path: Path) -> None:
+    contents = coco_contents()
+    contents["categories"].append("bare name")
+    with pytest.raises(ValueError, match=r"categories\[3\] lacks 'id', 'name'"):
+        read_annotation_file(write(tmp_path, contents))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c: c.clear(), "x: expected at least one class under 'categories', got none"),
+        (lambda c: c[0].update(id=3), "x: the category id 3 is there more than once"),
+        (lambda c: c[0].update(name="car"), "x: the category name 'car' is there more than once"),
+        (lambda c: c[0].update(name=""), "x: the category with id 90 has an empty name"),
+        (lambda c: c[0].update(name="  "), "x: the category with id 90 has an empty name"),
+        (
+            lambda c: c[0].update(frequency="rare"),
+            "x: category 'toothbrush' has frequency 'rare'; expected 'r', 'c' or 'f'",
+        ),
+    ],
+)
+def test_bad_categories_are_named(
+    edit: Callable[[list[dict[str, Any]]], None], message: str
+) -> None:
+    contents = coco_contents()
+    edit(contents["categories"])
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_categories(contents, "x")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda c: c["annotations"][1].update(id=31),
+            r"instances\.json: annotation id 31 is there more than once",
+        ),
+        (
+            lambda c: c["annotations"][2].update(image_id=1000),
+            r"1 annotations name images that it does not list, the first of them image 1000",
+        ),
+        (
+            lambda c: c["images"][0].pop("file_name"),
+            r"instances\.json: image 9 has neither 'file_name' nor 'coco_url'",
+        ),
+        (
+            lambda c: c["annotations"][0].update(bbox=[1, 2, 3]),
+            r"annotation 31: expected a box of 4 numbers .*got \[1, 2, 3\]",
+        ),
+        (
+            lambda c: c["annotations"][0].update(bbox=[]),
+            r"annotation 31: expected a box of 4 numbers .*got \[\]",
+        ),
+    ],
+)
+def test_bad_records_are_named(
+    tmp_path: Path, edit: Callable[[Contents], None], message: str
+) -> None:
+    contents = coco_contents()
+    edit(contents)
+    with pytest.raises(ValueError, match=message):
+        load_records(write(tmp_path, contents), tmp_path, COCO_ROWS)
+
+
+def test_frequencies_are_counted_in_pictures() -> None:
+    counts = {1: 0, 2: 10, 3: 11, 4: 100, 5: 101}
+    pairs = [(category, image) for category, n in counts.items() for image in range(n)]
+    pairs += [(2, 0)] * 50  # more instances in a picture are still one picture
+    contents = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "height": 9, "width": 9} for i in range(101)],
+        "annotations": [annotation(n, image, c) for n, (c, image) in enumerate(pairs)],
+        "categories": [{"id": id, "name": f"class {id}"} for id in counts],
+    }
+    categories = read_categories(contents, "x")
+    assert [c.frequency for c in categories] == ["r", "r", "c", "c", "f"]
+    assert [c.image_count for c in categories] == [0, 10, 11, 100, 101]
+
+
+def test_frequencies_of_the_json_are_taken() -> None:
+    contents = lvis_contents()  # its own counts would make every class rare
+    categories = read_categories(contents, "x")
+    assert [(c.id, c.frequency, c.image_count) for c in categories] == [
+        *((1, "f", 7), (2, "c", 14), (3, "r", 21))
+    ]
+    without_counts = copy.deepcopy(contents)
+    for item in without_counts["categories"]:
+        del item["image_count"]
+    categories = read_categories(without_counts, "x")
+    assert [(c.frequency, c.image_count) for c in categories] == [("f", 1), ("c", 1), ("r", 1)]
+
+
+def test_categories_are_ordered_by_id_and_synonyms_begin_with_the_name() -> None:
+    contents = coco_contents()
+    contents["categories"][1]["synonyms"] = ["auto", "car", "auto"]
+    categories = read_categories(contents, "x")
+    assert [(c.id, c.name) for c in categories] == [(3, "car"), (17, "cat"), (90, "toothbrush")]
+    assert [c.synonyms for c in categories] == [("car", "auto"), ("cat",), ("toothbrush",)]

@@ -1,0 +1,246 @@
+"""Vocabularies: names, synonyms and novel flags stay together, whatever they are made from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from vild.data import Vocabulary
+from vild.data.vocabulary import MAX_NAME_LENGTH
+
+ODD_NAMES = ("🦦 otter", "a {brace}", "{}", "{article}", 'say "hi"', "crème brûlée", "猫")
+
+
+def write(folder: Path, text: str, name: str = "words.json") -> str:
+    (folder / name).write_text(text, encoding="utf-8")
+    return str(folder / name)
+
+
+def test_names_alone_are_all_novel() -> None:
+    vocabulary = Vocabulary.from_names([" cat", "red panda "])
+    assert vocabulary.names == ("cat", "red panda")
+    assert vocabulary.synonyms == (("cat",), ("red panda",))
+    assert vocabulary.novel == (True, True)
+    assert len(vocabulary) == 2
+
+
+def test_novel_names_are_flagged_at_their_rows() -> None:
+    assert Vocabulary.from_names("abc", novel=[" b "]).novel == (False, True, False)
+    assert Vocabulary.from_names("abc", novel=[]).novel == (False, False, False)
+
+
+@pytest.mark.parametrize(
+    ("names", "novel", "message"),
+    [
+        ([], None, "expected at least one class name, got an empty vocabulary"),
+        (["cat", "dog", "cat"], None, "the class 'cat' is there 2 times"),
+        (["cat", " cat"], None, "the class 'cat' is there 2 times"),
+        (["cat"], ["dog"], "the novel class 'dog' is not in the vocabulary of 1 classes"),
+        (["cat", ""], None, "expected words for every class, got the name ''"),
+        (["cat", "  "], None, "expected words for every class, got the name ''"),
+        (["cat", "_"], None, "expected words for every class, got the name '_'"),
+        (["_._ ."], None, r"expected words for every class, got the name '_\._ \.'"),
+        (
+            ["n" * (MAX_NAME_LENGTH + 1)],
+            None,
+            f"the name 'n{{40}}…' has {MAX_NAME_LENGTH + 1} characters; at most {MAX_NAME_LENGTH}",
+        ),
+    ],
+)
+def test_bad_names_are_refused(names: list[str], novel: list[str] | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Vocabulary.from_names(names, novel)
+
+
+def test_the_longest_name_is_allowed() -> None:
+    assert len(Vocabulary.from_names(["n" * MAX_NAME_LENGTH]).names[0]) == MAX_NAME_LENGTH
+
+
+@pytest.mark.parametrize(
+    ("synonyms", "novel", "message"),
+    [
+        ((("cat",),), (True, False), "one entry in synonyms per class, got 1 for 2 names"),
+        ((("cat",), ("dog",)), (True,), "one entry in novel per class, got 1 for 2 names"),
+        ((("cat",), ("hound", "dog")), (True, True), "synonyms of 'dog' must begin with the name"),
+        ((("cat",), ()), (True, True), "synonyms of 'dog' must begin with the name"),
+    ],
+)
+def test_misaligned_lists_are_refused(
+    synonyms: tuple[tuple[str, ...], ...], novel: tuple[bool, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Vocabulary(("cat", "dog"), synonyms, novel)
+
+
+def test_lvis_and_coco_come_with_their_flags() -> None:
+    lvis = Vocabulary.from_dataset("lvis_v1_val")
+    assert (len(lvis), sum(lvis.novel)) == (1203, 337)
+    assert lvis.synonyms[3] == ("alarm_clock",)
+    assert lvis.synonyms[0] == ("aerosol_can", "spray_can")
+    coco = Vocabulary.from_dataset("coco_2017_ovd_val")
+    assert (len(coco), sum(coco.novel)) == (65, 17)
+    assert coco.novel[coco.names.index("snowboard")]
+
+
+def test_detectron2s_own_data_sets_have_no_novel_class() -> None:
+    vocabulary = Vocabulary.from_dataset("coco_2017_val")
+    assert (len(vocabulary), any(vocabulary.novel)) == (80, False)
+    assert vocabulary.synonyms[0] == ("person",)
+
+
+def test_unknown_data_sets_are_refused(request: pytest.FixtureRequest) -> None:
+    with pytest.raises(ValueError, match=r"'lvis_v2' is not registered; .*coco_2017_ovd_train.*lv"):
+        Vocabulary.from_dataset("lvis_v2")
+    DatasetCatalog.register("nameless", list)
+    request.addfinalizer(lambda: DatasetCatalog.remove("nameless"))
+    request.addfinalizer(lambda: MetadataCatalog.pop("nameless", None))
+    with pytest.raises(ValueError, match=r"'nameless' names no classes \(thing_classes\)"):
+        Vocabulary.from_dataset("nameless")
+
+
+LVIS_LIKE = [
+    {"id": 7, "name": "cat", "frequency": "f", "synonyms": ["cat", "kitty"]},
+    {"id": 2, "name": "otter", "frequency": "r", "synonyms": ["sea otter", "otter"]},
+]
+# what a json may hold -> names, synonyms, novel flags
+FORMS = {
+    "coco": (
+        {"images": [], "categories": [{"id": 9, "name": "dog"}, {"id": 3, "name": "cat"}]},
+        *(("cat", "dog"), (("cat",), ("dog",)), (True, True)),
+    ),
+    "lvis": (
+        {"annotations": [], "categories": LVIS_LIKE},
+        *(("otter", "cat"), (("otter", "sea otter"), ("cat", "kitty")), (True, False)),
+    ),
+    "names": (["dog", "cat"], ("dog", "cat"), (("dog",), ("cat",)), (True, True)),
+    "objects": (
+        [{"name": "dog", "synonyms": ["hound"]}, {"name": "cat", "novel": True}],
+        *(("dog", "cat"), (("dog", "hound"), ("cat",)), (False, True)),
+    ),
+    "objects without flags": (
+        [{"name": "dog"}, "cat"],
+        *(("dog", "cat"), (("dog",), ("cat",)), (True, True)),
+    ),
+    "a flag goes before a frequency": (
+        [{"name": "dog", "frequency": "r", "novel": False}, {"name": "cat", "frequency": "r"}],
+        *(("dog", "cat"), (("dog",), ("cat",)), (False, True)),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_json_is_read(tmp_path: Path, form: str) -> None:
+    contents, *expected = FORMS[form]
+    vocabulary = Vocabulary.from_json(write(tmp_path, json.dumps(contents)))
+    assert [vocabulary.names, vocabulary.synonyms, vocabulary.novel] == expected
+
+
+@pytest.mark.parametrize(
+    "vocabulary",
+    [
+        Vocabulary.from_names(ODD_NAMES, novel=ODD_NAMES[::2]),
+        Vocabulary(("b", "a"), (("b", "bee"), ("a",)), (False, True)),
+        Vocabulary.from_names("ba", novel=[]),
+        Vocabulary.from_dataset("lvis_v1_train"),
+    ],
+    ids=["odd", "synonyms", "no novel class", "lvis"],
+)
+def test_json_round_trip(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    assert Vocabulary.from_json(write(tmp_path, vocabulary.to_json())) == vocabulary
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cat, dog", r"words\.json is not a json file \("),
+        ('{"images": []}', r"expected a list under 'categories', got the keys \['images'\]"),
+        ('{"categories": {"cat": 1}}', "expected a list under 'categories'"),
+        ('[{"name": "cat"}, {"id": 3}]', r"expected class 1 to have a 'name', got {'id': 3}"),
+        ('["cat", 3]', "expected class 1 to have a 'name', got 3"),
+        ('[{"name": 3}]', "expected class 0 to have a 'name', got {'name': 3}"),
+        ("[]", "got an empty vocabulary"),
+        ('["cat", "cat"]', "the class 'cat' is there 2 times"),
+        *((text, r"words\.json") for text in ("5", "null", '"cat"')),
+    ],
+)
+def test_other_jsons_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Vocabulary.from_json(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("synonyms", ["kitty", None, [3]])
+def test_synonyms_that_are_no_list_of_names_are_refused(tmp_path: Path, synonyms: Any) -> None:
+    path = write(tmp_path, json.dumps([{"name": "cat", "synonyms": synonyms}]))
+    with pytest.raises(ValueError, match=r"words\.json"):
+        Vocabulary.from_json(path)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "words.json").write_bytes(b'["\xe9t\xe9"]')
+    with pytest.raises(ValueError, match=r"words\.json is not a json file"):
+        Vocabulary.from_json(tmp_path / "words.json")
+
+
+def test_a_missing_json_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a vocabulary at .*gone\.json: No such file"):
+        Vocabulary.from_json(tmp_path / "gone.json")
+
+
+def test_load_takes_a_data_set() -> None:
+    assert Vocabulary.load("lvis_v1_val") == Vocabulary.from_dataset("lvis_v1_val")
+
+
+def test_load_takes_a_json(tmp_path: Path) -> None:
+    path = write(tmp_path, json.dumps(LVIS_LIKE))
+    assert Vocabulary.load(path) == Vocabulary.from_json(path)
+    with pytest.raises(ValueError, match=r"expected a vocabulary at .*gone\.json"):
+        Vocabulary.load(str(tmp_path / "gone.json"))
+
+
+@pytest.mark.parametrize("name", ["words.txt", "words"])
+def test_load_takes_a_text_file(tmp_path: Path, name: str) -> None:
+    text = "# animals\nred panda\n\n  cat, tabby \n   \r\n#dog\n🦦\n"
+    assert Vocabulary.load(write(tmp_path, text, name)).names == ("red panda", "cat, tabby", "🦦")
+
+
+def test_load_names_a_missing_text_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a vocabulary at .*gone\.txt: no such file"):
+        Vocabulary.load(str(tmp_path / "gone.txt"))
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("cat", ("cat",)),
+        ("cat, red panda ,,", ("cat", "red panda")),
+        ("{},🦦", ("{}", "🦦")),
+        ("cat\0,dog", ("cat\0", "dog")),
+        (",".join(f"a name of some length {n}" for n in range(300)), None),
+    ],
+    ids=["one", "blanks", "odd", "no path", "longer than a path"],
+)
+def test_load_takes_a_comma_list(source: str, names: tuple[str, ...] | None) -> None:
+    vocabulary = Vocabulary.load(source)
+    assert vocabulary.names == (names or tuple(source.split(",")))
+    assert all(vocabulary.novel)
+
+
+@pytest.mark.parametrize("source", ["", " ", ", ,"])
+def test_load_refuses_nothing(source: str) -> None:
+    with pytest.raises(ValueError, match="got an empty vocabulary"):
+        Vocabulary.load(source)
+
+
+def test_load_with_novel_names_keeps_everything_else(tmp_path: Path) -> None:
+    path = write(tmp_path, json.dumps(LVIS_LIKE))
+    plain, changed = Vocabulary.load(path), Vocabulary.load(path, novel=["cat"])
+    assert plain.novel == (False, True)
+    assert changed.novel == (True, False)
+    assert (changed.names, changed.synonyms) == (plain.names, plain.synonyms)
+    assert Vocabulary.load(path, novel=[]).novel == (False, False)
+    with pytest.raises(ValueError, match="the novel class 'dog' is not in the vocabulary of 2"):
+        Vocabulary.load(path, novel=["dog"])

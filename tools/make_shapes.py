@@ -1,0 +1,56 @@
+#!/usr/bin/env python
+"""Make the embedded benchmark ``shapes``: 2000 training and 500 validation pictures from a seed.
+
+python tools/make_shapes.py
+python tools/make_shapes.py --seed 1 --contact-sheet output/shapes.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from vild.data.contact_sheet import write_contact_sheet
+from vild.data.shapes import generate_shapes, pixel_digest, register_shapes
+from vild.data.shapes.dataset import TRAIN_IMAGES, VAL_IMAGES, shapes_folder
+
+
+def main() -> int:
+    """Command line entry; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seed", type=int, default=0, help="other classes and pictures (0)")
+    parser.add_argument("--out-dir", type=Path, help="default: shapes below $DETECTRON2_DATASETS")
+    parser.add_argument("--train-images", type=int, default=TRAIN_IMAGES)
+    parser.add_argument("--val-images", type=int, default=VAL_IMAGES)
+    parser.add_argument("--workers", type=int, help="processes (one per core)")
+    parser.add_argument("--contact-sheet", type=Path, help="PNG with the first pictures, annotated")
+    parser.add_argument("--digest", action="store_true", help="print a digest of the pixels")
+    args = parser.parse_args()
+
+    folder = args.out_dir or shapes_folder(args.seed)
+    start = time.perf_counter()
+    try:
+        written = generate_shapes(
+            folder, args.seed, args.train_images, args.val_images, args.workers
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    if written:
+        print(f"wrote {folder} in {time.perf_counter() - start:.1f} s")
+    else:
+        print(f"{folder} is there already")
+    if args.digest:
+        print(f"pixels and annotations: sha256 {pixel_digest(folder)}")
+    if args.contact_sheet:
+        names = register_shapes(args.seed, folder)
+        (train,) = (name for name in names if name.endswith("_train"))
+        print(f"wrote {write_contact_sheet(train, args.contact_sheet)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
