@@ -1,0 +1,271 @@
+"""Text embeddings of a vocabulary: made, saved, loaded, imported.
+
+Shapes: K classes, D embedding. Always (K, D), row = class, float32, L2-normalised.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from vild.data import Vocabulary, fill, vild_templates
+from vild.data.files import atomic_path
+from vild.data.prompts import SINGLE_TEMPLATE, check_templates
+from vild.embeddings.teacher import Teacher
+
+FORMAT = "vild-text-embeddings-1"
+CLIP_TEMPERATURE = 0.01  # of OpenAI's models, and of the embeddings that others publish
+UNIT_TOLERANCE = 1e-3  # how far a stored row's norm may be from 1
+
+
+@dataclass(frozen=True, eq=False)  # tensors do not compare to one truth value
+class TextEmbeddings:
+    """The classifier's rows, with all that says what they are.
+
+    Attributes:
+        embeddings: (K, D) float32, L2-normalised.
+        vocabulary: K names, synonyms and novel flags.
+        temperature: the teacher's own; cosines are divided by it.
+        teacher: name of the teacher.
+        fingerprint: sha256 of the teacher's weights; empty where it is unknown (imported files).
+        templates: name of the prompt set.
+        synonyms: whether synonyms were averaged in.
+
+    Raises:
+        ValueError: a row count other than the vocabulary's, NaN, rows that are not of unit norm,
+            or a temperature that is not positive.
+    """
+
+    embeddings: Tensor
+    vocabulary: Vocabulary
+    temperature: float
+    teacher: str
+    fingerprint: str = ""
+    templates: str = ""
+    synonyms: bool = False
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.embeddings.shape)
+        if len(shape) != 2 or shape[0] != len(self.vocabulary):
+            raise ValueError(
+                f"expected embeddings of shape ({len(self.vocabulary)}, D), one row per class of "
+                f"the vocabulary, got {shape}"
+            )
+        if self.embeddings.dtype != torch.float32:
+            raise ValueError(f"expected float32 embeddings, got {self.embeddings.dtype}")
+        if not torch.isfinite(self.embeddings).all():
+            bad = int((~torch.isfinite(self.embeddings).all(dim=1)).nonzero()[0])
+            raise ValueError(f"the embedding of {self.vocabulary.names[bad]!r} is not finite")
+        off = (self.embeddings.norm(dim=1) - 1).abs()
+        if float(off.max()) > UNIT_TOLERANCE:
+            bad = int(off.argmax())
+            raise ValueError(
+                f"expected rows of norm 1, but that of {self.vocabulary.names[bad]!r} has norm "
+                f"{float(self.embeddings[bad].norm()):.4f}; normalise them first"
+            )
+        if not self.temperature > 0:
+            raise ValueError(f"expected a positive temperature, got {self.temperature}")
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return int(self.embeddings.shape[1])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file; never leaves half a file."""
+        header = {
+            "format": FORMAT,
+            "vocabulary": self.vocabulary.to_json(),
+            "temperature": repr(self.temperature),
+            "teacher": self.teacher,
+            "fingerprint": self.fingerprint,
+            "templates": self.templates,
+            "synonyms": json.dumps(self.synonyms),
+        }
+        with atomic_path(path) as temporary:
+            save_file({"embeddings": self.embeddings.contiguous()}, temporary, metadata=header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TextEmbeddings:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: no such file, or not one of ours.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(
+                f"expected text embeddings at {path}: no such file. Make them with "
+                "tools/extract_text_embeddings.py"
+            )
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                if header.get("format") != FORMAT:
+                    raise ValueError(
+                        f"{path}: expected the format {FORMAT!r}, got {header.get('format')!r}. "
+                        "Embeddings that others published go through "
+                        "tools/extract_text_embeddings.py --import"
+                    )
+                embeddings = file.get_tensor("embeddings")
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a whole safetensors file ({error})") from None
+        return cls(
+            embeddings,
+            Vocabulary.from_json_text(header["vocabulary"], str(path)),
+            float(header["temperature"]),
+            header["teacher"],
+            header["fingerprint"],
+            header["templates"],
+            json.loads(header["synonyms"]),
+        )
+
+    def check_classes(self, names: Sequence[str], where: str) -> None:
+        """Refuse a class list other than the embeddings' own.
+
+        Args:
+            names: what is expected, in order.
+            where: what expects it, for the message.
+
+        Raises:
+            ValueError: names or their order differ; the first difference is named.
+        """
+        own = self.vocabulary.names
+        if tuple(names) == own:
+            return
+        if len(names) != len(own):
+            raise ValueError(f"{where} has {len(names)} classes, the text embeddings {len(own)}")
+        row = next(i for i, (a, b) in enumerate(zip(names, own, strict=True)) if a != b)
+        raise ValueError(
+            f"{where} and the text embeddings disagree: row {row} is {names[row]!r} there and "
+            f"{own[row]!r} here. Make the embeddings from the same class list."
+        )
+
+
+def template_set(name: str) -> tuple[str, ...]:
+    """Prompt templates by name.
+
+    Args:
+        name: ``single`` (one), ``vild`` (the 63 of ViLD's demo), ``imagenet`` (OpenAI's 80, from
+            open_clip), or a text file with one template a line.
+
+    Raises:
+        ValueError: none of these, or a template without ``{}``.
+    """
+    if name == "single":
+        return (SINGLE_TEMPLATE,)
+    if name == "vild":
+        return vild_templates()
+    if name == "imagenet":  # open_clip has functions of the name
+        return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
+    if not Path(name).is_file():
+        raise ValueError(
+            f"expected the template set 'single', 'vild' or 'imagenet', or a file with one "
+            f"template a line; got {name!r}"
+        )
+    lines = Path(name).read_text(encoding="utf-8").splitlines()
+    return check_templates([line for line in lines if line.strip()], name)
+
+
+def embed_vocabulary(
+    teacher: Teacher,
+    vocabulary: Vocabulary,
+    templates: str = "vild",
+    synonyms: bool = True,
+    batch_size: int = 256,
+    progress: bool = False,
+) -> TextEmbeddings:
+    """Embed every class: each prompt's embedding is normalised, then their mean is (ViLD, app. D).
+
+    Args:
+        teacher: the text encoder.
+        vocabulary: K classes.
+        templates: see :func:`template_set`.
+        synonyms: average over a class's synonyms as well as over its prompts.
+        batch_size: prompts at a time.
+        progress: show a progress bar.
+    """
+    filled = template_set(templates)
+    prompts: list[str] = []
+    counts = []
+    for names in vocabulary.synonyms:
+        own = [fill(t, name) for name in (names if synonyms else names[:1]) for t in filled]
+        prompts += own
+        counts.append(len(own))
+    embedded = teacher.encode_text(prompts, batch_size, progress)
+    means = torch.stack([rows.mean(dim=0) for rows in embedded.split(counts)])
+    return TextEmbeddings(
+        functional.normalize(means, dim=1),
+        vocabulary,
+        teacher.temperature,
+        teacher.name,
+        teacher.fingerprint,
+        templates,
+        synonyms,
+    )
+
+
+def import_embeddings(
+    path: str | os.PathLike[str],
+    vocabulary: Vocabulary,
+    teacher: str,
+    temperature: float = CLIP_TEMPERATURE,
+    layout: str = "auto",
+) -> TextEmbeddings:
+    """Read a matrix that somebody published.
+
+    Args:
+        path: ``.npy``, (K, D) or (D, K), any float type, rows normalised or not.
+        vocabulary: its K classes, in its order.
+        teacher: name of the model that made it.
+        temperature: of that model.
+        layout: ``kd``, ``dk``, or ``auto``: by which side has K entries.
+
+    Raises:
+        ValueError: the file is missing or no matrix, neither side has K entries, both have, or a
+            row is zero or not finite.
+    """
+    try:
+        matrix = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"expected a matrix in .npy format at {path}: {error}") from None
+    k = len(vocabulary)
+    if matrix.ndim != 2 or not np.issubdtype(matrix.dtype, np.floating):
+        raise ValueError(
+            f"{path}: expected a float matrix of shape ({k}, D) or (D, {k}), got {matrix.dtype} "
+            f"{matrix.shape}"
+        )
+    if layout == "auto":
+        if matrix.shape == (k, k):
+            raise ValueError(
+                f"{path}: the shape {matrix.shape} fits both (K, D) and (D, K); say which it is "
+                "(--layout kd or dk)"
+            )
+        layout = "dk" if matrix.shape[1] == k else "kd"
+    if layout == "dk":
+        matrix = matrix.T
+    if matrix.shape[0] != k:
+        shape = np.shape(matrix.T if layout == "dk" else matrix)
+        raise ValueError(
+            f"{path}: expected the shape ({k}, D) or (D, {k}) for {k} classes, got {shape}"
+        )
+    rows = torch.from_numpy(np.ascontiguousarray(matrix, dtype=np.float32))
+    norms = rows.norm(dim=1)
+    bad = ~(torch.isfinite(rows).all(dim=1) & (norms > 0))
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise ValueError(f"{path}: the row of {vocabulary.names[row]!r} is zero or not finite")
+    return TextEmbeddings(
+        rows / norms[:, None], vocabulary, temperature, teacher, templates="imported"
+    )

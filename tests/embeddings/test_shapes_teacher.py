@@ -1,0 +1,93 @@
+"""The teacher that the package ships: small, real, and good at classes nobody labelled."""
+
+from __future__ import annotations
+
+import shutil
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+from vild.data import Vocabulary
+from vild.data.shapes import ALL_COMPOSITIONS, shapes_vocabulary
+from vild.embeddings import Teacher, embed_vocabulary
+from vild.embeddings.shapes_training import Crops, cut, draw_crops, train, zero_shot_accuracy
+
+FOLDER = Path(str(resources.files("vild.embeddings"))) / "shapes_teacher"
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Teacher:
+    return Teacher.load("vild-shapes", device="cpu")
+
+
+def test_it_is_an_open_clip_model_of_its_own_temperature(shipped: Teacher) -> None:
+    assert type(shipped.model) is open_clip.CLIP
+    assert (shipped.dimension, shipped.image_size) == (64, 48)
+    assert 0.01 < shipped.temperature < 0.1  # not CLIP's: it was trained less
+    assert (FOLDER / "open_clip_model.safetensors").stat().st_size <= 8e6
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_novel_classes_are_recognised_zero_shot(shipped: Teacher, seed: int) -> None:
+    classes = shapes_vocabulary(seed)
+    rows = [ALL_COMPOSITIONS.index(c) for c in classes.compositions]
+    novel = [row for row, flag in zip(rows, classes.novel, strict=True) if flag]
+    vocabulary = Vocabulary.from_names(c.name for c in classes.compositions)
+    text = embed_vocabulary(shipped, vocabulary, "vild", synonyms=False).embeddings
+    crops = draw_crops("held-out", 600, seed=100).only(novel)
+    accuracy, count = zero_shot_accuracy(shipped, text, rows, crops)
+    assert count > 100
+    assert accuracy >= 0.9
+    shuffled = torch.from_numpy(np.random.RandomState(0).permutation(len(rows)))
+    assert zero_shot_accuracy(shipped, text[shuffled], rows, crops)[0] < 0.2
+
+
+def test_synonyms_mean_the_same_to_it(shipped: Teacher) -> None:
+    names = embed_vocabulary(shipped, Vocabulary.from_names(c.name for c in ALL_COMPOSITIONS))
+    others = embed_vocabulary(shipped, Vocabulary.from_names(c.synonym for c in ALL_COMPOSITIONS))
+    nearest = (others.embeddings @ names.embeddings.T).argmax(dim=1)
+    assert (nearest == torch.arange(len(ALL_COMPOSITIONS))).float().mean() > 0.9
+
+
+def test_crops_are_cut_where_they_should() -> None:
+    images = np.zeros((1, 40, 40, 3), np.uint8)
+    images[0, 10:20, 20:30] = 255
+    crops = Crops(images, np.array([0, 0]), np.array([[20.0, 10, 30, 20]] * 2), np.array([0, 0]))
+    one, larger = cut(crops, np.array([0, 1]), 30, np.array([1.0, 1.5]))
+    assert one.shape == (3, 30, 30)
+    assert float(one[:, 2:-2, 2:-2].min()) > 0.99  # the filter reaches half a pixel beyond
+    assert float(one.min()) > 0.4
+    # at 1.5 times its size the object takes two thirds of each side
+    assert float(larger.mean()) == pytest.approx((2 / 3) ** 2, abs=0.02)
+
+
+def test_training_writes_what_loading_reads(tmp_path: Path) -> None:
+    shutil.copy(FOLDER / "open_clip_config.json", tmp_path)
+    made = train(tmp_path, iterations=2, scenes=700, progress=False)
+    again = Teacher.load(f"local-dir:{tmp_path}", None, "cpu")
+    assert again.fingerprint == made.fingerprint
+    assert again.fingerprint != Teacher.load("vild-shapes", device="cpu").fingerprint
+
+
+def test_too_few_scenes_are_refused(tmp_path: Path) -> None:
+    shutil.copy(FOLDER / "open_clip_config.json", tmp_path)
+    with pytest.raises(ValueError, match="draw more"):
+        train(tmp_path, iterations=1, scenes=5, progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["open_clip_config.json"]
+
+
+@pytest.mark.slow
+def test_shipped_command_reproduces_the_accuracy(tmp_path: Path) -> None:
+    shutil.copy(FOLDER / "open_clip_config.json", tmp_path)
+    teacher = train(tmp_path, progress=False)
+    classes = shapes_vocabulary(0)
+    rows = [ALL_COMPOSITIONS.index(c) for c in classes.compositions]
+    novel = [row for row, flag in zip(rows, classes.novel, strict=True) if flag]
+    vocabulary = Vocabulary.from_names(c.name for c in classes.compositions)
+    text = embed_vocabulary(teacher, vocabulary, "vild", synonyms=False).embeddings
+    accuracy, _ = zero_shot_accuracy(teacher, text, rows, draw_crops("held-out", 600).only(novel))
+    assert accuracy >= 0.9

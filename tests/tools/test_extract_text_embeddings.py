@@ -1,0 +1,71 @@
+"""The command line that makes text embeddings, as a user calls it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vild.data import Vocabulary
+from vild.embeddings import TextEmbeddings
+
+
+def run(repository: Path, *args: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "tools/extract_text_embeddings.py", *map(str, args)]
+    return subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=300)
+
+
+def test_registered_classes_are_embedded(repository: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shapes.safetensors"
+    done = run(
+        *(repository, "--vocabulary", "shapes_val", "--model", "vild-shapes", "--out", out),
+        *("--templates", "single", "--device", "cpu"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "60 classes (18 novel) x 64, teacher vild-shapes" in done.stdout
+    made = TextEmbeddings.load(out)
+    assert made.vocabulary == Vocabulary.from_dataset("shapes_val")
+    assert (made.templates, made.synonyms) == ("single", True)
+    assert 0.01 < made.temperature < 0.1
+
+
+def test_published_matrix_is_imported(repository: Path, tmp_path: Path) -> None:
+    matrix = np.random.RandomState(0).standard_normal((5, 3)).astype(np.float16)
+    np.save(tmp_path / "m.npy", matrix)
+    out = tmp_path / "birds.safetensors"
+    done = run(
+        *(repository, "--vocabulary", "kite, owl, wren", "--novel", "owl", "--out", out),
+        *("--import", tmp_path / "m.npy"),
+    )
+    assert done.returncode == 0, done.stderr
+    read = TextEmbeddings.load(out)
+    assert read.vocabulary.novel == (False, True, False)
+    expected = torch.nn.functional.normalize(torch.from_numpy(matrix.T.astype(np.float32)), dim=1)
+    torch.testing.assert_close(read.embeddings, expected)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--vocabulary", "a, b", "--import", "{npy}"), "expected the shape (2, D) or (D, 2)"),
+        (("--vocabulary", "a, a", "--model", "vild-shapes"), "the class 'a' is there 2 times"),
+        (("--vocabulary", "gone.json"), "expected a vocabulary at gone.json"),
+        (("--vocabulary", "a", "--novel", "b"), "novel class 'b' is not in the vocabulary"),
+        (("--vocabulary", "a", "--dataset-yaml", "gone.yaml"), "no such file"),
+    ],
+)
+def test_mistakes_get_one_line_and_no_file(
+    repository: Path, tmp_path: Path, args: tuple[str, ...], message: str
+) -> None:
+    np.save(tmp_path / "m.npy", np.ones((3, 5)))
+    out = tmp_path / "out.safetensors"
+    done = run(repository, *(a.format(npy=tmp_path / "m.npy") for a in args), "--out", out)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert "Traceback" not in done.stderr
+    assert not out.exists()

@@ -1,0 +1,112 @@
+#!/usr/bin/env python
+r"""Turn a vocabulary into text embeddings, the classifier's rows.
+
+python tools/extract_text_embeddings.py --vocabulary lvis_v1_val --out lvis.safetensors
+python tools/extract_text_embeddings.py --vocabulary "red kite, osprey" --out birds.safetensors
+python tools/extract_text_embeddings.py --vocabulary shapes_val --model vild-shapes \
+    --out shapes.safetensors
+python tools/extract_text_embeddings.py --vocabulary lvis_v1_val --import lvis_clip.npy \
+    --out lvis.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+
+import vild
+from vild.data import Vocabulary, register_custom
+from vild.embeddings import Teacher, TextEmbeddings, embed_vocabulary, import_embeddings
+from vild.embeddings.teacher import OPENAI_MODEL, OPENAI_TAG, SHAPES_MODEL
+from vild.embeddings.text import CLIP_TEMPERATURE
+
+logger = logging.getLogger("extract_text_embeddings")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--vocabulary",
+        required=True,
+        help="a registered data set, a json, a text file with one class a line, or a comma list",
+    )
+    parser.add_argument(
+        "--novel", help="comma list of the novel classes; overrides the vocabulary's"
+    )
+    parser.add_argument(
+        "--dataset-yaml", action="append", default=[], help="register this custom data set first"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
+    encoder = parser.add_argument_group("encoder")
+    encoder.add_argument(
+        "--model", default=OPENAI_MODEL, help=f"open_clip model, or {SHAPES_MODEL}"
+    )
+    encoder.add_argument(
+        "--pretrained", default=OPENAI_TAG, help="open_clip tag or checkpoint file"
+    )
+    encoder.add_argument(
+        "--templates", default="vild", help="single, vild (63), imagenet (80) or a file"
+    )
+    encoder.add_argument(
+        "--synonyms", action=argparse.BooleanOptionalAction, default=True, help="average over them"
+    )
+    encoder.add_argument("--batch-size", type=int, default=256)
+    encoder.add_argument("--device", help="GPU when there is one")
+    encoder.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
+    published = parser.add_argument_group("embeddings that somebody published")
+    published.add_argument("--import", dest="import_file", metavar="NPY", help="(K, D) or (D, K)")
+    published.add_argument("--layout", default="auto", choices=("auto", "kd", "dk"))
+    published.add_argument("--temperature", type=float, default=CLIP_TEMPERATURE)
+    return parser
+
+
+def run(args: argparse.Namespace) -> TextEmbeddings:
+    """Make the embeddings that the arguments ask for.
+
+    Raises:
+        ValueError: see the functions that this calls.
+    """
+    for file in args.dataset_yaml:
+        logger.info("registered %s", ", ".join(register_custom(file)))
+    novel = None if args.novel is None else [n for n in args.novel.split(",") if n.strip()]
+    vocabulary = Vocabulary.load(args.vocabulary, novel)
+    if args.import_file:
+        teacher_name = f"{args.model}/{args.pretrained}"
+        return import_embeddings(
+            args.import_file, vocabulary, teacher_name, args.temperature, args.layout
+        )
+    teacher = Teacher.load(args.model, args.pretrained, args.device, args.precision)
+    return embed_vocabulary(
+        teacher, vocabulary, args.templates, args.synonyms, args.batch_size, progress=True
+    )
+
+
+def main() -> int:
+    """Command line entry; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = build_parser()
+    args = parser.parse_args()
+    start = time.perf_counter()
+    try:
+        embeddings = run(args)
+        embeddings.save(args.out)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    classes, dimension = embeddings.embeddings.shape
+    print(
+        f"wrote {args.out}: {classes} classes ({sum(embeddings.vocabulary.novel)} novel) x "
+        f"{dimension}, teacher {embeddings.teacher}, temperature {embeddings.temperature:.4f}, "
+        f"templates {embeddings.templates}; {time.perf_counter() - start:.1f} s, "
+        f"vild {vild.__version__}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
