@@ -1,0 +1,50 @@
+"""The trainer as a user calls it: train, resume with the optimizer's state, evaluate."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from vild.data.shapes import generate_shapes
+
+
+def run(repository: Path, tmp_path: Path, *args: str) -> str:
+    command = [
+        *(sys.executable, "projects/ViLD/train_net.py"),
+        *("--config-file", "configs/shapes/smoke.yaml", *args),
+        *("OUTPUT_DIR", str(tmp_path / "run"), "DATASETS.TEST", "('shapes_val',)"),
+        *("MODEL.RPN.POST_NMS_TOPK_TEST", "5", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
+        *("TEST.DETECTIONS_PER_IMAGE", "5", "SOLVER.CHECKPOINT_PERIOD", "2"),
+        *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8", "SOLVER.IMS_PER_BATCH", "1"),
+    ]
+    environ = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path)}
+    done = subprocess.run(
+        command, cwd=repository, env=environ, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_trains_resumes_and_evaluates(repository: Path, tmp_path: Path) -> None:
+    generate_shapes(tmp_path / "shapes", train_images=4, val_images=2, progress=False)
+    run(repository, tmp_path, "SOLVER.MAX_ITER", "2")
+    state = torch.load(tmp_path / "run" / "model_0000001.pth", weights_only=False)
+    momentum = state["trainer"]["_trainer"]["optimizer"]["state"]
+    assert any(float(s["momentum_buffer"].abs().sum()) > 0 for s in momentum.values())
+
+    log = run(repository, tmp_path, "--resume", "SOLVER.MAX_ITER", "3")
+    assert "Starting training from iteration 2" in log
+    lines = (tmp_path / "run" / "metrics.json").read_text(encoding="utf-8").splitlines()
+    assert all(0 < json.loads(line).get("total_loss", 1) < 100 for line in lines)
+
+    log = run(
+        repository, tmp_path, "--eval-only", "MODEL.WEIGHTS", f"{tmp_path}/run/model_final.pth"
+    )
+    assert "Evaluation results for bbox" in log
+    assert "Evaluation results for segm" in log
+    assert "APr" in log
