@@ -18,11 +18,11 @@ from detectron2.engine import (
     DefaultTrainer,
     default_argument_parser,
     default_setup,
-    launch,
 )
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, LVISEvaluator
 
 from vild.config import add_vild_config, register_datasets
+from vild.engine import launch
 
 
 class Trainer(DefaultTrainer):
