@@ -33,6 +33,7 @@ setup(
         "opencv-python-headless>=4.9",  # images and video; this build needs no libGL
         "numpy>=1.26",
         "Pillow>=10",
+        "filelock",  # one writer a shard of a store
         "tqdm",  # progress bars
         "matplotlib",  # pictures and curves
         "tensorboard",  # training curves

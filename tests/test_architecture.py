@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "projects" / "ViLD" / "vild"
-ORDER = ("data", "proposals", "embeddings", "modeling", "evaluation", "engine", "inference")
+ORDER = (
+    *("data", "storage", "proposals", "embeddings", "modeling", "evaluation", "engine"),
+    "inference",
+)
 # what only one part may import, so that everything else stays light and testable
 ONLY_IN = {"open_clip": "embeddings"}
 

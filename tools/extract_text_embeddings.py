@@ -18,12 +18,10 @@ import time
 from pathlib import Path
 
 import vild
-from vild.data import Vocabulary, register_custom
+from vild.data import Vocabulary, add_data_arguments, register_from_arguments
 from vild.embeddings import Teacher, TextEmbeddings, embed_vocabulary, import_embeddings
 from vild.embeddings.teacher import OPENAI_MODEL, OPENAI_TAG, SHAPES_MODEL
 from vild.embeddings.text import CLIP_TEMPERATURE
-
-logger = logging.getLogger("extract_text_embeddings")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,9 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--novel", help="comma list of the novel classes; overrides the vocabulary's"
     )
-    parser.add_argument(
-        "--dataset-yaml", action="append", default=[], help="register this custom data set first"
-    )
+    add_data_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     encoder = parser.add_argument_group("encoder")
     encoder.add_argument(
@@ -72,8 +68,7 @@ def run(args: argparse.Namespace) -> TextEmbeddings:
     Raises:
         ValueError: see the functions that this calls.
     """
-    for file in args.dataset_yaml:
-        logger.info("registered %s", ", ".join(register_custom(file)))
+    register_from_arguments(args)
     novel = None if args.novel is None else [n for n in args.novel.split(",") if n.strip()]
     vocabulary = Vocabulary.load(args.vocabulary, novel)
     if args.import_file:

@@ -22,7 +22,7 @@ from detectron2.engine import (
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, LVISEvaluator
 
 from vild.config import add_vild_config, register_datasets
-from vild.engine import launch
+from vild.engine import build_test_loader, build_train_loader, launch
 
 
 class Trainer(DefaultTrainer):
@@ -41,6 +41,16 @@ class Trainer(DefaultTrainer):
                 f"{sorted(evaluators)}. Set evaluator_type in its metadata."
             )
         return evaluators[kind](dataset_name, output_dir=output_folder or cfg.OUTPUT_DIR)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Training pictures with the regions and proposals that the configuration asks for."""
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Pictures of a test set, with precomputed proposals where they are asked for."""
+        return build_test_loader(cfg, dataset_name)
 
     def state_dict(self) -> dict[str, Any]:
         """The trainer's state; v0.6 leaves out the optimizer's (upstream issue 4110)."""

@@ -109,7 +109,9 @@ def test_coco_records_equal_detectron2s(tmp_path: Path, request: pytest.FixtureR
     name = "coco_of_a_test"
     request.addfinalizer(lambda: MetadataCatalog.remove(name))
     records = load_records(path, tmp_path / "images", COCO_ROWS)
-    assert records == load_coco_json(str(path), str(tmp_path / "images"), name)
+    assert records == load_coco_json(
+        str(path), str(tmp_path / "images"), name, extra_annotation_keys=["area"]
+    )
     assert [record["image_id"] for record in records] == [4, 7, 9]
     assert [len(record["annotations"]) for record in records] == [3, 0, 2]
 
@@ -120,7 +122,7 @@ def test_lvis_records_equal_detectron2s(tmp_path: Path) -> None:
     for record in records:
         for instance in record["annotations"]:
             assert instance.pop("iscrowd") == 0  # COCO's key alone; Detectron2's loader adds none
-    assert records == load_lvis_json(str(path), f"{tmp_path}/")
+    assert records == load_lvis_json(str(path), f"{tmp_path}/", extra_annotation_keys=["area"])
     assert [record["file_name"] for record in records] == [
         str(tmp_path / "train2017" / "000000000005.jpg"),
         str(tmp_path / "val2017" / "000000000008.jpg"),

@@ -160,10 +160,17 @@ def test_checkpoint_of_another_model_is_named(tmp_path: Path) -> None:
         Teacher.load("RN50", str(tmp_path / "tiny.pt"), "cpu")
 
 
-def test_half_precision_stays_close(teacher: Teacher) -> None:
-    half = Teacher(tiny_clip().bfloat16(), teacher.tokenizer, name="tiny")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_stays_close(teacher: Teacher, precision: str) -> None:
+    half = Teacher(tiny_clip(), teacher.tokenizer, name="tiny", precision=precision)
+    assert half.fingerprint == teacher.fingerprint
     crops = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     embedded = half.encode_image(crops)
     assert embedded.dtype == torch.float32
     cosine = (embedded * teacher.encode_image(crops)).sum(dim=1).numpy()
     np.testing.assert_allclose(cosine, 1, atol=0.01)
+
+
+def test_unknown_precision_is_refused(teacher: Teacher) -> None:
+    with pytest.raises(ValueError, match=r"expected a precision of .*'fp32'.*, got 'fp8'"):
+        Teacher(tiny_clip(), teacher.tokenizer, name="tiny", precision="fp8")

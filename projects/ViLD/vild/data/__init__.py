@@ -1,7 +1,9 @@
 """Data sets, splits, vocabularies and prompts. Importing it registers the built-in data sets."""
 
 from vild.data.annotations import Category, load_records, read_annotation_file, read_categories
+from vild.data.command_line import add_data_arguments, find_split, register_from_arguments
 from vild.data.custom import register_custom
+from vild.data.images import UnreadableImageError, read_image
 from vild.data.prompts import clean_name, fill, vild_templates
 from vild.data.registry import register_builtin, register_split, register_splits
 from vild.data.shapes import register_shapes
@@ -12,15 +14,20 @@ __all__ = [
     "COCO_BASE",
     "COCO_NOVEL",
     "Category",
+    "UnreadableImageError",
     "Vocabulary",
+    "add_data_arguments",
     "clean_name",
     "fill",
+    "find_split",
     "load_records",
     "novel_flags",
     "read_annotation_file",
     "read_categories",
+    "read_image",
     "register_builtin",
     "register_custom",
+    "register_from_arguments",
     "register_shapes",
     "register_split",
     "register_splits",

@@ -256,6 +256,8 @@ def _instance(item: Mapping[str, Any], row: int, image: Mapping[str, Any]) -> di
         "category_id": row,
         "iscrowd": int(item.get("iscrowd", 0)),
     }
+    if "area" in item:  # the file's own; average recall by size goes by it
+        instance["area"] = item["area"]
     segmentation = item.get("segmentation")
     if isinstance(segmentation, dict):
         if isinstance(segmentation["counts"], list):  # uncompressed, as COCO's crowds are

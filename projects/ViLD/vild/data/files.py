@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,12 +20,34 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # keeps the ending, which some writers look at
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
+    # Keeps the ending, which some writers look at. Random, since the processes of several machines
+    # may share the folder.
+    temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:12]}{target.suffix}")
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
+        _sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush the folder itself: a rename is lost in a power cut before that."""
+    if os.name != "posix":  # elsewhere folders cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove the temporary files that killed processes left of ``target``.
+
+    Only for a caller that knows that nobody writes it now.
+    """
+    for leftover in target.parent.glob(f".{target.stem}.*{target.suffix}"):
+        leftover.unlink(missing_ok=True)

@@ -1,5 +1,8 @@
 """The teacher and its embeddings. The only part that imports open_clip."""
 
+from vild.embeddings.crops import CROP_MODES, crop_and_resize, enlarge_boxes, valid_boxes
+from vild.embeddings.extraction import RegionCropper, extract_embeddings
+from vild.embeddings.store import CropRule, EmbeddingStore, Regions
 from vild.embeddings.teacher import Teacher
 from vild.embeddings.text import (
     TextEmbeddings,
@@ -9,9 +12,18 @@ from vild.embeddings.text import (
 )
 
 __all__ = [
+    "CROP_MODES",
+    "CropRule",
+    "EmbeddingStore",
+    "RegionCropper",
+    "Regions",
     "Teacher",
     "TextEmbeddings",
+    "crop_and_resize",
     "embed_vocabulary",
+    "enlarge_boxes",
+    "extract_embeddings",
     "import_embeddings",
     "template_set",
+    "valid_boxes",
 ]

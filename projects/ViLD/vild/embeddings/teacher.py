@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 OPENAI_MODEL, OPENAI_TAG = "ViT-B-32", "openai"  # the paper's teacher
 SHAPES_MODEL = "vild-shapes"  # the embedded benchmark's, in this package
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -35,6 +37,8 @@ class Teacher:
         name: how the model was asked for; recorded in every artefact.
         mean: per-channel mean (RGB) of the crops that the model was trained on.
         std: per-channel deviation, likewise.
+        precision: of the matrix products, ``fp32``, ``bf16`` or ``fp16``. The weights stay as they
+            are (autocast), so that the fingerprint does not depend on it.
 
     Build one with :meth:`load`.
     """
@@ -47,10 +51,14 @@ class Teacher:
         name: str,
         mean: Sequence[float] = CLIP_MEAN,
         std: Sequence[float] = CLIP_STD,
+        precision: str = "fp32",
     ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"expected a precision of {sorted(PRECISIONS)}, got {precision!r}")
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
+        self.precision = precision
         self._mean, self._std = torch.tensor(mean), torch.tensor(std)
 
     @classmethod
@@ -86,11 +94,7 @@ class Teacher:
         quick_gelu = pretrained == OPENAI_TAG
         try:
             network = open_clip.create_model(
-                model,
-                pretrained=pretrained,
-                device=device,
-                precision=precision,
-                force_quick_gelu=quick_gelu,
+                model, pretrained=pretrained, device=device, force_quick_gelu=quick_gelu
             )
             tokenizer = open_clip.get_tokenizer(model)
         except (RuntimeError, OSError, ValueError, KeyError, AssertionError) as error:
@@ -102,6 +106,7 @@ class Teacher:
             name=name,
             mean=preprocess.get("mean", CLIP_MEAN),
             std=preprocess.get("std", CLIP_STD),
+            precision=precision,
         )
 
     @property
@@ -134,6 +139,16 @@ class Teacher:
             digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    def describe(self) -> dict[str, str | int]:
+        """What an artefact records of its teacher; plain json."""
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "dimension": self.dimension,
+            "image_size": self.image_size,
+            "precision": self.precision,
+        }
+
     @torch.inference_mode()
     def encode_text(
         self, texts: Sequence[str], batch_size: int = 256, progress: bool = False
@@ -164,7 +179,8 @@ class Teacher:
                 batch = tokens[index]
                 if lengths is not None:
                     batch = batch[:, : int(lengths[index].max())]
-                embedded = self._embed_tokens(batch.to(self.device)).float()
+                with self._autocast():
+                    embedded = self._embed_tokens(batch.to(self.device)).float()
                 rows.append(functional.normalize(embedded, dim=1).cpu())
                 bar.update(len(index))
         result = torch.empty(len(tokens), rows[0].shape[1])
@@ -217,9 +233,14 @@ class Teacher:
             )
         crops = crops.to(self.device, torch.float32)
         mean, std = (v.to(self.device)[:, None, None] for v in (self._mean, self._std))
-        dtype = next(self.model.visual.parameters()).dtype
-        embedded = self.model.encode_image(((crops - mean) / std).to(dtype))
+        with self._autocast():
+            embedded = self.model.encode_image((crops - mean) / std)
         return functional.normalize(embedded.float(), dim=1)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, PRECISIONS[self.precision])
 
 
 def _loading_advice(model: str, pretrained: str | None, error: Exception) -> str:

@@ -1,0 +1,229 @@
+"""From a data set's record to the model's input, regions of the teacher included.
+
+Row identity: a region's box, objectness and embedding are rows of one `Instances` from here to the
+loss, and nothing sorts or drops one without the others.
+
+Shapes: R regions, D embedding. Boxes are xyxy in pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetMapper, detection_utils
+from detectron2.data import transforms as T
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from vild.data.images import read_image
+
+SOURCES = ("store", "online")
+
+
+class RegionRecord(Protocol):
+    """What a store holds of one image; embeddings are missing where the teacher runs online."""
+
+    boxes: Tensor
+    objectness: Tensor
+
+
+class RegionSource(Protocol):
+    """A store: record by image id; an image that it does not have is an error."""
+
+    def __getitem__(self, image_id: int | str) -> RegionRecord:
+        """The record."""
+
+    def image_size(self, image_id: int | str) -> tuple[int, int]:
+        """(height, width) of the picture that it was made from."""
+
+
+class ViLDDatasetMapper(DatasetMapper):
+    """Detectron2's mapper with the regions that distillation needs.
+
+    Beside Detectron2's own fields a mapped dictionary has, in training with ``regions``:
+
+    - ``distill_regions``: Instances of up to ``limit`` rows: ``proposal_boxes`` in the augmented
+      picture, ``objectness_logits``, ``visible`` (fraction of the box that is left), ``rows`` (row
+      in the store), ``original_boxes`` (in the original picture) and, where the store has them,
+      ``teacher_embeddings`` (R, D) float32;
+    - ``original_image``: (3, H, W) uint8 RGB, where the teacher runs online: its crops come from
+      original pixels, whatever the augmentation;
+
+    and with ``proposals``: ``proposals``, Detectron2's field for precomputed proposals.
+
+    Args:
+        is_train: training or inference.
+        regions: store of the regions to distil from; None for none.
+        online: whether the teacher computes the embeddings in training.
+        limit: most regions a picture; drawn uniformly among the visible ones where there are more.
+        min_visible: regions of which less than this fraction is left by the augmentation are not
+            distilled: their embedding describes what the picture does not show any more.
+        proposals: store of precomputed proposals that replace the RPN; None for none.
+        seed: of the draw. The draw follows from it, from the image and from the record's entry
+            ``draw`` (how often the image was drawn before; 0 without one), not from the worker.
+        class_agnostic: whether all objects are of class 0.
+        **kwargs: Detectron2's own.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        regions: RegionSource | None = None,
+        online: bool = False,
+        limit: int = 300,
+        min_visible: float = 0.5,
+        proposals: RegionSource | None = None,
+        seed: int = 0,
+        class_agnostic: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(is_train, **kwargs)
+        if limit < 1 or not 0 <= min_visible <= 1:
+            raise ValueError(
+                "expected at least one region a picture and a visible fraction in [0, 1], got "
+                f"{limit} and {min_visible}"
+            )
+        self.regions, self.online, self.limit = regions, online, limit
+        self.min_visible, self.proposals, self.seed = min_visible, proposals, seed
+        self.class_agnostic = class_agnostic
+        if proposals is not None and self.proposal_topk is None:
+            raise ValueError("precomputed proposals need MODEL.LOAD_PROPOSALS: True")
+
+    @classmethod
+    def from_config(
+        cls,
+        cfg: CfgNode,
+        is_train: bool = True,
+        *,
+        regions: RegionSource | None = None,
+        proposals: RegionSource | None = None,
+    ) -> dict[str, Any]:
+        """Arguments from the configuration; the stores are opened by the caller."""
+        distill = cfg.MODEL.VILD.DISTILL
+        return {
+            **super().from_config(cfg, is_train),
+            "regions": regions,
+            "online": distill.SOURCE == "online",
+            "limit": distill.REGIONS,
+            "min_visible": distill.MIN_VISIBLE,
+            "proposals": proposals,
+            "seed": max(cfg.SEED, 0),
+            "class_agnostic": cfg.MODEL.ROI_HEADS.NUM_CLASSES == 1,
+        }
+
+    def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """Map one record.
+
+        Args:
+            dataset_dict: in Detectron2's format; it is not changed.
+
+        Raises:
+            UnreadableImageError: the picture cannot be read.
+            MissingImageError: a store has no record of it.
+        """
+        mapped = copy.deepcopy(dict(dataset_dict))
+        original = read_image(mapped["file_name"])
+        detection_utils.check_image_size(mapped, original)
+        ordered = original[:, :, ::-1] if self.image_format == "BGR" else original
+        augmented = T.AugInput(np.ascontiguousarray(ordered))
+        transforms = self.augmentations(augmented)
+        shape = augmented.image.shape[:2]
+        pixels = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
+        mapped["image"] = torch.as_tensor(pixels)
+        if self.proposals is not None:
+            record = _record(self.proposals, mapped, original)
+            mapped["proposals"] = self._proposals(record, transforms, shape)
+        if not self.is_train:
+            mapped.pop("annotations", None)
+            return mapped
+        if self.regions is not None:
+            record = _record(self.regions, mapped, original)
+            mapped["distill_regions"] = self._distilled(record, mapped, transforms, shape)
+            if self.online:
+                channels_first = original.transpose(2, 0, 1)
+                mapped["original_image"] = torch.as_tensor(np.ascontiguousarray(channels_first))
+        if "annotations" in mapped:
+            if self.class_agnostic:
+                for annotation in mapped["annotations"]:
+                    annotation["category_id"] = 0
+            self._transform_annotations(mapped, transforms, shape)
+        return mapped
+
+    def _proposals(
+        self, record: RegionRecord, transforms: T.TransformList, shape: tuple[int, int]
+    ) -> Instances:
+        boxes, visible = transform_boxes(record.boxes, transforms, shape)
+        proposals = Instances(shape)
+        proposals.proposal_boxes = Boxes(boxes)
+        proposals.objectness_logits = record.objectness
+        return proposals[visible > 0][: self.proposal_topk]
+
+    def _distilled(
+        self,
+        record: RegionRecord,
+        mapped: Mapping[str, Any],
+        transforms: T.TransformList,
+        shape: tuple[int, int],
+    ) -> Instances:
+        boxes, visible = transform_boxes(record.boxes, transforms, shape)
+        regions = Instances(shape)
+        regions.proposal_boxes = Boxes(boxes)
+        regions.objectness_logits = record.objectness
+        regions.visible = visible
+        regions.rows = torch.arange(len(boxes))
+        regions.original_boxes = Boxes(record.boxes)
+        if not self.online:
+            regions.teacher_embeddings = record.embeddings.float()  # type: ignore[attr-defined]
+        regions = regions[(visible > 0) & (visible >= self.min_visible)]
+        if len(regions) <= self.limit:
+            return regions
+        draw = np.random.default_rng(
+            [self.seed, zlib.crc32(str(mapped["image_id"]).encode()), mapped.get("draw", 0)]
+        )
+        chosen = draw.choice(len(regions), self.limit, replace=False)
+        return regions[torch.from_numpy(np.sort(chosen))]
+
+
+def _record(source: RegionSource, mapped: Mapping[str, Any], picture: np.ndarray) -> RegionRecord:
+    """The store's record of a picture, if it was made from this very size of it."""
+    image_id, size = mapped["image_id"], picture.shape[:2]
+    record, expected = source[image_id], source.image_size(image_id)
+    if size != expected:
+        raise ValueError(
+            f"{mapped['file_name']} is {size[0]} x {size[1]} pixels, the store's record of image "
+            f"{image_id} was made on {expected[0]} x {expected[1]}: the picture was changed, or "
+            "the store is of another data set"
+        )
+    return record
+
+
+def transform_boxes(
+    boxes: Tensor, transforms: T.TransformList, shape: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Boxes in the augmented picture.
+
+    Args:
+        boxes: (R, 4) in the original picture.
+        transforms: what was done to the picture.
+        shape: (height, width) of the augmented picture.
+
+    Returns:
+        (R, 4) float32 clipped boxes, and (R,) float32, the fraction of each box's area that is
+        left: 0 for boxes that left the picture or have no area.
+    """
+    if len(boxes) == 0:
+        return boxes.reshape(0, 4).float(), torch.zeros(0)
+    whole = torch.as_tensor(transforms.apply_box(boxes.numpy().astype(np.float64)))
+    clipped = Boxes(whole.clone())
+    clipped.clip(shape)
+    area = Boxes(whole).area()
+    visible = torch.where(area > 0, clipped.area() / area.clamp(min=1e-12), torch.zeros_like(area))
+    return clipped.tensor.float(), visible.float()

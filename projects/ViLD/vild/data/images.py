@@ -1,0 +1,160 @@
+"""Reads pictures. Proposals, crops and training all see what this one function gives."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+_ORIENTATION = 274  # EXIF's and TIFF's tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_END_OF_JPEG = b"\xff\xd9"
+# grey values of 16 bits; readers of some files and older Pillows say I
+_WIDE_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+
+
+class UnreadableImageError(ValueError):
+    """A file that is no whole picture. The message names it and says what is wrong with it."""
+
+
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read a picture as a person sees it.
+
+    - Turned as its EXIF orientation says. A broken EXIF block counts as none, as in Detectron2.
+    - Of an animation, the first frame.
+    - Transparency is dropped: a pixel shows the colour stored for it, as with Pillow's
+      ``convert("RGB")`` and Detectron2's ``read_image``.
+    - Grey values of 16 bits are scaled, 65535 to 255. Pillow would cut them off at 255, which
+      turns such a picture white.
+    - 16 bits a colour are cut to their upper 8, and a colour profile is not applied, both as
+      Pillow does.
+
+    Args:
+        path: a local file of any kind that Pillow reads, except PostScript, which it hands to
+            another program.
+
+    Returns:
+        (H, W, 3) uint8 RGB, contiguous and writeable.
+
+    Raises:
+        UnreadableImageError: the file is missing, empty, cut short, damaged, may not be read, is
+            no picture, is too large (over twice ``PIL.Image.MAX_IMAGE_PIXELS``), or has values
+            whose range nobody knows.
+        ValueError: Pillow was told to accept half a picture.
+    """
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise ValueError(
+            "expected PIL.ImageFile.LOAD_TRUNCATED_IMAGES to be False, as it is by default, but "
+            "something in this program set it: half a picture would be read as a whole one. Set "
+            "it back to False."
+        )
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            return _decode(file)
+    except (UnreadableImageError, MemoryError):
+        raise
+    except FileNotFoundError:
+        reason = "there is no such file. Check the path and the data set's image folder"
+    except PermissionError:
+        reason = "this user may not read it. Change its permissions"
+    except IsADirectoryError:
+        reason = "it is a folder. Name a picture in it"
+    except UnidentifiedImageError:
+        reason = _what_else(path)
+    except Image.DecompressionBombError as error:
+        reason = (
+            f"it is too large ({error}). Make it smaller or, if you trust the file, raise "
+            "PIL.Image.MAX_IMAGE_PIXELS"
+        )
+    # Pillow's decoders raise nearly anything on damaged data: OSError where a file is cut short,
+    # but also SyntaxError, struct.error, zlib.error, IndexError, OverflowError.
+    except Exception as error:
+        reason = (
+            f"its data are cut short or damaged ({type(error).__name__}: {error}). Download or "
+            "copy it again"
+        )
+    raise UnreadableImageError(f"cannot read the picture {path}: {reason}.") from None
+
+
+def _decode(file: BinaryIO) -> np.ndarray:
+    """What :func:`read_image` gives, of an open file; Pillow's errors where it cannot."""
+    with warnings.catch_warnings():
+        # between once and twice MAX_IMAGE_PIXELS Pillow warns; ordinary panoramas are that large
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image: Image.Image = Image.open(file)
+    if image.format == "EPS":
+        raise _refused(file, "it is PostScript, a program. Convert it to PNG or JPEG")
+    scan = file.tell()
+    # Before the orientation is asked for: Pillow turns a TIFF itself when it loads it, and then
+    # no longer says that there was anything to turn.
+    image.load()
+    if image.format == "JPEG":
+        # A download that was cut short in a file of the full size goes on with zeros, which
+        # decode to grey. Marker bytes do not occur within a scan, so that the end of the picture
+        # is there or not.
+        file.seek(scan)
+        if _END_OF_JPEG not in file.read():
+            raise OSError("the end of the picture is missing")
+    turn = _TURNS.get(_orientation(image))
+    if image.mode == "F":
+        raise _refused(
+            file, "its values are floats of an unknown range. Convert it to 8 bits a channel"
+        )
+    if image.mode in _WIDE_MODES:
+        image = _narrowed(image, file)
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.mode != "RGB":
+        # Pillow would try to keep a transparent colour, and warn where it cannot
+        image.info.pop("transparency", None)
+        image = image.convert("RGB")
+    return np.array(image)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # cameras write broken EXIF; the picture is sound all the same
+        return 1
+
+
+def _narrowed(image: Image.Image, file: BinaryIO) -> Image.Image:
+    """Grey values of 0…65535 rounded to 0…255."""
+    values = np.asarray(image).astype(np.int64)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise _refused(
+            file,
+            f"expected grey values of 16 bits, 0 to 65535, got {low} to {high}. Convert it to 8 "
+            "bits a channel",
+        )
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _refused(file: BinaryIO, reason: str) -> UnreadableImageError:
+    return UnreadableImageError(f"cannot read the picture {file.name}: {reason}.")
+
+
+def _what_else(path: Path) -> str:
+    """What a file is that Pillow does not take for a picture."""
+    with path.open("rb") as file:
+        start = file.read(16)
+    if not start:
+        return "it is empty. Download or copy it again"
+    return (
+        f"it is no picture of a kind that Pillow knows; it begins with {start!r}. Is it an error "
+        "page or a text with a picture's name? Download it again"
+    )

@@ -1,0 +1,188 @@
+"""Region embeddings of every image of a split: read, crop, embed, store.
+
+Reading and cropping run ahead of the encoder in a thread of their own, and the encoder's batches
+fill across images.
+
+Shapes: R regions of an image, S crop size, D embedding.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vild.data.images import UnreadableImageError, read_image
+from vild.embeddings.crops import crop_and_resize, enlarge_boxes, valid_boxes
+from vild.embeddings.store import CropRule, combine_scales, pack
+from vild.proposals.store import Proposals, ProposalStore
+from vild.storage import ImageId, StoreWriter, map_ahead, run_ahead
+
+logger = logging.getLogger(__name__)
+
+Encoder = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class _Picture:
+    """One image on its way: what is known of it, and how many crops it has."""
+
+    image_id: ImageId
+    size: tuple[int, int] = (0, 0)
+    proposals: Proposals | None = None
+    crops: int = 0
+    failure: str = ""
+
+
+@dataclass
+class _Batch:
+    """Crops (B, 3, S, S) for the encoder, and the images whose last crop is among them."""
+
+    crops: Tensor
+    finished: list[_Picture]
+
+
+class RegionCropper:
+    """Turns pictures and their proposals into batches of crops.
+
+    Args:
+        proposals: where the boxes come from.
+        files: picture of every image id.
+        rule: how regions are cropped.
+        limit: most regions an image, the first of its proposals.
+        size: S.
+        batch_size: crops a batch.
+        device: where they are cropped: the encoder's.
+        threads: that read pictures ahead.
+    """
+
+    def __init__(
+        self,
+        proposals: ProposalStore,
+        files: Mapping[ImageId, str | Path],
+        rule: CropRule,
+        *,
+        limit: int,
+        size: int,
+        batch_size: int,
+        device: str | torch.device = "cpu",
+        threads: int = 2,
+    ) -> None:
+        self.proposals, self.files, self.rule, self.limit = proposals, files, rule, limit
+        self.size, self.batch_size, self.device, self.threads = size, batch_size, device, threads
+
+    def batches(self, images: Sequence[ImageId]) -> Iterator[_Batch]:
+        """The crops of these images, in order: an image's at the first scale, then the next."""
+        waiting: list[Tensor] = []
+        finished: list[_Picture] = []
+        count = 0
+        reading = map_ahead(self._read, images, self.threads)
+        for image_id, future in zip(images, reading, strict=True):
+            picture, pixels = self._prepare(image_id, future.result())
+            for boxes in self._scaled(picture):
+                while len(boxes):
+                    free = self.batch_size - count
+                    waiting.append(crop_and_resize(pixels, boxes[:free], self.size, self.rule.mode))
+                    count += len(boxes[:free])
+                    boxes = boxes[free:]
+                    if count == self.batch_size:
+                        yield _Batch(torch.cat(waiting), finished)
+                        waiting, finished, count = [], [], 0
+            finished.append(picture)
+        if finished or waiting:
+            empty = torch.empty(0, 3, self.size, self.size, device=self.device)
+            yield _Batch(torch.cat([empty, *waiting]), finished)
+
+    def _read(self, image_id: ImageId) -> np.ndarray | str:
+        if image_id not in self.proposals:
+            return f"no proposals: {self.proposals.failed.get(image_id, 'not in their store')}"
+        try:
+            return read_image(self.files[image_id])
+        except UnreadableImageError as error:
+            return str(error)
+
+    def _prepare(
+        self, image_id: ImageId, pixels: np.ndarray | str
+    ) -> tuple[_Picture, torch.Tensor]:
+        if isinstance(pixels, str):
+            return _Picture(image_id, failure=pixels), torch.empty(0)
+        size = (pixels.shape[0], pixels.shape[1])
+        expected = self.proposals.image_size(image_id)
+        if size != expected:
+            failure = (
+                f"{self.files[image_id]} is {size[0]} x {size[1]} pixels, its proposals were made "
+                f"on {expected[0]} x {expected[1]}: the picture was changed"
+            )
+            return _Picture(image_id, failure=failure), torch.empty(0)
+        boxes, objectness = self.proposals[image_id]
+        boxes, objectness = boxes[: self.limit], objectness[: self.limit]
+        whole = valid_boxes(boxes, size)
+        if not whole.all():
+            logger.warning(
+                "image %s: %d boxes without area or outside of the picture are left out",
+                *(image_id, int((~whole).sum())),
+            )
+        found = Proposals(boxes[whole], objectness[whole])
+        crops = len(found.boxes) * len(self.rule.scales)
+        return _Picture(image_id, size, found, crops), torch.from_numpy(pixels).to(self.device)
+
+    def _scaled(self, picture: _Picture) -> list[Tensor]:
+        """The boxes of a picture at each scale."""
+        if picture.proposals is None:
+            return []
+        boxes = picture.proposals.boxes
+        return [enlarge_boxes(boxes, scale, picture.size) for scale in self.rule.scales]
+
+
+def extract_embeddings(
+    cropper: RegionCropper,
+    encode: Encoder,
+    writer: StoreWriter,
+    *,
+    dtype: str = "float16",
+    rank: int = 0,
+    world_size: int = 1,
+    progress: bool = True,
+) -> None:
+    """Write the embeddings of one rank's part of the images.
+
+    A picture that cannot be read is recorded as failed; the rest goes on.
+
+    Args:
+        cropper: makes the crops.
+        encode: crops (B, 3, S, S) in [0, 1] -> embeddings (B, D) of unit norm;
+            :meth:`vild.embeddings.Teacher.encode_image`.
+        writer: the store.
+        dtype: of the stored embeddings.
+        rank: this process.
+        world_size: number of processes.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: an embedding is not finite; nothing of its shard is written.
+    """
+    shards = writer.pending(rank, world_size)
+    total = sum(len(writer.images_of(shard)) for shard in shards)
+    with tqdm(total=total, unit="img", desc=f"rank {rank}", disable=not progress) as bar:
+        for number in shards:
+            with writer.shard(number) as builder:
+                rows = torch.empty(builder.shape("embeddings", 0))  # of pictures not yet finished
+                for batch in run_ahead(cropper.batches(builder.images)):
+                    if len(batch.crops):
+                        rows = torch.cat([rows, encode(batch.crops).float().cpu()])
+                    for picture in batch.finished:
+                        if picture.proposals is None:
+                            logger.warning("image %s: %s", picture.image_id, picture.failure)
+                            builder.fail(picture.image_id, picture.failure)
+                        else:
+                            own, rows = rows[: picture.crops], rows[picture.crops :]
+                            combined = combine_scales(own, len(cropper.rule.scales))
+                            arrays = {**picture.proposals._asdict(), **pack(combined, dtype)}
+                            builder.add(picture.image_id, *picture.size, arrays)
+                        bar.update()

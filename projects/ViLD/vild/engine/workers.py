@@ -1,0 +1,105 @@
+"""Processes that share work without speaking to each other: extraction over shards.
+
+No process group is needed, so machines may start at any time, and one that dies holds up no other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import multiprocessing
+
+logger = logging.getLogger(__name__)
+
+# (rank, number of processes) as the launchers on whose nodes a command may run say them
+_LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+
+
+def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--num-processes``, ``--num-machines``, ``--machine-rank`` and ``--device``."""
+    group = parser.add_argument_group(
+        "processes",
+        "Each image is worked on once over all processes of all machines. Machines need only "
+        "share the folder. Under torchrun or srun the launcher's own ranks are taken.",
+    )
+    group.add_argument(
+        "--num-processes",
+        type=int,
+        default=max(1, torch.cuda.device_count()),
+        help="on this machine; one a GPU by default",
+    )
+    group.add_argument("--num-machines", type=int, default=1)
+    group.add_argument("--machine-rank", type=int, default=0, help="which of them, from 0")
+    group.add_argument("--device", help="GPU when there is one")
+
+
+def run_workers(
+    main: Callable[..., None], args: argparse.Namespace, extra: Sequence[Any] = ()
+) -> None:
+    """Run ``main(rank, world_size, device, *extra)`` in every process of this machine.
+
+    Args:
+        main: function of a module (it is pickled).
+        args: with the arguments of :func:`add_worker_arguments`.
+        extra: further positional arguments.
+
+    Raises:
+        ValueError: impossible numbers of processes or machines, or a process that failed.
+    """
+    for rank_key, size_key in _LAUNCHERS:
+        if int(os.environ.get(size_key, 1)) > 1 and rank_key in os.environ:
+            rank = int(os.environ[rank_key])
+            local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", rank)))
+            main(rank, int(os.environ[size_key]), _device(args.device, local), *extra)
+            return
+    processes, machines, machine = args.num_processes, args.num_machines, args.machine_rank
+    if processes < 1 or not 0 <= machine < machines:
+        raise ValueError(
+            "expected --num-processes of 1 or more and --machine-rank from 0 to --num-machines - "
+            f"1, got {processes} processes, machine {machine} of {machines}"
+        )
+    if processes == 1:
+        main(machine, machines, _device(args.device, 0), *extra)
+        return
+    first, world_size = machine * processes, machines * processes
+    try:
+        multiprocessing.spawn(
+            _worker,
+            nprocs=processes,
+            args=(main, first, world_size, args.device, tuple(extra)),
+        )
+    except multiprocessing.ProcessExitedException as error:
+        raise ValueError(
+            f"process {first + error.error_index} stopped ({error}); its own message is above. "
+            "What was written is whole: the same command goes on from there."
+        ) from None
+
+
+def _worker(
+    local: int,
+    main: Callable[..., None],
+    first: int,
+    world_size: int,
+    device: str | None,
+    extra: tuple[Any, ...],
+) -> None:
+    logging.basicConfig(level=logging.INFO, format=f"[{first + local}] %(message)s")
+    try:
+        main(first + local, world_size, _device(device, local), *extra)
+    except (ValueError, OSError) as error:  # for the user to read; anything else is traced
+        logger.error("error: %s", error)
+        sys.exit(2)
+
+
+def _device(asked: str | None, local: int) -> str:
+    if asked and asked != "cuda":
+        return asked
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{local % torch.cuda.device_count()}"

@@ -1,0 +1,194 @@
+"""Class-agnostic proposals of every image of a split, from a trained detector.
+
+Shapes: R regions of an image. Boxes are xyxy in pixels of the original picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import detectron2.data.transforms as T
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torchvision.ops import nms
+from tqdm import tqdm
+
+from vild.data.images import UnreadableImageError, read_image
+from vild.proposals.store import Proposals
+from vild.storage import StoreWriter, map_ahead
+
+logger = logging.getLogger(__name__)
+
+SOURCES = ("rpn", "detector")
+# proposals that the RPN keeps before the NMS over all levels and the cut to the best ones
+BEFORE_NMS = 5
+PROBABILITY_MARGIN = 1e-6  # logits of scores of exactly 0 and 1 would be infinite
+
+
+class ProposalExtractor:
+    """Finds the proposals of pictures.
+
+    Args:
+        cfg: configuration of the detector, this project's keys included.
+        weights: checkpoint, anything that Detectron2's checkpointer reads. Empty: random weights,
+            drawn from ``cfg.SEED``.
+        source: ``rpn``: boxes of the region proposal network, ranked by objectness;
+            ``detector``: boxes of a class-agnostic detector (``NUM_CLASSES: 1``), refined by its
+            box head and ranked by its score.
+        nms_threshold: IoU of the class-agnostic NMS.
+        limit: most proposals a picture.
+        device: where to compute.
+
+    Raises:
+        ValueError: unknown source, a detector that tells classes apart, impossible numbers, no
+            such weights.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        weights: str,
+        *,
+        source: str = "rpn",
+        nms_threshold: float = 0.9,
+        limit: int = 1000,
+        device: str = "cpu",
+    ) -> None:
+        if source not in SOURCES:
+            raise ValueError(f"expected a source of {SOURCES}, got {source!r}")
+        if not 0 < nms_threshold <= 1 or limit < 1:
+            raise ValueError(
+                "expected an NMS threshold in (0, 1] and a limit of 1 or more, got "
+                f"{nms_threshold} and {limit}"
+            )
+        self.source, self.nms_threshold, self.limit = source, nms_threshold, limit
+        self._cfg = self._inference_config(cfg.clone(), device)
+        torch.manual_seed(max(cfg.SEED, 0))  # equal random weights in every process
+        self._model = build_model(self._cfg).eval()
+        try:
+            DetectionCheckpointer(self._model).load(weights)
+        except (AssertionError, OSError) as error:
+            raise ValueError(f"expected a checkpoint at {weights!r}: {error}") from error
+        size = cfg.INPUT
+        self._resize = T.ResizeShortestEdge(size.MIN_SIZE_TEST, size.MAX_SIZE_TEST)
+
+    def _inference_config(self, cfg: CfgNode, device: str) -> CfgNode:
+        cfg.defrost()
+        cfg.MODEL.DEVICE = device
+        cfg.MODEL.MASK_ON = False
+        if self.source == "rpn":
+            cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
+            cfg.MODEL.RPN.NMS_THRESH = self.nms_threshold
+            # the RPN's NMS is a level's own; more have to come through it than are kept in the end
+            cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = max(cfg.MODEL.RPN.PRE_NMS_TOPK_TEST, self.limit)
+            cfg.MODEL.RPN.POST_NMS_TOPK_TEST = BEFORE_NMS * self.limit
+            return cfg
+        if cfg.MODEL.ROI_HEADS.NUM_CLASSES != 1:
+            raise ValueError(
+                "expected a class-agnostic detector (MODEL.ROI_HEADS.NUM_CLASSES: 1) as source "
+                f"'detector', got {cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes; use --source rpn"
+            )
+        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+        cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = self.nms_threshold
+        cfg.TEST.DETECTIONS_PER_IMAGE = self.limit
+        return cfg
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the proposals; recorded in their store."""
+        config = self._cfg.clone()
+        config.MODEL.DEVICE = config.MODEL.WEIGHTS = ""  # where, not what
+        described = f"{config.MODEL.dump()}{config.INPUT.dump()}"
+        digest = hashlib.sha256()
+        for key, value in sorted(self._model.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+        return {
+            "config_sha256": hashlib.sha256(described.encode()).hexdigest(),
+            "weights_sha256": digest.hexdigest(),
+            "from": self.source,
+            "nms_threshold": self.nms_threshold,
+            "limit": self.limit,
+        }
+
+    @torch.inference_mode()
+    def __call__(self, image: np.ndarray) -> Proposals:
+        """Proposals of one picture.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+
+        Returns:
+            up to ``limit`` proposals on the CPU, best first.
+        """
+        height, width = image.shape[:2]
+        if self._cfg.INPUT.FORMAT == "BGR":
+            image = image[:, :, ::-1]
+        resized = self._resize.get_transform(image).apply_image(image)
+        tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1), np.float32))
+        (output,) = self._model([{"image": tensor, "height": height, "width": width}])
+        if self.source == "rpn":
+            found = output["proposals"]
+            boxes, objectness = found.proposal_boxes.tensor, found.objectness_logits
+        else:
+            found = output["instances"]
+            margin = PROBABILITY_MARGIN
+            boxes, objectness = found.pred_boxes.tensor, found.scores.logit(margin)
+        boxes, objectness = boxes.float(), objectness.float()
+        # a box of no more than rounding is none
+        whole = (boxes[:, 2:] > boxes[:, :2]).all(dim=1) & objectness.isfinite()
+        boxes, objectness = boxes[whole], objectness[whole]
+        order = objectness.argsort(descending=True, stable=True)
+        boxes, objectness = boxes[order], objectness[order]
+        kept = nms(boxes, objectness, self.nms_threshold)[: self.limit]
+        kept = kept.sort().values  # torchvision's sort is not stable; ours was
+        return Proposals(boxes[kept].cpu(), objectness[kept].cpu())
+
+
+def extract_proposals(
+    extractor: ProposalExtractor,
+    writer: StoreWriter,
+    files: Mapping[int | str, str | Path],
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    threads: int = 2,
+    progress: bool = True,
+) -> None:
+    """Write the proposals of one rank's part of the images.
+
+    A picture that cannot be read is recorded as failed; the rest goes on.
+
+    Args:
+        extractor: finds them.
+        writer: the store.
+        files: picture of every image id.
+        rank: this process.
+        world_size: number of processes.
+        threads: that read pictures ahead.
+        progress: show a progress bar.
+    """
+    shards = writer.pending(rank, world_size)
+    total = sum(len(writer.images_of(shard)) for shard in shards)
+    with tqdm(total=total, unit="img", desc=f"rank {rank}", disable=not progress) as bar:
+        for number in shards:
+            with writer.shard(number) as builder:
+                paths: Sequence[str | Path] = [files[image] for image in builder.images]
+                pictures = map_ahead(read_image, paths, threads)
+                for image_id, future in zip(builder.images, pictures, strict=True):
+                    try:
+                        picture = future.result()
+                    except UnreadableImageError as error:
+                        logger.warning("%s", error)
+                        builder.fail(image_id, str(error))
+                    else:
+                        found = extractor(picture)
+                        height, width = picture.shape[:2]
+                        builder.add(image_id, height, width, found._asdict())
+                    bar.update()

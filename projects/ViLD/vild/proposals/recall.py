@@ -1,0 +1,231 @@
+"""Average recall of class-agnostic proposals, for base and novel classes apart.
+
+How many of the objects of a kind does some proposal cover? As Detectron2's
+``_evaluate_box_proposals`` counts it (evaluation/coco_evaluation.py): among the best ``limit``
+proposals of a picture, objects and proposals are paired off, the pair of the highest IoU first;
+recall is the share of objects whose pair reaches a threshold, averaged over the IoU thresholds
+0.5, 0.55, … 0.95. Crowds do not count. ViLD reports this for novel classes, which the proposal
+network never saw labelled (paper, section 4.1).
+
+Legend: R proposals, G objects of one picture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.structures import Boxes, BoxMode, pairwise_iou
+
+GROUPS = ("base", "novel", "all")
+# ranges of the annotation's area in pixels, both ends included, as in Detectron2
+SIZES = {
+    "all": (0.0, 1e5**2),
+    "small": (0.0, 32.0**2),
+    "medium": (32.0**2, 96.0**2),
+    "large": (96.0**2, 1e5**2),
+}
+# computed as in Detectron2: some differ from the decimal fractions in their last bit
+_THRESHOLDS = torch.arange(0.5, 0.95 + 1e-5, 0.05, dtype=torch.float32).numpy()
+
+
+class RecallMeter:
+    """Collects proposals and objects picture by picture, then gives the average recalls.
+
+    Example:
+        >>> meter = RecallMeter(novel=[False, True], limits=(100,))
+        >>> cat = {"bbox": [0, 0, 10, 10], "bbox_mode": 1, "category_id": 1, "area": 100}
+        >>> meter.add(np.array([[0, 0, 10, 8]]), np.array([0.9]), [cat])
+        >>> meter.summary()["AR@100/novel"]  # IoU 0.8: seven of the ten thresholds
+        70.0
+
+    Args:
+        novel: for each row of the classifier whether the class is novel; see
+            :func:`vild.data.novel_flags`.
+        limits: how many of a picture's best proposals count.
+
+    Raises:
+        ValueError: no class, no limit, or a limit below 1 or twice.
+    """
+
+    def __init__(self, novel: Sequence[bool], limits: Sequence[int] = (100, 300, 1000)) -> None:
+        self._novel = np.asarray(novel, dtype=bool)
+        if self._novel.ndim != 1 or not len(self._novel):
+            raise ValueError(
+                f"expected one novel flag a class, got an array of shape {self._novel.shape}"
+            )
+        if not limits or min(limits) < 1 or len(set(limits)) < len(limits):
+            raise ValueError(
+                f"expected different numbers of proposals as limits, each at least 1, got {limits}"
+            )
+        self._limits = tuple(limits)
+        self._objects = np.zeros((len(GROUPS), len(SIZES)), dtype=np.int64)
+        # pairs that reach each threshold
+        self._found = np.zeros((*self._objects.shape, len(limits), len(_THRESHOLDS)), np.int64)
+
+    def add(
+        self,
+        boxes: np.ndarray,
+        objectness: np.ndarray,
+        ground_truth: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Count one picture.
+
+        Detectron2 leaves the objects of a picture without any proposal out of the count; here
+        they are missed.
+
+        Args:
+            boxes: (R, 4) XYXY in the picture's pixels, as the annotations; R may be 0.
+            objectness: (R,) higher is better. Of equals, the earlier one goes first.
+            ground_truth: annotations of the picture in Detectron2's format: ``bbox``,
+                ``bbox_mode`` (XYWH_ABS or XYXY_ABS), ``category_id`` the row, and where known
+                ``iscrowd``, ``area`` and ``segmentation``. The size of an object is its ``area``,
+                without one that of its ``segmentation`` (polygons or RLE), without that the
+                box's. COCO and LVIS write the area of the polygons; that of their pixels, which
+                is taken here, differs by a little.
+
+        Raises:
+            ValueError: arrays of other shapes, values that are not finite, or a class without a
+                novel flag. The picture is then not counted.
+        """
+        boxes, objectness = _checked_proposals(boxes, objectness)
+        objects = [item for item in ground_truth if not item.get("iscrowd", 0)]
+        if not objects:
+            return
+        novel = self._novel_objects(objects)
+        gt_boxes = np.array([_xyxy(item) for item in objects], dtype=np.float32)
+        # float32, as in Detectron2: it decides on which side of a boundary an object lies
+        areas = np.array([_area(item) for item in objects], dtype=np.float32)
+
+        members = np.stack([~novel, novel, np.ones_like(novel)])  # (groups, G)
+        in_size = np.stack([(areas >= low) & (areas <= high) for low, high in SIZES.values()])
+        kinds = members[:, None] & in_size[None]  # (groups, sizes, G)
+        self._objects += kinds.sum(axis=2)
+
+        order = np.argsort(-objectness, kind="stable")[: max(self._limits)]
+        pairs = _candidate_pairs(gt_boxes, boxes[order])
+        for k, limit in enumerate(self._limits):
+            eligible = [pair for pair in pairs if pair[1] < limit]
+            for kind in np.ndindex(self._objects.shape):
+                if eligible and kinds[kind].any():
+                    overlaps = _matched(eligible, kinds[kind].tolist())
+                    self._found[(*kind, k)] += (overlaps[:, None] >= _THRESHOLDS).sum(axis=0)
+
+    def summary(self) -> dict[str, float | None]:
+        """Average recalls in percent; None where there is no object of the kind.
+
+        Returns:
+            for every limit and each of ``base``, ``novel`` and ``all``: ``AR@100/novel`` over all
+            sizes, then ``AR@100/novel/small``, ``…/medium`` and ``…/large``.
+        """
+        result: dict[str, float | None] = {}
+        for k, limit in enumerate(self._limits):
+            for g, group in enumerate(GROUPS):
+                for s, size in enumerate(SIZES):
+                    objects, found = int(self._objects[g, s]), self._found[g, s, k]
+                    key = f"AR@{limit}/{group}" + ("" if size == "all" else f"/{size}")
+                    result[key] = 100 * float(found.mean()) / objects if objects else None
+        return result
+
+    def table(self) -> str:
+        """The summary for the command line: a row for each kind of object."""
+        summary = self.summary()
+        head = ["classes", "size", "objects", *(f"AR@{limit}" for limit in self._limits)]
+        rows = [head]
+        for g, group in enumerate(GROUPS):
+            for s, size in enumerate(SIZES):
+                suffix = "" if size == "all" else f"/{size}"
+                recalls = [summary[f"{name}/{group}{suffix}"] for name in head[3:]]
+                shown = ["-" if recall is None else f"{recall:.1f}" for recall in recalls]
+                rows.append([group, size, str(self._objects[g, s]), *shown])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join(
+                cell.ljust(width) if i < 2 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        )
+
+    def _novel_objects(self, objects: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """Which objects are of a novel class, (G,) bool."""
+        classes = np.array([item["category_id"] for item in objects], dtype=np.int64)
+        odd = classes[(classes < 0) | (classes >= len(self._novel))]
+        if len(odd):
+            raise ValueError(
+                f"expected classes from 0 to {len(self._novel) - 1}, as there are "
+                f"{len(self._novel)} novel flags, got the class {odd[0]}. Is the ground truth of "
+                "another data set, or are its ids those of the json?"
+            )
+        return self._novel[classes]
+
+
+def _checked_proposals(boxes: np.ndarray, objectness: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same as float32 and float64; ValueError where they do not fit together."""
+    boxes, objectness = np.asarray(boxes, np.float32), np.asarray(objectness, np.float64)
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or objectness.shape != boxes.shape[:1]:
+        raise ValueError(
+            "expected boxes of shape (R, 4) and one objectness each, (R,), got "
+            f"{boxes.shape} and {objectness.shape}"
+        )
+    if not (np.isfinite(boxes).all() and np.isfinite(objectness).all()):
+        raise ValueError(
+            "expected finite boxes and objectness, got NaN or infinity. Did the proposal network "
+            "diverge?"
+        )
+    return boxes, objectness
+
+
+def _xyxy(item: Mapping[str, Any]) -> list[float]:
+    box = [float(value) for value in item["bbox"]]
+    return BoxMode.convert(box, BoxMode(item["bbox_mode"]), BoxMode.XYXY_ABS)
+
+
+def _area(item: Mapping[str, Any]) -> float:
+    """Pixels of an object: of its annotation, else of its outline, else of its box."""
+    if item.get("area") is not None:
+        return float(item["area"])
+    outline = item.get("segmentation")
+    if isinstance(outline, Mapping):
+        if isinstance(outline["counts"], list):  # uncompressed
+            outline = mask_util.frPyObjects(outline, *outline["size"])
+        return float(mask_util.area(outline))
+    if outline is not None and len(outline):
+        # a canvas that just holds the outline: the picture's size is not known here
+        points = np.concatenate([np.asarray(polygon).reshape(-1, 2) for polygon in outline])
+        width, height = (max(1, math.ceil(end)) for end in points.max(axis=0))
+        parts = mask_util.frPyObjects([list(polygon) for polygon in outline], height, width)
+        return float(mask_util.area(mask_util.merge(parts)))
+    x1, y1, x2, y2 = _xyxy(item)
+    return (x2 - x1) * (y2 - y1)
+
+
+def _candidate_pairs(gt_boxes: np.ndarray, boxes: np.ndarray) -> list[tuple[int, int, float]]:
+    """Pairs (object, proposal, IoU) whose IoU reaches the lowest threshold, best first.
+
+    Lower pairs cannot change what the matching finds above it. Of equal pairs the first object,
+    then the first proposal, goes first, as with Detectron2's ``max``.
+    """
+    iou = pairwise_iou(Boxes(torch.from_numpy(gt_boxes)), Boxes(torch.from_numpy(boxes))).numpy()
+    owners, proposals = np.nonzero(iou >= _THRESHOLDS[0])
+    values = iou[owners, proposals]
+    order = np.argsort(-values, kind="stable")
+    ranked = (owners[order].tolist(), proposals[order].tolist(), values[order].tolist())
+    return list(zip(*ranked, strict=True))
+
+
+def _matched(pairs: Sequence[tuple[int, int, float]], members: Sequence[bool]) -> np.ndarray:
+    """IoUs of the pairs that a greedy one-to-one matching of the ``members`` makes, float32."""
+    used_objects: set[int] = set()
+    used_proposals: set[int] = set()
+    overlaps = []
+    for owner, proposal, iou in pairs:
+        if members[owner] and owner not in used_objects and proposal not in used_proposals:
+            used_objects.add(owner)
+            used_proposals.add(proposal)
+            overlaps.append(iou)
+    return np.array(overlaps, dtype=np.float32)

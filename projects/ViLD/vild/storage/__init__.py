@@ -1,0 +1,47 @@
+"""Stores: one record an image, in safetensors shards below one manifest.
+
+A store is a folder:
+
+    spec.json                what is being made, written first; a run with another spec is refused
+    shard_00000.safetensors  the records of some hundred images, whole or not there at all
+    manifest.json            written when all shards are there; a store without it is unfinished
+    .checked.json            sizes and times of the shards whose checksums were found right
+    .locks/                  while it is written
+
+`vild.proposals` and `vild.embeddings` say what a record holds; here is what they share.
+"""
+
+from vild.storage.errors import (
+    CorruptStoreError,
+    MissingImageError,
+    StoreBusyError,
+    StoreError,
+    StoreMismatchError,
+    UnfinishedStoreError,
+)
+from vild.storage.layout import Field, ImageId, ShardEntry, StoreSpec
+from vild.storage.pipeline import map_ahead, run_ahead
+from vild.storage.reader import RecordStore
+from vild.storage.verification import store_faults
+from vild.storage.writer import ShardBuilder, StoreWriter, require_disk_space, store_spec
+
+__all__ = [
+    "CorruptStoreError",
+    "Field",
+    "ImageId",
+    "MissingImageError",
+    "RecordStore",
+    "ShardBuilder",
+    "ShardEntry",
+    "StoreBusyError",
+    "StoreError",
+    "StoreMismatchError",
+    "StoreSpec",
+    "StoreWriter",
+    "UnfinishedStoreError",
+    "map_ahead",
+    "require_disk_space",
+    "run_ahead",
+    "store_faults",
+    "store_spec",
+]

@@ -1,0 +1,256 @@
+"""The files of a store: what each holds, byte for byte.
+
+Legend: N images, R rows (regions) of an image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from vild.data.files import atomic_path
+from vild.storage.errors import CorruptStoreError, StoreMismatchError
+
+FORMAT = "vild-store-1"
+SPEC, MANIFEST, CHECKED, LOCKS = "spec.json", "manifest.json", ".checked.json", ".locks"
+HEADER_LENGTH = 8  # bytes of safetensors' own length field
+HEADER_KEY = "vild"  # one key: the order of several is not fixed, and equal stores shall be equal
+
+ImageId = int | str
+
+
+@dataclass(frozen=True)
+class Field:
+    """One array of a record.
+
+    Attributes:
+        dtype: numpy's name.
+        columns: shape of a row: (columns,); 0 for scalars.
+    """
+
+    dtype: str
+    columns: int = 0
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Size on disk."""
+        return np.dtype(self.dtype).itemsize * max(1, self.columns)
+
+    def shape(self, rows: int) -> tuple[int, ...]:
+        """Shape of the array with so many rows."""
+        return (rows, self.columns) if self.columns else (rows,)
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """What a store is made of; two runs may share a folder only if their specs are equal.
+
+    Attributes:
+        kind: ``proposals`` or ``embeddings``.
+        split: data set whose images it covers.
+        fields: arrays of a record by name.
+        source: all else that decides the content (weights' hash, crop rule, ...); plain json.
+        images: number of images.
+        images_sha256: of the image ids, in order.
+        images_per_shard: images a shard.
+    """
+
+    kind: str
+    split: str
+    fields: dict[str, Field]
+    source: dict[str, Any]
+    images: int
+    images_sha256: str
+    images_per_shard: int
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Size of one region on disk."""
+        return sum(field.bytes_per_row for field in self.fields.values())
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-self.images // self.images_per_shard)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain json."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str) -> StoreSpec:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            CorruptStoreError: keys are missing.
+        """
+        try:
+            fields = {name: Field(**field) for name, field in data["fields"].items()}
+            return cls(**{**data, "fields": fields})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CorruptStoreError(f"{where}: not the description of a store ({error})") from None
+
+    def require_equal(self, other: StoreSpec, where: Path) -> None:
+        """Refuse another spec than the one in a folder.
+
+        Args:
+            other: what is to be made now.
+            where: the folder.
+
+        Raises:
+            StoreMismatchError: names what differs.
+        """
+        found = differences(self.to_json(), other.to_json())
+        if found:
+            raise StoreMismatchError(
+                f"{where} holds another store; there / now: {'; '.join(found)}. Name another "
+                "folder, or remove this one if its content is not needed any more."
+            )
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Where two json values differ, one line a leaf: ``teacher.name: 'a' / 'b'``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        prefix = f"{path}." if path else ""
+        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{prefix}{k}")]
+    return [] if old == new else [f"{path}: {old!r} / {new!r}"]
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """What the manifest says of a shard.
+
+    Attributes:
+        file: name in the folder.
+        bytes: size of the file.
+        header_sha256: of the length field and the header.
+        data_sha256: of all that follows.
+        images: ids, in order.
+        rows: R of each image.
+        heights: pixels, of each image.
+        widths: pixels, of each image.
+        failed: (id, reason) of images that could not be read; they have no record.
+    """
+
+    file: str
+    bytes: int
+    header_sha256: str
+    data_sha256: str
+    images: list[ImageId]
+    rows: list[int]
+    heights: list[int]
+    widths: list[int]
+    failed: list[tuple[ImageId, str]]
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"shard_{number:05d}.safetensors"
+
+
+def images_digest(images: Sequence[ImageId]) -> str:
+    """sha256 of image ids, in order."""
+    return hashlib.sha256(json.dumps(list(images)).encode()).hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a json file, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, separators=(",", ":")), encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a json file of a store.
+
+    Raises:
+        CorruptStoreError: it is no json.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CorruptStoreError(f"{path} is damaged ({error}); restore it from a copy") from None
+
+
+def write_shard(
+    path: Path,
+    arrays: Mapping[str, np.ndarray],
+    described: Mapping[str, Any],
+) -> None:
+    """Write one shard, whole or not at all.
+
+    Args:
+        path: file to write.
+        arrays: every field, all images one after another.
+        described: ``images``, ``rows``, ``heights``, ``widths``, ``failed`` as in the manifest.
+    """
+    # the checksum of the data stands in the header, so the data are laid out first
+    data = save(dict(arrays))
+    start = data_start(data)
+    header = {**described, "data_sha256": hashlib.sha256(memoryview(data)[start:]).hexdigest()}
+    metadata = {HEADER_KEY: json.dumps(header, separators=(",", ":"))}
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(dict(arrays), metadata=metadata))
+
+
+def data_start(beginning: bytes) -> int:
+    """Where the data of a safetensors file begin, from its first bytes."""
+    return HEADER_LENGTH + int.from_bytes(beginning[:HEADER_LENGTH], "little")
+
+
+def read_entry(path: Path) -> ShardEntry:
+    """The manifest's entry of a shard, from the shard's own header; the data are not read.
+
+    Raises:
+        CorruptStoreError: the header is damaged or the file has another size than it says.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = file.read(HEADER_LENGTH)
+        start = data_start(length)
+        header = file.read(start - HEADER_LENGTH) if start <= size else b""
+    try:
+        parsed = json.loads(header)
+        described = json.loads(parsed.pop("__metadata__")[HEADER_KEY])
+        end = max((tensor["data_offsets"][1] for tensor in parsed.values()), default=0)
+        entry = ShardEntry(
+            file=path.name,
+            bytes=size,
+            header_sha256=hashlib.sha256(length + header).hexdigest(),
+            data_sha256=described["data_sha256"],
+            images=described["images"],
+            rows=described["rows"],
+            heights=described["heights"],
+            widths=described["widths"],
+            failed=[(image, reason) for image, reason in described["failed"]],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptStoreError(f"{path}: its header is damaged ({error!r})") from None
+    if start + end != size:
+        raise CorruptStoreError(f"{path}: expected {start + end} bytes, got {size}: truncated")
+    return entry
+
+
+def manifest_digest(spec: Mapping[str, Any], shards: Sequence[Mapping[str, Any]]) -> str:
+    """sha256 of all that decides the content of a store; other artefacts refer to it."""
+    content = json.dumps([spec, shards], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def file_digests(path: Path) -> tuple[str, str]:
+    """(sha256 of the header with its length, sha256 of the data) of a shard, read whole."""
+    data = hashlib.sha256()
+    with path.open("rb") as file:
+        length = file.read(HEADER_LENGTH)
+        # a damaged length must not ask for more memory than the file has
+        header = file.read(min(data_start(length), path.stat().st_size) - HEADER_LENGTH)
+        while block := file.read(1 << 22):
+            data.update(block)
+    return hashlib.sha256(length + header).hexdigest(), data.hexdigest()

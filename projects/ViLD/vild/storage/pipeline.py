@@ -1,0 +1,89 @@
+"""What the makers of stores share: pictures read ahead, work done ahead in a thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from queue import Full, Queue
+from typing import TypeVar, cast
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+_END = object()
+
+
+def map_ahead(
+    function: Callable[[T], U], items: Sequence[T], threads: int, ahead: int | None = None
+) -> Iterator[Future[U]]:
+    """Futures of ``function(item)`` in the items' order, a few computed ahead in threads.
+
+    Args:
+        function: should release the interpreter lock for most of its time.
+        items: its arguments.
+        threads: number of threads.
+        ahead: how many results wait at most; twice the threads by default.
+    """
+    source = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = [pool.submit(function, item) for item in islice(source, ahead or 2 * threads)]
+        try:
+            while waiting:
+                first = waiting.pop(0)
+                first.exception()  # waits
+                waiting += [pool.submit(function, item) for item in islice(source, 1)]
+                yield first
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def run_ahead(items: Iterable[T], ahead: int = 2) -> Iterator[T]:
+    """The same items, produced in a thread of their own.
+
+    An error of the producer is raised at the consumer. Where the consumer stops early, so does
+    the producer.
+
+    Args:
+        items: the producer.
+        ahead: how many items wait at most.
+    """
+    queue: Queue[tuple[T | object, BaseException | None]] = Queue(ahead)
+    stopped = threading.Event()
+
+    def put(item: T | object, error: BaseException | None = None) -> bool:
+        while not stopped.is_set():
+            try:
+                queue.put((item, error), timeout=0.1)
+                return True
+            except Full:
+                continue
+        return False
+
+    def produce() -> None:
+        try:
+            for item in items:
+                if not put(item):
+                    return
+            put(_END)
+        except BaseException as error:  # handed on, whatever it is
+            put(_END, error)
+        finally:
+            if isinstance(items, Generator):
+                items.close()
+
+    thread = threading.Thread(target=produce, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = queue.get()
+            if error is not None:
+                raise error
+            if item is _END:
+                return
+            yield cast(T, item)
+    finally:
+        stopped.set()
+        thread.join()

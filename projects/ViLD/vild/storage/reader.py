@@ -1,0 +1,238 @@
+"""Reading a store by image, from any number of loader workers."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+from tqdm import tqdm
+
+from vild.storage.errors import (
+    CorruptStoreError,
+    MissingImageError,
+    StoreMismatchError,
+    UnfinishedStoreError,
+)
+from vild.storage.layout import (
+    CHECKED,
+    FORMAT,
+    MANIFEST,
+    SPEC,
+    ImageId,
+    StoreSpec,
+    differences,
+    file_digests,
+    manifest_digest,
+    read_json,
+    write_json,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class RecordStore:
+    """A finished store: a mapping from image id to its arrays.
+
+    Shards are memory-mapped when first used, by each process for itself, so that a store can be
+    handed to forked and to spawned workers alike.
+
+    Args:
+        folder: the store.
+        kind: ``proposals`` or ``embeddings``.
+        expected: refuse the store unless its spec holds these values, e.g.
+            ``{"source": {"crop": {"mode": "stretch"}}}``.
+
+    Raises:
+        UnfinishedStoreError: no manifest.
+        StoreMismatchError: another kind, format or spec.
+        CorruptStoreError: a shard is missing, truncated or changed. Shards whose size and time
+            are not those of the last check are read whole once.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        kind: str,
+        expected: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        manifest = self._read_manifest(kind)
+        self.spec = StoreSpec.from_json(manifest["spec"], str(self.folder / MANIFEST))
+        self.digest: str = manifest["digest"]
+        self.made_by: dict[str, str] = manifest["made_by"]
+        self._refuse_other_spec(expected or {})
+        self._shards: list[dict[str, Any]] = manifest["shards"]
+        self._index: dict[ImageId, tuple[int, int, int, int, int]] = {}
+        self._reasons: dict[ImageId, str] = {}
+        for number, shard in enumerate(self._shards):
+            self._index_shard(number, shard)
+        self._check_files()
+        self._opened: dict[int, dict[str, Tensor]] = {}
+        self._process = os.getpid()
+
+    def _read_manifest(self, kind: str) -> dict[str, Any]:
+        path = self.folder / MANIFEST
+        if not path.is_file():
+            if not (self.folder / SPEC).is_file():
+                raise UnfinishedStoreError(
+                    f"expected a store of {kind} at {self.folder}: there is none"
+                )
+            done = len(list(self.folder.glob("shard_*.safetensors")))
+            total = StoreSpec.from_json(read_json(self.folder / SPEC), str(path)).shards
+            raise UnfinishedStoreError(
+                f"{self.folder} is not finished: {done} of {total} shards are there. Run the "
+                "command that began it again: it goes on from there."
+            )
+        manifest = read_json(path)
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise StoreMismatchError(f"{path}: expected a manifest of the format {FORMAT!r}")
+        if manifest.keys() < {"digest", "spec", "made_by", "shards"} or manifest[
+            "digest"
+        ] != manifest_digest(manifest["spec"], manifest["shards"]):
+            raise CorruptStoreError(f"{path} was changed; restore it from a copy")
+        if manifest["spec"]["kind"] != kind:
+            raise StoreMismatchError(
+                f"{self.folder}: expected a store of {kind}, got one of {manifest['spec']['kind']}"
+            )
+        return manifest
+
+    def _refuse_other_spec(self, expected: Mapping[str, Any]) -> None:
+        own = _restricted(self.spec.to_json(), expected)
+        found = differences(own, dict(expected))
+        if found:
+            raise StoreMismatchError(
+                f"{self.folder} was made from something else; store / expected: "
+                f"{'; '.join(found)}. Name the right store, or make this one anew."
+            )
+
+    def _index_shard(self, number: int, shard: dict[str, Any]) -> None:
+        self._reasons.update((image, reason) for image, reason in shard["failed"])
+        start = 0
+        columns = (shard.pop(key) for key in ("images", "rows", "heights", "widths"))
+        for image, rows, height, width in zip(*columns, strict=True):
+            if image not in self._reasons:
+                self._index[image] = (number, start, start + rows, height, width)
+            start += rows
+
+    def _check_files(self) -> None:
+        """Sizes of all shards; checksums of those that were touched since they were last right."""
+        path = self.folder / CHECKED
+        try:
+            known = read_json(path)
+        except (OSError, CorruptStoreError):
+            known = {}
+        changed = []
+        for shard in self._shards:
+            file = self.folder / shard["file"]
+            if not file.is_file():
+                raise CorruptStoreError(f"{file} is missing; {_MEND}")
+            stat = file.stat()
+            if stat.st_size != shard["bytes"]:
+                raise CorruptStoreError(
+                    f"{file}: expected {shard['bytes']} bytes, got {stat.st_size}; {_MEND}"
+                )
+            if known.get(shard["file"]) != [stat.st_size, stat.st_mtime_ns]:
+                changed.append((shard, [stat.st_size, stat.st_mtime_ns]))
+        if not changed:
+            return
+        size = sum(shard["bytes"] for shard, _ in changed)
+        many = size > 1e9
+        if many:
+            logger.info("checking %.1f GB of %s, once", size / 1e9, self.folder)
+        for shard, state in tqdm(changed, unit="shard", disable=not many):
+            if file_digests(self.folder / shard["file"]) != (
+                shard["header_sha256"],
+                shard["data_sha256"],
+            ):
+                raise CorruptStoreError(
+                    f"{self.folder / shard['file']}: its checksum is wrong; {_MEND}"
+                )
+            known[shard["file"]] = state
+        try:
+            write_json(path, known)
+        except OSError:  # a read-only folder; checked again the next time
+            logger.info("%s cannot be written: the check is not remembered", path)
+
+    @property
+    def failed(self) -> dict[ImageId, str]:
+        """Images that could not be read when the store was made, and why."""
+        return dict(self._reasons)
+
+    @property
+    def rows(self) -> int:
+        """Number of regions of all images."""
+        return sum(stop - start for _, start, stop, _, _ in self._index.values())
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __iter__(self) -> Iterator[ImageId]:
+        return iter(self._index)
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._index
+
+    def image_size(self, image_id: ImageId) -> tuple[int, int]:
+        """(height, width) in pixels of the picture that the record was made from."""
+        return self._locate(image_id)[3:]
+
+    def count(self, image_id: ImageId) -> int:
+        """R of an image, without reading its record."""
+        _, start, stop, _, _ = self._locate(image_id)
+        return stop - start
+
+    def _locate(self, image_id: ImageId) -> tuple[int, int, int, int, int]:
+        try:
+            return self._index[image_id]
+        except KeyError:
+            pass
+        reason = self._reasons.get(image_id)
+        why = f"it could not be read when the store was made ({reason})" if reason else "not in it"
+        raise MissingImageError(
+            f"{self.folder} has no record of the image {image_id!r}: {why}. Make a store of the "
+            f"split that you use; this one is of {self.spec.split}."
+        )
+
+    def arrays(self, image_id: ImageId) -> dict[str, Tensor]:
+        """Copies of a record's arrays, R rows each, by field.
+
+        Raises:
+            MissingImageError: no record of this image.
+        """
+        number, start, stop, _, _ = self._locate(image_id)
+        return {name: t[start:stop].clone() for name, t in self._shard(number).items()}
+
+    def _shard(self, number: int) -> dict[str, Tensor]:
+        if self._process != os.getpid():  # a map must not be shared with the parent
+            self._opened, self._process = {}, os.getpid()
+        if number not in self._opened:
+            path = self.folder / self._shards[number]["file"]
+            self._opened[number] = open_tensors(path)
+        return self._opened[number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": {}}
+
+
+_MEND = (
+    "tools/verify_store.py lists all faults. Remove the damaged file and manifest.json and run the "
+    "command that made the store: it makes that shard again."
+)
+
+
+def _restricted(value: Any, keys: Any) -> Any:
+    """The part of a nested json value that another one has keys for."""
+    if isinstance(value, dict) and isinstance(keys, Mapping):
+        return {key: _restricted(value.get(key), keys[key]) for key in keys}
+    return value
+
+
+def open_tensors(path: Path) -> dict[str, Tensor]:
+    """All arrays of one shard, memory-mapped."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -1,0 +1,114 @@
+"""Every fault of a store, by name; see tools/verify_store.py."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from tqdm import tqdm
+
+from vild.storage.errors import StoreError
+from vild.storage.layout import (
+    FORMAT,
+    MANIFEST,
+    StoreSpec,
+    file_digests,
+    images_digest,
+    manifest_digest,
+    read_entry,
+    read_json,
+)
+from vild.storage.reader import open_tensors
+
+# (arrays of one image, (height, width)) -> faults
+RecordCheck = Callable[[dict[str, Tensor], tuple[int, int]], list[str]]
+
+
+def store_faults(
+    folder: str | os.PathLike[str], check: RecordCheck | None = None, progress: bool = False
+) -> list[str]:
+    """Read a store whole and list what is wrong with it; empty if nothing is.
+
+    Args:
+        folder: the store.
+        check: what the kind of store demands of one record.
+        progress: show a progress bar.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    try:
+        manifest = read_json(path)
+        spec = StoreSpec.from_json(manifest["spec"], str(path))
+        shards = manifest["shards"]
+    except FileNotFoundError:
+        return [f"{path} is missing: the store is not finished"]
+    except (StoreError, KeyError, TypeError) as error:
+        return [f"{path}: {error}"]
+    faults = []
+    if manifest.get("format") != FORMAT:
+        faults.append(f"{path}: expected the format {FORMAT!r}, got {manifest.get('format')!r}")
+    if manifest.get("digest") != manifest_digest(manifest["spec"], shards):
+        faults.append(f"{path} was changed: its digest is not that of its content")
+    images = [image for shard in shards for image in shard["images"]]
+    if len(images) != spec.images or images_digest(images) != spec.images_sha256:
+        faults.append(f"{path}: its images are not those that the store was begun for")
+    if len(set(images)) != len(images):
+        faults.append(f"{path}: an image is in it more than once")
+    named = {shard["file"] for shard in shards}
+    faults += [
+        f"{file} belongs to no store"
+        for file in sorted(folder.glob("*.safetensors"))
+        if file.name not in named
+    ]
+    for shard in tqdm(shards, unit="shard", disable=not progress):
+        faults += _shard_faults(folder / shard["file"], shard, spec, check)
+    return faults
+
+
+def _shard_faults(
+    path: Path, shard: dict[str, Any], spec: StoreSpec, check: RecordCheck | None
+) -> Iterator[str]:
+    if not path.is_file():
+        yield f"{path} is missing"
+        return
+    try:
+        entry = read_entry(path)
+    except StoreError as error:
+        yield str(error)
+        return
+    header, data = file_digests(path)
+    if header != shard["header_sha256"]:
+        yield f"{path}: the checksum of its header is wrong"
+    if data != shard["data_sha256"]:
+        yield f"{path}: the checksum of its data is wrong"
+    if (entry.images, entry.rows) != (shard["images"], shard["rows"]):
+        yield f"{path}: its images are not those that the manifest gives"
+        return
+    try:
+        tensors = open_tensors(path)
+    except SafetensorError as error:
+        yield f"{path}: not a safetensors file ({error})"
+        return
+    rows = sum(entry.rows)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    expected = {name: field.shape(rows) for name, field in spec.fields.items()}
+    if shapes != expected:
+        yield f"{path}: expected the arrays {expected}, got {shapes}"
+        return
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            yield f"{path}: {name} has values that are not finite"
+    if check is None:
+        return
+    start = 0
+    for image, count, size in zip(
+        entry.images, entry.rows, zip(entry.heights, entry.widths, strict=True), strict=True
+    ):
+        record = {name: tensor[start : start + count] for name, tensor in tensors.items()}
+        yield from (f"{path}: image {image!r}: {fault}" for fault in check(record, size))
+        start += count

@@ -1,0 +1,327 @@
+"""Writing a store, by any number of processes on any number of machines, as often interrupted.
+
+The unit is the shard: rank r of w writes shards r, r + w, ... A shard is written under another name
+and renamed, so that it is there whole or not at all, and what is there is not made again. The
+processes need not know of each other: the folder is all they share.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from vild.data.files import remove_leftovers
+from vild.storage.errors import CorruptStoreError, StoreBusyError, StoreError
+from vild.storage.layout import (
+    CHECKED,
+    FORMAT,
+    LOCKS,
+    MANIFEST,
+    SPEC,
+    ImageId,
+    ShardEntry,
+    StoreSpec,
+    images_digest,
+    manifest_digest,
+    read_entry,
+    read_json,
+    shard_name,
+    write_json,
+    write_shard,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class ShardBuilder:
+    """Collects the records of one shard; get one from :meth:`StoreWriter.shard`."""
+
+    def __init__(self, spec: StoreSpec, images: Sequence[ImageId]) -> None:
+        self.images = images
+        self._spec = spec
+        self._arrays: dict[str, list[np.ndarray]] = {name: [] for name in spec.fields}
+        self._sizes: list[tuple[int, int, int]] = []
+        self._failed: list[tuple[ImageId, str]] = []
+
+    def shape(self, field: str, rows: int) -> tuple[int, ...]:
+        """Shape of a field with so many rows."""
+        return self._spec.fields[field].shape(rows)
+
+    def add(self, image_id: ImageId, height: int, width: int, arrays: Mapping[str, Any]) -> None:
+        """Append the record of the next image.
+
+        Args:
+            image_id: must be the next of :attr:`images`.
+            height: pixels.
+            width: pixels.
+            arrays: every field of the store, R rows each.
+
+        Raises:
+            ValueError: shapes or row counts that do not fit, or values that are not finite.
+        """
+        self._expect(image_id)
+        rows = {len(array) for array in arrays.values()}
+        if arrays.keys() != self._spec.fields.keys() or len(rows) != 1:
+            got = {name: np.shape(array) for name, array in arrays.items()}
+            raise ValueError(
+                f"image {image_id}: expected the fields {sorted(self._spec.fields)} with one row "
+                f"count, got {got}"
+            )
+        (count,) = rows
+        for name, field in self._spec.fields.items():
+            array = np.asarray(arrays[name])
+            if array.shape != field.shape(count):
+                raise ValueError(
+                    f"image {image_id}: expected {name} of shape {field.shape(count)}, got "
+                    f"{array.shape}"
+                )
+            with np.errstate(over="ignore"):  # found as inf by the next line
+                array = array.astype(field.dtype)
+            if not np.isfinite(array).all():
+                row = int(np.argwhere(~np.isfinite(array).reshape(count, -1).all(axis=1))[0, 0])
+                raise ValueError(
+                    f"image {image_id}: {name} of row {row} is not finite as {field.dtype}; "
+                    "nothing of it was written. A model that gives NaN has wrong weights or needs "
+                    "more precision (fp32)."
+                )
+            self._arrays[name].append(array)
+        self._sizes.append((count, height, width))
+
+    def fail(self, image_id: ImageId, reason: str) -> None:
+        """Record that the next image has no record, and why."""
+        self._expect(image_id)
+        self._failed.append((image_id, reason))
+        self._sizes.append((0, 0, 0))
+
+    def _expect(self, image_id: ImageId) -> None:
+        if len(self._sizes) >= len(self.images) or self.images[len(self._sizes)] != image_id:
+            raise ValueError(
+                f"expected the records of {list(self.images)[:5]}... in this order, got "
+                f"{image_id!r} as number {len(self._sizes)}"
+            )
+
+    def write(self, path: Path) -> None:
+        """Write the shard; all its images must have been added or have failed."""
+        if len(self._sizes) != len(self.images):
+            raise ValueError(f"expected {len(self.images)} images, got {len(self._sizes)}")
+        arrays = {
+            name: np.concatenate([np.empty(field.shape(0), field.dtype), *self._arrays[name]])
+            for name, field in self._spec.fields.items()
+        }
+        rows, heights, widths = (list(column) for column in zip(*self._sizes, strict=True))
+        described = {
+            "images": list(self.images),
+            "rows": rows,
+            "heights": heights,
+            "widths": widths,
+            "failed": self._failed,
+        }
+        write_shard(path, arrays, described)
+
+
+class StoreWriter:
+    """One process's access to a store that is being made.
+
+    Args:
+        folder: the store; made if it is not there.
+        spec: what is made; see :func:`store_spec`.
+        images: ids of all images, in order.
+
+    Raises:
+        StoreMismatchError: the folder holds a store of another spec.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], spec: StoreSpec, images: Sequence[ImageId]
+    ) -> None:
+        self.folder, self.spec, self._images = Path(folder), spec, list(images)
+        self._written: set[str] = set()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / SPEC
+        if path.exists():
+            StoreSpec.from_json(read_json(path), str(path)).require_equal(spec, self.folder)
+        elif any(self.folder.glob("shard_*")) or (self.folder / MANIFEST).exists():
+            raise StoreError(f"{self.folder} has shards but no {SPEC}: not a folder to write to")
+        else:
+            write_json(path, spec.to_json())
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the manifest is written."""
+        return (self.folder / MANIFEST).exists()
+
+    def pending(self, rank: int = 0, world_size: int = 1) -> list[int]:
+        """Shards of one rank that are still to be made; broken ones are among them."""
+        if self.is_finished:
+            return []
+        return [n for n in range(rank, self.spec.shards, world_size) if self._entry(n) is None]
+
+    def images_of(self, shard: int) -> list[ImageId]:
+        """Ids of the images of a shard."""
+        size = self.spec.images_per_shard
+        return self._images[shard * size : (shard + 1) * size]
+
+    @contextmanager
+    def shard(self, number: int) -> Iterator[ShardBuilder]:
+        """Make one shard: records are added in the block, the file is written at its end.
+
+        Raises:
+            StoreBusyError: another process makes this very shard.
+            StoreError: the file could not be written (full disk).
+        """
+        path = self.folder / shard_name(number)
+        with self._lock(path.stem, f"shard {number} of {self.folder} is being written"):
+            remove_leftovers(path)
+            builder = ShardBuilder(self.spec, self.images_of(number))
+            yield builder
+            try:
+                builder.write(path)
+            except OSError as error:
+                raise StoreError(
+                    f"{path} could not be written ({error}). What was written before is whole: "
+                    "make room or mend the folder and run the same command again."
+                ) from error
+            self._written.add(path.name)
+
+    @contextmanager
+    def _lock(self, name: str, message: str) -> Iterator[None]:
+        folder = self.folder / LOCKS
+        folder.mkdir(exist_ok=True)
+        lock = FileLock(folder / f"{name}.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise StoreBusyError(
+                f"{message} by another process. If two runs were meant to share the work, give "
+                "them different --machine-rank; otherwise let the other one finish."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def finish(self, made_by: Mapping[str, str]) -> bool:
+        """Write the manifest if every shard is there.
+
+        Args:
+            made_by: versions of the software, for the record.
+
+        Returns:
+            whether the store is finished; False while other ranks still work.
+        """
+        if self.is_finished:
+            return True
+        entries = [self._entry(number) for number in range(self.spec.shards)]
+        if any(entry is None for entry in entries):
+            return False
+        shards = [asdict(entry) for entry in entries if entry is not None]
+        spec = self.spec.to_json()
+        # only what this very process wrote is known to be right; the rest is checked when opened
+        checked = {
+            name: [stat.st_size, stat.st_mtime_ns]
+            for name in sorted(self._written)
+            for stat in [(self.folder / name).stat()]
+        }
+        write_json(self.folder / CHECKED, checked)
+        manifest = {
+            "format": FORMAT,
+            "digest": manifest_digest(spec, shards),
+            "spec": spec,
+            "made_by": dict(made_by),
+            "shards": shards,
+        }
+        write_json(self.folder / MANIFEST, manifest)
+        shutil.rmtree(self.folder / LOCKS, ignore_errors=True)
+        return True
+
+    def retry_failed(self) -> int:
+        """Take back every shard with an image that failed, so that it is made again.
+
+        Returns:
+            the number of images concerned.
+        """
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        failed = 0
+        for number in range(self.spec.shards):
+            entry = self._entry(number)
+            if entry is not None and entry.failed:
+                failed += len(entry.failed)
+                (self.folder / entry.file).unlink()
+        return failed
+
+    def _entry(self, number: int) -> ShardEntry | None:
+        """The entry of a whole shard; None where there is none yet."""
+        path = self.folder / shard_name(number)
+        try:
+            entry = read_entry(path)
+        except FileNotFoundError:
+            return None
+        except CorruptStoreError as error:
+            logger.warning("%s; it is made again", error)
+            return None
+        if entry.images != self.images_of(number):
+            raise StoreError(
+                f"{path} holds other images than this run's shard {number}; remove the file"
+            )
+        return entry
+
+
+def store_spec(
+    kind: str,
+    split: str,
+    fields: Mapping[str, Any],
+    source: Mapping[str, Any],
+    images: Sequence[ImageId],
+    images_per_shard: int,
+) -> StoreSpec:
+    """The spec of a store over these images.
+
+    Raises:
+        ValueError: no image, an id that comes twice, or an impossible shard size.
+    """
+    if images_per_shard < 1:
+        raise ValueError(f"expected at least 1 image a shard, got {images_per_shard}")
+    if not images:
+        raise ValueError(f"{split} has no image: there is nothing to store")
+    if len(set(images)) != len(images):
+        seen: set[ImageId] = set()
+        twice = next(i for i in images if i in seen or seen.add(i))  # type: ignore[func-returns-value]
+        raise ValueError(f"{split}: the image id {twice!r} comes more than once; ids name records")
+    return StoreSpec(
+        *(kind, split, dict(fields), dict(source)),
+        images=len(images),
+        images_sha256=images_digest(images),
+        images_per_shard=images_per_shard,
+    )
+
+
+def require_disk_space(folder: str | os.PathLike[str], needed: int) -> str:
+    """Check that a disk has room.
+
+    Args:
+        folder: where it is wanted; need not exist yet.
+        needed: bytes.
+
+    Returns:
+        a line for the log.
+
+    Raises:
+        StoreError: there is less.
+    """
+    folder = Path(folder).absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    line = f"needs {needed / 1e9:.2f} GB on disk, {free / 1e9:.2f} GB are free"
+    if needed > free:
+        raise StoreError(f"{folder}: {line}. Free some, or choose another --out-dir.")
+    return line

@@ -1,0 +1,403 @@
+"""Crops equal what open_clip makes of PIL's, by either way of computing them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import open_clip
+import PIL
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import Compose
+
+from vild.embeddings import CROP_MODES, crop_and_resize, crops, enlarge_boxes, valid_boxes
+
+HEIGHT, WIDTH = 240, 320
+RESIZE_MODES = {"stretch": "squash", "pad": "longest", "clip": "shortest"}
+# Before 13.0 Pillow shrank horizontally first whatever the shape; on noise that shows.
+needs_pillow_13 = pytest.mark.skipif(
+    int(PIL.__version__.split(".")[0]) < 13, reason="this Pillow has another order of passes"
+)
+by_mode = pytest.mark.parametrize("mode", CROP_MODES)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small tensors: threads only wait for each other, the more so beside other tests."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    """Smooth, noisy and black-and-white parts: rounding and overshoot show in the latter."""
+    rng = np.random.default_rng(0)
+    low = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
+    made = np.array(low.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
+    made[::5] = rng.integers(0, 256, made[::5].shape, np.uint8)
+    made[60:180, 80:240] = 255 * rng.integers(0, 2, (120, 160, 3), np.uint8)
+    return made
+
+
+def boxes_of_all_scales() -> torch.Tensor:
+    """Whole picture, elongated ones, fractions, halves; then random ones from 1 px on."""
+    fixed = [
+        *[(0, 0, WIDTH, HEIGHT), (0, 0, WIDTH - 1, HEIGHT - 1), (0, 0, 1, 1)],
+        *[(WIDTH - 1, HEIGHT - 1, WIDTH, HEIGHT), (10, 100, 310, 105), (100, 2, 105, 238)],
+        *[(3, 7, 303, 9), (33, 5, 35, 235), (100, 20, 196, 230), (40, 30, 280, 40)],
+        *[(10.5, 11.5, 20.5, 21.5), (90.49, 70.51, 120.2, 200.7), (88, 66, 152, 130)],
+    ]
+    rng = np.random.default_rng(1)
+    for low, high in ((1, 5), (5, 40), (40, 120), (120, 238)):
+        for _ in range(8):
+            w, h = rng.integers(low, high, 2)
+            x, y = rng.uniform(0, WIDTH - w), rng.uniform(0, HEIGHT - h)
+            fixed.append((x, y, x + w, y + h))
+    return torch.tensor(fixed, dtype=torch.float32)
+
+
+def reference(image: np.ndarray, boxes: torch.Tensor, size: int, mode: str) -> torch.Tensor:
+    """What open_clip makes of PIL's crops, without its normalisation."""
+    transform = open_clip.image_transform(
+        size, is_train=False, resize_mode=RESIZE_MODES[mode], interpolation="bicubic"
+    )
+    *steps, normalize = transform.transforms
+    assert type(normalize).__name__ == "Normalize"
+    whole = Image.fromarray(image)
+    return torch.stack([Compose(steps)(whole.crop(tuple(box))) for box in boxes.tolist()])
+
+
+def known_to_open_clip(boxes: torch.Tensor, size: int, mode: str) -> torch.Tensor:
+    """Without those whose short side comes to 0 pixels in ``pad``: open_clip fails there."""
+    sides = boxes[:, 2:].round() - boxes[:, :2].round()
+    short = (size * sides.amin(dim=1) / sides.amax(dim=1)).round()
+    return boxes[short > 0] if mode == "pad" else boxes
+
+
+def batched(image: np.ndarray, boxes: torch.Tensor, size: int, mode: str) -> torch.Tensor:
+    """The way that is taken on a GPU."""
+    layout = crops._lay_out(boxes.double(), image.shape[:2], size, mode)
+    return crops._resize_batched(torch.from_numpy(image), layout, size)
+
+
+def assert_same(got: torch.Tensor, expected: torch.Tensor, most: float = 3) -> None:
+    assert got.shape == expected.shape
+    difference = (got.double() - expected.double()).abs() * 255
+    per_crop = difference.flatten(1).amax(dim=1)
+    assert per_crop.max() < most + 1e-3, f"crop {int(per_crop.argmax())}: {per_crop.max():.2f}/255"
+    assert difference.flatten(1).mean(dim=1).max() <= 1
+
+
+@needs_pillow_13
+@by_mode
+@pytest.mark.parametrize("size", [224, 37])
+@pytest.mark.parametrize("resize", [crop_and_resize, batched])
+def test_crops_equal_open_clips(resize, size: int, mode: str, image: np.ndarray) -> None:
+    boxes = known_to_open_clip(boxes_of_all_scales(), size, mode)
+    assert_same(resize(image, boxes, size, mode), reference(image, boxes, size, mode))
+
+
+@needs_pillow_13
+@by_mode
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_crops_of_every_small_size(size: int, mode: str, image: np.ndarray) -> None:
+    boxes = torch.tensor([(90.0, 70.0, 90 + w, 70 + h) for w in range(1, 8) for h in range(1, 8)])
+    boxes = known_to_open_clip(boxes, size, mode)
+    expected = reference(image, boxes, size, mode)
+    assert_same(crop_and_resize(image, boxes, size, mode), expected)
+    assert_same(batched(image, boxes, size, mode), expected)
+
+
+@by_mode
+def test_both_ways_agree(mode: str, image: np.ndarray) -> None:
+    boxes = boxes_of_all_scales()
+    got = crop_and_resize(image, boxes, 64, mode)
+    assert_same(batched(image, boxes, 64, mode), got, most=2)
+
+
+@pytest.mark.parametrize(("w", "h", "vertical"), [(60, 200, True), (200, 60, False)])
+def test_order_of_the_passes(w: int, h: int, vertical: bool, image: np.ndarray) -> None:
+    """Written out, so that it holds with any Pillow; the other order differs by far more."""
+    crop = Image.fromarray(image[20 : 20 + h, 90 : 90 + w])
+    between = {True: (w, 48), False: (48, h)}
+    expected, other = (
+        np.array(crop.resize(between[first], 3).resize((48, 48), 3)) / 255
+        for first in (vertical, not vertical)
+    )
+    assert np.abs(expected - other).max() > 10 / 255
+    boxes = torch.tensor([[90.0, 20.0, 90 + w, 20 + h]])
+    for resize in (crop_and_resize, batched):
+        assert_same(resize(image, boxes, 48, "stretch")[0].permute(1, 2, 0), torch.tensor(expected))
+
+
+def test_very_long_boxes_keep_a_row_in_pad(image: np.ndarray) -> None:
+    boxes = torch.tensor([[0.0, 50.0, 300.0, 51.0]])
+    for resize in (crop_and_resize, batched):
+        crop = resize(image, boxes, 32, "pad")[0]
+        assert crop.amax(dim=(0, 2)).nonzero().flatten().tolist() == [15]
+
+
+def test_clip_does_not_resize_what_it_cuts_off(
+    image: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """300 × 1 pixels would become 67200 × 224, 45 MB."""
+    boxes = torch.tensor([[10.0, 50.0, 310.0, 51.0], [7.0, 5.0, 8.0, 239.0]])
+    monkeypatch.delattr(crops.functional, "interpolate")
+    windows = []
+    chunks = crops._chunks
+    monkeypatch.setattr(crops, "_chunks", lambda w, *rest: windows.append(w) or chunks(w, *rest))
+    got = crop_and_resize(image, boxes, 224, "clip")
+    assert windows[0].max() <= 6  # pixels
+    assert_same(got, reference(image, boxes, 224, "clip"))
+
+
+@by_mode
+def test_chunks_do_not_change_the_result(
+    mode: str, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes = boxes_of_all_scales()
+    together = batched(image, boxes, 32, mode)
+    for most in (1, 4_000_000):
+        monkeypatch.setattr(crops, "_CHUNK_BYTES", most)
+        torch.testing.assert_close(
+            batched(image, boxes, 32, mode), together, rtol=0, atol=1.1 / 255
+        )
+
+
+def test_chunks_are_bounded_and_hold_every_box_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    window = torch.randint(1, 300, (200, 2), generator=generator)
+    vertical = torch.rand(200, generator=generator) < 0.3
+    monkeypatch.setattr(crops, "_CHUNK_BYTES", 20_000_000)
+    seen = []
+    for rows, kind in crops._chunks(window, vertical, 32):
+        assert (vertical[rows] == kind).all()
+        height, width = window[rows].amax(dim=0).tolist()
+        assert len(rows) * height * width * 15 < 20_000_000  # bytes and floats of the pixels
+        seen += rows.tolist()
+    assert sorted(seen) == list(range(200))
+
+
+def test_two_scales_of_one_box(image: np.ndarray) -> None:
+    """They once aliased one array, so that both crops came out enlarged (scale 2, moreover)."""
+    boxes = torch.tensor([[100.0, 80.0, 140.0, 120.0]])
+    before = boxes.clone()
+    large = enlarge_boxes(boxes, 1.5, (HEIGHT, WIDTH))
+    assert torch.equal(boxes, before)
+    assert large.tolist() == [[90.0, 70.0, 150.0, 130.0]]
+    got = [crop_and_resize(image, b, 32) for b in (boxes, large)]
+    assert not torch.allclose(*got, atol=0.1)
+    for crop, corners in zip(got, ((100, 80, 140, 120), (90, 70, 150, 130)), strict=True):
+        expected = Image.fromarray(image).crop(corners).resize((32, 32), Image.Resampling.BICUBIC)
+        assert_same(crop[0].permute(1, 2, 0), torch.from_numpy(np.array(expected) / 255))
+    assert torch.equal(boxes, before)
+
+
+def test_enlarged_boxes() -> None:
+    boxes = torch.tensor(
+        [[10.0, 20.0, 30.0, 60.0], [0.0, 0.0, 40.0, 40.0], [80.0, 90.0, 100.0, 98.0]]
+    )
+    expected = [[5.0, 10.0, 35.0, 70.0], [0.0, 0.0, 50.0, 50.0], [75.0, 88.0, 100.0, 100.0]]
+    got = enlarge_boxes(boxes, 1.5, (100, 100))
+    assert got.tolist() == expected
+    assert got.dtype == torch.float32
+    assert enlarge_boxes(boxes, 0.5, (100, 100))[0].tolist() == [15.0, 30.0, 25.0, 50.0]
+    # (height, width), not the reverse
+    assert enlarge_boxes(boxes[:1], 4, (70, 50)).tolist() == [[0.0, 0.0, 50.0, 70.0]]
+    assert enlarge_boxes(torch.empty(0, 4), 1.5, (100, 100)).shape == (0, 4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+def test_enlarged_boxes_are_new(scale: float) -> None:
+    boxes = torch.tensor([[10.25, 20.0, 30.0, 60.0], [-5.0, 1.0, 7.0, 300.0]])
+    before = boxes.clone()
+    got = enlarge_boxes(boxes, scale, (100, 100))
+    if scale == 1:
+        assert got.tolist() == [[10.25, 20.0, 30.0, 60.0], [0.0, 1.0, 7.0, 100.0]]
+    got.fill_(-1)
+    assert torch.equal(boxes, before)
+
+
+@pytest.mark.parametrize("scale", [0, -1.5, float("nan"), float("inf")])
+def test_a_scale_is_positive(scale: float) -> None:
+    with pytest.raises(ValueError, match=r"expected a scale > 0, such as 1\.5, got"):
+        enlarge_boxes(torch.rand(1, 4), scale, (10, 10))
+
+
+@pytest.mark.parametrize("resize", [crop_and_resize, batched])
+@pytest.mark.parametrize(
+    ("box", "pixel"),
+    [
+        ((10.1, 20.2, 10.4, 20.3), (10, 20)),
+        ((9.6, 19.6, 10.4, 20.4), (10, 20)),
+        ((-5.0, -3.0, 0.3, 0.2), (0, 0)),
+        ((WIDTH - 0.3, HEIGHT - 0.2, WIDTH + 9, HEIGHT + 9), (WIDTH - 1, HEIGHT - 1)),
+        ((WIDTH - 1e-5, HEIGHT - 1e-5, WIDTH, HEIGHT), (WIDTH - 1, HEIGHT - 1)),
+    ],
+)
+def test_what_rounds_to_nothing_is_a_pixel(resize, box, pixel, image: np.ndarray) -> None:
+    x, y = pixel
+    expected = torch.from_numpy(image[y, x])[:, None, None].expand(3, 5, 5) / 255
+    boxes = torch.tensor([box], dtype=torch.float64)
+    assert valid_boxes(boxes, (HEIGHT, WIDTH)).all()
+    assert torch.equal(resize(image, boxes, 5, "stretch")[0], expected)
+
+
+@by_mode
+def test_boxes_are_clipped_to_the_picture(mode: str, image: np.ndarray) -> None:
+    outside = torch.tensor([[-30.0, -1e9, 50.2, 40.0], [200.0, 100.0, 1e20, 700.0]])
+    inside = torch.tensor([[0.0, 0.0, 50.0, 40.0], [200.0, 100.0, WIDTH, HEIGHT]])
+    got, expected = (crop_and_resize(image, b, 16, mode) for b in (outside, inside))
+    assert torch.equal(got, expected)
+
+
+@by_mode
+@pytest.mark.parametrize("resize", [crop_and_resize, batched])
+def test_no_box(resize, mode: str, image: np.ndarray) -> None:
+    got = resize(image, torch.empty(0, 4), 24, mode)
+    assert got.shape == (0, 3, 24, 24)
+    assert got.dtype == torch.float32
+
+
+@by_mode
+@pytest.mark.parametrize("resize", [crop_and_resize, batched])
+def test_results_are_bytes_over_255(resize, mode: str, image: np.ndarray) -> None:
+    got = resize(image, boxes_of_all_scales(), 16, mode)
+    assert got.dtype == torch.float32
+    assert got.is_contiguous()
+    assert got.min() == 0
+    assert got.max() == 1
+    assert torch.equal((got * 255).round() / 255, got)
+
+
+def test_pictures_of_any_layout(image: np.ndarray) -> None:
+    boxes = boxes_of_all_scales()
+    expected = crop_and_resize(image, boxes, 16)
+    read_only = image.copy()
+    read_only.flags.writeable = False
+    mirrored = np.ascontiguousarray(image[:, :, ::-1])[:, :, ::-1]
+    padded = np.zeros((HEIGHT, WIDTH + 9, 4), np.uint8)
+    padded[:, 4:-5, :3] = image
+    planar = torch.from_numpy(image).permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for view in (read_only, mirrored, padded[:, 4:-5, :3], planar, Image.fromarray(image)):
+                picture = np.asarray(view) if isinstance(view, Image.Image) else view
+                assert torch.equal(crop_and_resize(picture, boxes, 16), expected)
+                layout = crops._lay_out(boxes.double(), image.shape[:2], 16, "stretch")
+                got = crops._resize_batched(crops._as_picture(picture), layout, 16)
+                assert_same(got, expected, most=2)
+            rows = boxes.numpy()
+            rows.flags.writeable = False
+            assert torch.equal(crop_and_resize(image, rows, 16), expected)
+    finally:
+        torch.set_warn_always(False)
+
+
+def test_inputs_stay_as_they_are(image: np.ndarray) -> None:
+    picture, boxes = image.copy(), torch.tensor([[0, 0, WIDTH, HEIGHT]])
+    for size in (16, HEIGHT):
+        crop_and_resize(picture, boxes, size, "clip").fill_(0.5)
+    assert np.array_equal(picture, image)
+    assert boxes.tolist() == [[0, 0, WIDTH, HEIGHT]]
+
+
+BAD_BOXES = [
+    (float("nan"), 1, 2, 3),
+    (1, 2, float("inf"), 4),
+    (5, 1, 5, 9),
+    (1, 9, 5, 3),
+    (-9, 1, 0, 9),
+    (WIDTH, 1, WIDTH + 5, 9),
+    (1, -4, 9, 0),
+    (1, HEIGHT, 9, HEIGHT + 1),
+]
+
+
+@pytest.mark.parametrize("box", BAD_BOXES)
+def test_bad_boxes_are_named(box, image: np.ndarray) -> None:
+    boxes = torch.tensor([(1, 2, 3, 4), box, box], dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"finite boxes .* 320 pixels wide and 240 high") as error:
+        crop_and_resize(image, boxes, 8)
+    values = ", ".join(f"{corner:g}" for corner in box)
+    assert f"box 1 of 3 is ({values})" in str(error.value)
+    assert "valid_boxes(boxes, (240, 320))" in str(error.value)
+    valid = valid_boxes(boxes, (HEIGHT, WIDTH))
+    assert valid.dtype == torch.bool
+    assert valid.tolist() == [True, False, False]
+    assert valid_boxes(boxes.numpy(), (HEIGHT, WIDTH)).tolist() == [True, False, False]
+    assert len(crop_and_resize(image, boxes[valid], 8)) == 1
+
+
+def test_valid_boxes_of_none() -> None:
+    assert valid_boxes(torch.empty(0, 4), (3, 3)).shape == (0,)
+
+
+@pytest.mark.parametrize("shape", [(4,), (0,), (2, 5), (1, 2, 4)])
+def test_boxes_have_four_columns(shape: tuple[int, ...], image: np.ndarray) -> None:
+    for call in (
+        lambda boxes: crop_and_resize(image, boxes, 8),
+        lambda boxes: enlarge_boxes(boxes, 1.5, (10, 10)),
+        lambda boxes: valid_boxes(boxes, (10, 10)),
+    ):
+        with pytest.raises(
+            ValueError, match=r"boxes \(R, 4\), .*empty\(0, 4\), got shape"
+        ) as error:
+            call(torch.zeros(shape))
+        assert str(shape) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("picture", "got"),
+    [
+        (np.zeros((8, 8, 3), np.float32), "(8, 8, 3) and float32"),
+        (np.zeros((3, 8, 9), np.uint8), "(3, 8, 9) and uint8"),
+        (np.zeros((8, 8), np.uint8), "(8, 8) and uint8"),
+        (np.zeros((0, 8, 3), np.uint8), "(0, 8, 3) and uint8"),
+        (torch.zeros(8, 8, 4, dtype=torch.uint8), "(8, 8, 4) and uint8"),
+        (torch.zeros(8, 8, 3, dtype=torch.int8), "(8, 8, 3) and int8"),
+        (Image.new("RGB", (8, 8)), "() and Image"),
+    ],
+)
+def test_pictures_are_rgb_bytes(picture, got: str) -> None:
+    with pytest.raises(ValueError, match=r"shape \(height, width, 3\) and uint8, RGB") as error:
+        crop_and_resize(picture, torch.empty(0, 4), 8)
+    assert f"got {got}." in str(error.value)
+    assert "numpy.asarray(" in str(error.value)
+
+
+def test_modes_and_sizes(image: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="mode of stretch, pad, clip, got 'squash'"):
+        crop_and_resize(image, torch.empty(0, 4), 8, "squash")
+    with pytest.raises(ValueError, match="size of at least 1 pixel, such as 224, got 0"):
+        crop_and_resize(image, torch.empty(0, 4), 0)
+
+
+def test_device_is_the_pictures_or_the_one_asked_for(image: np.ndarray) -> None:
+    boxes = torch.tensor([[1.0, 2.0, 30.0, 40.0]])
+    for picture in (image, torch.from_numpy(image)):
+        for device in (None, "cpu", torch.device("cpu")):
+            assert crop_and_resize(picture, boxes, 8, device=device).device.type == "cpu"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@by_mode
+def test_cuda_equals_the_cpu(mode: str, image: np.ndarray) -> None:
+    boxes = boxes_of_all_scales()
+    expected = crop_and_resize(image, boxes, 224, mode)
+    got = crop_and_resize(image, boxes, 224, mode, device="cuda")
+    assert got.device.type == "cuda"
+    assert_same(got.cpu(), expected, most=2)
+    picture = torch.from_numpy(image).cuda()
+    assert torch.equal(crop_and_resize(picture, boxes.cuda(), 224, mode), got)
+    back = crop_and_resize(picture, boxes, 224, mode, device="cpu")
+    assert torch.equal(back, expected)
+    assert crop_and_resize(picture, torch.empty(0, 4), 8, mode).shape == (0, 3, 8, 8)

@@ -1,0 +1,146 @@
+#!/usr/bin/env python
+r"""Embed the regions of a split with the teacher, resumable, on any number of processes.
+
+python tools/extract_image_embeddings.py --split lvis_v1_train_base \
+    --proposals proposals/lvis_v1_train_base --out-dir embeddings --precision bf16
+python tools/extract_image_embeddings.py ... --num-machines 4 --machine-rank 2
+
+The store is OUT_DIR/SPLIT. The same command goes on after an interruption, to the shard.
+Exit code: 0, or 3 where pictures could not be read, or 2 for an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+
+import vild
+from vild.data import add_data_arguments, find_split, register_from_arguments
+from vild.embeddings import CropRule, EmbeddingStore, RegionCropper, Teacher, extract_embeddings
+from vild.embeddings.crops import CROP_MODES
+from vild.embeddings.store import DTYPES, IMAGES_PER_SHARD, KIND, embedding_source, fields
+from vild.embeddings.teacher import OPENAI_MODEL, OPENAI_TAG, PRECISIONS, SHAPES_MODEL
+from vild.engine import add_worker_arguments, run_workers
+from vild.proposals import ProposalStore
+from vild.storage import StoreWriter, require_disk_space, store_spec
+
+logger = logging.getLogger("extract_image_embeddings")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--split", required=True, help="registered data set")
+    parser.add_argument("--proposals", type=Path, required=True, help="their store for this split")
+    parser.add_argument("--out-dir", type=Path, default=Path("embeddings"))
+    regions = parser.add_argument_group("regions")
+    regions.add_argument("--regions", type=int, default=300, help="most a picture, the best first")
+    regions.add_argument(
+        "--crop-mode",
+        default="stretch",
+        choices=CROP_MODES,
+        help="how a crop becomes a square: stretched, padded, or its middle cut out (CLIP's own)",
+    )
+    regions.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.5])
+    regions.add_argument("--dtype", default="float16", choices=DTYPES, help="of the store")
+    encoder = parser.add_argument_group("encoder")
+    encoder.add_argument(
+        "--model", default=OPENAI_MODEL, help=f"open_clip model, or {SHAPES_MODEL}"
+    )
+    encoder.add_argument(
+        "--pretrained", default=OPENAI_TAG, help="open_clip tag or checkpoint; '' for random"
+    )
+    encoder.add_argument("--precision", default="fp32", choices=sorted(PRECISIONS))
+    encoder.add_argument("--batch-size", type=int, default=256, help="crops")
+    parser.add_argument("--retry-failed", action="store_true", help="try failed pictures again")
+    parser.add_argument("--images-per-shard", type=int, default=IMAGES_PER_SHARD)
+    parser.add_argument("--threads", type=int, default=2, help="that read pictures, a process")
+    add_data_arguments(parser)
+    add_worker_arguments(parser)
+    return parser
+
+
+def work(
+    rank: int, world_size: int, device: str, args: argparse.Namespace, files: dict[Any, str]
+) -> None:
+    """One process's part.
+
+    Args:
+        rank: this process.
+        world_size: number of processes.
+        device: where to compute.
+        args: of :func:`build_parser`.
+        files: picture of every image id.
+    """
+    torch.manual_seed(0)  # equal weights in every process, where they are random
+    teacher = Teacher.load(args.model, args.pretrained or None, device, args.precision)
+    proposals = ProposalStore(args.proposals)
+    rule = CropRule(args.crop_mode, tuple(args.scales))
+    source = embedding_source(
+        teacher.describe(), rule, {"digest": proposals.digest}, args.regions, args.batch_size
+    )
+    images = list(files)
+    fields_of = fields(teacher.dimension, args.dtype)
+    spec = store_spec(KIND, args.split, fields_of, source, images, args.images_per_shard)
+    writer = StoreWriter(args.out_dir / args.split, spec, images)
+    if args.retry_failed and rank == 0:
+        logger.info("%d failed pictures to try again", writer.retry_failed())
+    rows = sum(min(proposals.count(i), args.regions) for i in images if i in proposals)
+    missing = len(writer.pending()) / spec.shards
+    need = require_disk_space(writer.folder, int(rows * spec.bytes_per_row * missing))
+    if rank == 0:
+        logger.info("%d regions x %d crops; %s", rows, len(rule.scales), need)
+    cropper = RegionCropper(
+        proposals,
+        files,
+        rule,
+        limit=args.regions,
+        size=teacher.image_size,
+        batch_size=args.batch_size,
+        device=device,
+        threads=args.threads,
+    )
+    extract_embeddings(
+        cropper,
+        teacher.encode_image,
+        writer,
+        dtype=args.dtype,
+        rank=rank,
+        world_size=world_size,
+    )
+    versions = {"torch": torch.__version__, "open_clip": open_clip.__version__}
+    writer.finish({"vild": vild.__version__, **versions})
+
+
+def main() -> int:
+    """Command line entry; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = build_parser()
+    args = parser.parse_args()
+    folder = args.out_dir / args.split
+    try:
+        register_from_arguments(args)
+        files = {record["image_id"]: record["file_name"] for record in find_split(args.split)}
+        run_workers(work, args, (args, files))
+        if not (folder / "manifest.json").exists():
+            print(f"{folder}: this process's part is done; others are not finished yet")
+            return 0
+        store = EmbeddingStore(folder)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    print(f"{folder}: {store.rows} regions of {len(store)} images, D = {store.dimension}")
+    for image, reason in store.failed.items():
+        print(f"failed: image {image}: {reason}")
+    return 3 if store.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

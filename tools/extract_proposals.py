@@ -1,0 +1,169 @@
+#!/usr/bin/env python
+r"""Extract class-agnostic proposals of a split, resumable, on any number of processes and machines.
+
+python tools/extract_proposals.py --config-file configs/LVIS/rpn_baseline_r50_fpn.yaml \
+    --weights output/rpn/model_final.pth --split lvis_v1_train_base --split lvis_v1_val
+python tools/extract_proposals.py ... --num-machines 4 --machine-rank 2   # on the third machine
+
+Each split becomes a folder below --out-dir. The same command goes on after an interruption.
+Exit code: 0, or 3 where pictures could not be read, or 2 for an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
+from tqdm import tqdm
+
+import vild
+from vild.config import add_vild_config, register_datasets
+from vild.data import add_data_arguments, find_split, register_from_arguments
+from vild.engine import add_worker_arguments, run_workers
+from vild.proposals import (
+    ProposalExtractor,
+    ProposalStore,
+    RecallMeter,
+    extract_proposals,
+    write_detectron2_proposals,
+)
+from vild.proposals.extraction import SOURCES
+from vild.proposals.store import FIELDS, IMAGES_PER_SHARD, KIND
+from vild.storage import StoreWriter, require_disk_space, store_spec
+
+logger = logging.getLogger("extract_proposals")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, help="of the detector")
+    parser.add_argument("--weights", help="checkpoint; MODEL.WEIGHTS of the config by default")
+    parser.add_argument("--split", action="append", required=True, help="registered data set")
+    parser.add_argument("--out-dir", type=Path, default=Path("proposals"))
+    parser.add_argument(
+        "--source",
+        default="rpn",
+        choices=SOURCES,
+        help="boxes of the RPN, or those that a class-agnostic detector's box head refined",
+    )
+    parser.add_argument("--nms-threshold", type=float, default=0.9, help="class-agnostic")
+    parser.add_argument("--topk", type=int, default=1000, help="most proposals a picture")
+    parser.add_argument(
+        "--recall", action=argparse.BooleanOptionalAction, default=True, help="report AR at the end"
+    )
+    parser.add_argument(
+        "--detectron2-pickle",
+        action="store_true",
+        help="write SPLIT.pkl too, for DATASETS.PROPOSAL_FILES_TRAIN",
+    )
+    parser.add_argument("--retry-failed", action="store_true", help="try failed pictures again")
+    parser.add_argument("--images-per-shard", type=int, default=IMAGES_PER_SHARD)
+    parser.add_argument("--threads", type=int, default=2, help="that read pictures, a process")
+    add_data_arguments(parser)
+    add_worker_arguments(parser)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")
+    return parser
+
+
+def work(rank: int, world_size: int, device: str, args: argparse.Namespace, splits: Any) -> None:
+    """One process's part.
+
+    Args:
+        rank: this process.
+        world_size: number of processes.
+        device: where to compute.
+        args: of :func:`build_parser`.
+        splits: split -> {image id: picture file}.
+    """
+    cfg = get_cfg()
+    add_vild_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    extractor = ProposalExtractor(
+        cfg,
+        cfg.MODEL.WEIGHTS if args.weights is None else args.weights,
+        source=args.source,
+        nms_threshold=args.nms_threshold,
+        limit=args.topk,
+        device=device,
+    )
+    for split, files in splits.items():
+        images = list(files)
+        source = extractor.describe()
+        spec = store_spec(KIND, split, FIELDS, source, images, args.images_per_shard)
+        writer = StoreWriter(args.out_dir / split, spec, images)
+        if args.retry_failed and rank == 0:
+            logger.info("%s: %d failed pictures to try again", split, writer.retry_failed())
+        extract_proposals(
+            extractor,
+            writer,
+            files,
+            rank=rank,
+            world_size=world_size,
+            threads=args.threads,
+        )
+        writer.finish({"vild": vild.__version__, "torch": torch.__version__})
+
+
+def report(
+    folder: Path, split: str, records: list[dict[str, Any]], args: argparse.Namespace
+) -> int:
+    """Say what the finished store of a split holds; returns the number of failed pictures."""
+    store = ProposalStore(folder)
+    print(f"{folder}: {store.rows} proposals of {len(store)} images")
+    if args.detectron2_pickle:
+        file = folder.with_name(f"{split}.pkl")
+        write_detectron2_proposals(file, ((i, *found) for i, found in store.items()))
+        print(f"wrote {file}")
+    if args.recall:
+        meter = RecallMeter(MetadataCatalog.get(split).novel)
+        for record in tqdm(records, desc="recall", unit="img"):
+            if record["image_id"] in store:
+                boxes, objectness = store[record["image_id"]]
+                meter.add(boxes.numpy(), objectness.numpy(), record.get("annotations", []))
+        print(meter.table())
+    for image, reason in store.failed.items():
+        print(f"failed: image {image}: {reason}")
+    return len(store.failed)
+
+
+def main() -> int:
+    """Command line entry; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = build_parser()
+    args = parser.parse_args()
+    failed = 0
+    try:
+        register_from_arguments(args)
+        cfg = get_cfg()
+        add_vild_config(cfg)
+        cfg.merge_from_file(args.config_file)
+        register_datasets(cfg)
+        records = {split: find_split(split) for split in args.split}
+        splits = {s: {r["image_id"]: r["file_name"] for r in own} for s, own in records.items()}
+        rows = args.topk * sum(map(len, splits.values()))
+        need = rows * sum(field.bytes_per_row for field in FIELDS.values())
+        logger.info("%s at most", require_disk_space(args.out_dir, need))
+        run_workers(work, args, (args, splits))
+        for split, own in records.items():
+            folder = args.out_dir / split
+            if (folder / "manifest.json").exists():
+                failed += report(folder, split, own, args)
+            else:
+                print(f"{folder}: this process's part is done; others are not finished yet")
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    return 3 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

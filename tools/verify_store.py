@@ -1,0 +1,54 @@
+#!/usr/bin/env python
+"""Read stores of proposals or embeddings whole and name every fault.
+
+python tools/verify_store.py proposals/lvis_v1_val embeddings/lvis_v1_train_base
+
+Checks the manifest, every checksum, the arrays' shapes, and of every record that boxes lie in
+their picture, that they are sorted, that values are finite and embeddings of unit norm.
+Exit code: 0 if nothing is wrong, otherwise 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from vild.embeddings.store import KIND as EMBEDDINGS
+from vild.embeddings.store import embedding_faults
+from vild.proposals.store import KIND as PROPOSALS
+from vild.proposals.store import proposal_faults
+from vild.storage import store_faults
+
+CHECKS = {EMBEDDINGS: embedding_faults, PROPOSALS: proposal_faults}
+
+
+def kind_of(folder: Path) -> str:
+    """Kind of a store; empty where its manifest does not say."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return str(manifest["spec"]["kind"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def main() -> int:
+    """Command line entry; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("store", type=Path, nargs="+")
+    wrong = 0
+    for folder in parser.parse_args().store:
+        kind = kind_of(folder)
+        faults = store_faults(folder, CHECKS.get(kind), progress=sys.stderr.isatty())
+        wrong += len(faults)
+        print(f"{folder}: {kind or 'no'} store, {len(faults) or 'no'} faults")
+        for fault in faults:
+            print(f"  {fault}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
