@@ -1,0 +1,118 @@
+"""The two losses of ViLD (sec. 3.2 and 3.3).
+
+Shapes: R regions, K classes, D embedding. Logits are (R, K + 1), background last; targets are in
+[0, K], K = background. Both losses are computed in at least float32, also under autocast, and are
+0 with a defined gradient where there is nothing to learn from: a process without regions must
+still take part in its peers' backward pass.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, distributed
+from torch.nn import functional
+
+from vild.modeling.precision import at_least_float32, without_autocast
+
+
+def classification_loss(logits: Tensor, targets: Tensor, novel: Tensor | None = None) -> Tensor:
+    """L_text: softmax cross entropy over background and base classes, mean over regions.
+
+    Novel classes are taken out of the softmax (logit -inf), as the paper has it. The official code
+    multiplies their logits by 0, so that each still adds e^0 to the denominator.
+
+    Args:
+        logits: (R, K + 1).
+        targets: (R,) int64.
+        novel: (K,) bool, True for classes that training must not know; None: none is.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: shapes that do not fit, a target outside of [0, K], or a novel target.
+    """
+    num_classes = logits.shape[1] - 1
+    if targets.shape != logits.shape[:1]:
+        raise ValueError(
+            f"expected one target per region, {len(logits)}, got shape {tuple(targets.shape)}"
+        )
+    if novel is not None and tuple(novel.shape) != (num_classes,):
+        raise ValueError(
+            f"expected novel flags for {num_classes} classes (logits without background), got "
+            f"shape {tuple(novel.shape)}"
+        )
+    hidden = logits.new_zeros(num_classes + 1, dtype=torch.bool)  # background is always there
+    if novel is not None:
+        hidden[:-1] = novel
+    _check_targets(targets, hidden)
+    with without_autocast(logits):
+        logits = at_least_float32(logits)
+        if not len(logits):
+            return logits.sum() * 0
+        if novel is not None:
+            logits = logits.masked_fill(hidden, -torch.inf)
+        return functional.cross_entropy(logits, targets)
+
+
+def _check_targets(targets: Tensor, hidden: Tensor) -> None:
+    """One value crosses from the device, unless there is something to complain about."""
+    background = len(hidden) - 1
+    outside = (targets < 0) | (targets > background)
+    leaked = hidden[targets.clamp(0, background)]
+    if not (outside | leaked).any():
+        return
+    if outside.any():
+        raise ValueError(
+            f"expected targets in [0, {background}], {background} being background, got "
+            f"{int(targets[outside][0])}"
+        )
+    raise ValueError(
+        f"novel class {int(targets[leaked][0])} is the target of {int(leaked.sum())} of "
+        f"{len(targets)} regions: train on a data set without the annotations of novel classes"
+    )
+
+
+def distillation_loss(
+    student: Tensor, teacher: Tensor, valid: Tensor | None = None, *, world_mean: bool = False
+) -> Tensor:
+    """L_image: mean over valid regions of the L1 norm of the difference, without its weight w.
+
+    Args:
+        student: (R, D) L2-normalised.
+        teacher: (R, D), any float type. Normalised here: stored as float16, rows are off by some
+            1e-4 (doing it twice changes nothing). No gradient goes this way.
+        valid: (R,) bool; False for padded rows, which may hold anything. None: all are valid.
+        world_mean: divide by the number of valid regions per process, averaged over all processes,
+            instead of this process's own number. After the averaging of gradients by
+            DistributedDataParallel the step is that of one process with the whole batch;
+            otherwise regions weigh more where there are few. Every process has to call.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if student.shape != teacher.shape or student.ndim != 2:
+        raise ValueError(
+            f"expected student and teacher of one shape (R, D), got {tuple(student.shape)} and "
+            f"{tuple(teacher.shape)}"
+        )
+    if valid is not None:
+        if valid.dtype != torch.bool or valid.shape != student.shape[:1]:
+            raise ValueError(
+                f"expected one bool per region, ({len(student)},), for valid, got {valid.dtype} "
+                f"{tuple(valid.shape)}"
+            )
+        student, teacher = student[valid], teacher[valid]
+    with without_autocast(student):
+        student = at_least_float32(student)
+        goal = functional.normalize(at_least_float32(teacher.detach()), dim=1).to(student.dtype)
+        total = (student - goal).abs().sum()
+        if world_mean and distributed.is_available() and distributed.is_initialized():
+            count = torch.tensor(float(len(student)), device=total.device)
+            distributed.all_reduce(count)
+            mean_count = count / distributed.get_world_size()  # may well be below 1
+            return total / mean_count.masked_fill(count == 0, 1)
+        return total / max(len(student), 1)

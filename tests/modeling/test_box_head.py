@@ -1,0 +1,138 @@
+"""Box and embedding head: layers, empty batches, statistics, precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from vild.modeling import EmbeddingHead, ViLDBoxHead
+
+NORMS = ("SyncBN", "BN", "GN", "none")
+
+
+def small_head(norm: str = "BN", **sizes: int) -> EmbeddingHead:
+    torch.manual_seed(0)
+    sizes = {"conv_dim": 32, "num_conv": 2, "fc_dim": 64, "num_fc": 2} | sizes
+    head = ViLDBoxHead(input_shape=(8, 3, 3), norm=norm, **sizes)
+    return EmbeddingHead(box_head=head, dimension=16)
+
+
+def pooled(regions: int) -> Tensor:
+    return torch.randn(regions, 8, 3, 3, generator=torch.Generator().manual_seed(1))
+
+
+def statistics(head: nn.Module) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in head.state_dict().items() if "running" in k}
+
+
+def test_layers_are_the_papers_by_default() -> None:
+    head = ViLDBoxHead(input_shape=ShapeSpec(channels=256, height=7, width=7))
+    assert [tuple(x.weight.shape) for x in head.convs] == [(256, 256, 3, 3)] * 4
+    assert [tuple(x.weight.shape) for x in head.fcs] == [(1024, 256 * 49), (1024, 1024)]
+    assert all(x.bias is not None for x in (*head.convs, *head.fcs))
+    for norm in (*head.conv_norms, *head.fc_norms):
+        assert isinstance(norm, nn.SyncBatchNorm)
+        assert (norm.eps, norm.momentum) == (1e-4, 0.003)
+    assert head.output_shape == ShapeSpec(channels=1024)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("training", [True, False])
+def test_embeddings_are_unit_rows(norm: str, training: bool) -> None:
+    head = small_head(norm).train(training)
+    embeddings = head(pooled(5))
+    assert embeddings.shape == (5, 16)
+    assert torch.allclose(embeddings.norm(dim=1), torch.ones(5))
+    embeddings[:, 0].sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in head.parameters())
+
+
+def test_features_and_embeddings_in_two_steps() -> None:
+    head = small_head().eval()
+    features = head.box_head(pooled(5))
+    assert features.shape == (5, 64)
+    assert features.min() >= 0
+    assert torch.equal(head.embed(features), head(pooled(5)))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("training", [True, False])
+def test_no_region(norm: str, training: bool) -> None:
+    head = small_head(norm)
+    head(pooled(5))  # statistics that are no longer 0 and 1
+    before = statistics(head)
+    head.train(training)
+    embeddings = head(pooled(0))
+    assert embeddings.shape == (0, 16)
+    embeddings.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in statistics(head).items())
+
+
+@pytest.mark.parametrize("norm", ["SyncBN", "BN"])
+def test_one_region_alone_in_training(norm: str) -> None:
+    head = small_head(norm, num_conv=0)
+    head(pooled(5))
+    before = statistics(head)
+    embedding = head(pooled(1))
+    assert all(torch.equal(value, before[key]) for key, value in statistics(head).items())
+    assert torch.allclose(embedding, head.eval()(pooled(1)))
+    small_head(norm).train()(pooled(1))  # convolutions have enough values
+
+
+@pytest.mark.parametrize("norm", ["SyncBN", "BN"])
+def test_statistics_move_by_the_official_momentum(norm: str) -> None:
+    head = small_head(norm, num_conv=0, num_fc=1)
+    (fc,), (layer,) = head.box_head.fcs, head.box_head.fc_norms
+    mean = fc(pooled(5).flatten(1)).mean(dim=0)
+    head(pooled(5))
+    assert torch.allclose(layer.running_mean, 0.003 * mean, atol=1e-6)
+
+
+def test_a_process_without_regions_sends_its_peers_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Peers send float32 statistics of bfloat16 features; torch would send bfloat16 from here."""
+    head = small_head("SyncBN")
+    seen = set()
+
+    def forward(self: nn.SyncBatchNorm, x: Tensor) -> Tensor:
+        seen.add((len(x), x.dtype))
+        return x
+
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(nn.SyncBatchNorm, "forward", forward)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        head(pooled(0))
+        head(pooled(1))
+    assert seen == {(0, torch.float32), (1, torch.bfloat16)}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_float32_embeddings_under_autocast(norm: str) -> None:
+    head = small_head(norm).train()
+    expected = head(pooled(5))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = head.box_head(pooled(5))
+        embeddings = head.embed(features)
+        again = head.embed(features.float())
+        assert head(pooled(0)).dtype == torch.float32
+    assert embeddings.dtype == torch.float32
+    assert torch.equal(embeddings, again)  # the projection itself is not rounded
+    assert torch.allclose(embeddings, expected, atol=0.05)
+
+
+def test_gradient() -> None:
+    head = small_head("GN", conv_dim=32, num_conv=1, fc_dim=32, num_fc=1).double()
+    features = torch.rand(2, 32, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(head.embed, features)
+
+
+def test_misuse() -> None:
+    with pytest.raises(ValueError, match=r"SyncBN, BN, GN or none, got 'FrozenBN'"):
+        small_head("FrozenBN")
+    with pytest.raises(ValueError, match="channels, height and width"):
+        ViLDBoxHead(input_shape=ShapeSpec(channels=256))
