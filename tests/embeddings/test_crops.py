@@ -79,10 +79,16 @@ def known_to_open_clip(boxes: torch.Tensor, size: int, mode: str) -> torch.Tenso
     return boxes[short > 0] if mode == "pad" else boxes
 
 
+def resize_batched(picture: torch.Tensor, layout: crops._Layout, size: int) -> torch.Tensor:
+    out = torch.full((len(layout.extent), 3, size, size), torch.nan, device=picture.device)
+    crops._resize_batched(picture, layout, out)
+    return out
+
+
 def batched(image: np.ndarray, boxes: torch.Tensor, size: int, mode: str) -> torch.Tensor:
     """The way that is taken on a GPU."""
     layout = crops._lay_out(boxes.double(), image.shape[:2], size, mode)
-    return crops._resize_batched(torch.from_numpy(image), layout, size)
+    return resize_batched(torch.from_numpy(image), layout, size)
 
 
 def assert_same(got: torch.Tensor, expected: torch.Tensor, most: float = 3) -> None:
@@ -292,7 +298,7 @@ def test_pictures_of_any_layout(image: np.ndarray) -> None:
                 picture = np.asarray(view) if isinstance(view, Image.Image) else view
                 assert torch.equal(crop_and_resize(picture, boxes, 16), expected)
                 layout = crops._lay_out(boxes.double(), image.shape[:2], 16, "stretch")
-                got = crops._resize_batched(crops._as_picture(picture), layout, 16)
+                got = resize_batched(crops._as_picture(picture), layout, 16)
                 assert_same(got, expected, most=2)
             rows = boxes.numpy()
             rows.flags.writeable = False
@@ -401,3 +407,15 @@ def test_cuda_equals_the_cpu(mode: str, image: np.ndarray) -> None:
     back = crop_and_resize(picture, boxes, 224, mode, device="cpu")
     assert torch.equal(back, expected)
     assert crop_and_resize(picture, torch.empty(0, 4), 8, mode).shape == (0, 3, 8, 8)
+
+
+@pytest.mark.parametrize("mode", CROP_MODES)
+def test_memory_that_is_used_again(mode: str) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
+    boxes = torch.tensor([[3.0, 4, 50, 60], [0, 10, 120, 13], [7, 0, 9, 90]])
+    out = torch.full((3, 3, 32, 32), torch.nan)
+    assert crop_and_resize(image, boxes, 32, mode, out=out) is out
+    assert torch.equal(out, crop_and_resize(image, boxes, 32, mode))
+    for wrong in (torch.empty(2, 3, 32, 32), torch.empty(3, 3, 32, 32).half(), out.transpose(2, 3)):
+        with pytest.raises(ValueError, match="expected `out` to be contiguous"):
+            crop_and_resize(image, boxes, 32, mode, out=wrong)

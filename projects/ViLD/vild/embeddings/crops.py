@@ -96,6 +96,7 @@ def crop_and_resize(
     size: int,
     mode: str = "stretch",
     device: str | torch.device | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Cut boxes out of a picture and make each a square, as open_clip and PIL do.
 
@@ -110,13 +111,15 @@ def crop_and_resize(
         mode: one of ``CROP_MODES``; see the top of this module. Very long boxes keep a row of
             pixels in ``pad``, where open_clip fails.
         device: where to compute; the picture's by default, which is the CPU for arrays.
+        out: contiguous (R, 3, S, S) float32 there, to be written to. On the CPU new memory takes
+            as long as the resizing, so a loop had better use the same again.
 
     Returns:
         (R, 3, S, S) float32 in [0, 1], row r of box r, not normalised for any teacher.
 
     Raises:
-        ValueError: a picture, mode or size other than these, boxes of another shape, or a box that
-            :func:`valid_boxes` rejects.
+        ValueError: a picture, mode, size or ``out`` other than these, boxes of another shape, or a
+            box that :func:`valid_boxes` rejects.
     """
     picture = _as_picture(image)
     if mode not in CROP_MODES:
@@ -136,8 +139,16 @@ def crop_and_resize(
         )
     layout = _lay_out(exact, (height, width), size, mode)
     target = picture.device if device is None else torch.device(device)
+    shape = (len(exact), 3, size, size)
+    if out is None:
+        out = torch.empty(shape, device=target)
+    elif out.shape != shape or out.dtype != torch.float32 or not out.is_contiguous():
+        raise ValueError(
+            f"expected `out` to be contiguous {shape} float32, got {tuple(out.shape)} {out.dtype}"
+        )
     resize = _resize_each if target.type == "cpu" else _resize_batched
-    return resize(picture.to(target), layout, size)
+    resize(picture.to(target), layout, out)
+    return out
 
 
 def _as_picture(image: npt.NDArray[np.uint8] | Tensor) -> Tensor:
@@ -192,16 +203,18 @@ def _lay_out(boxes: Tensor, image_size: tuple[int, int], size: int, mode: str) -
     return _Layout(*(values.long() for values in (start, extent, length, offset)))
 
 
-def _resize_each(picture: Tensor, layout: _Layout, size: int) -> Tensor:
-    """(R, 3, S, S) on the CPU: torch's own uint8 kernel, box by box.
+def _resize_each(picture: Tensor, layout: _Layout, out: Tensor) -> None:
+    """Fill (R, 3, S, S) on the CPU: torch's own uint8 kernel, box by box.
 
     numpy does the rest. Torch would share each copy among threads and wait for them: on a machine
     with other work to do that took 50 times as long as the resizing.
     """
+    crops, size = out.numpy(), out.shape[-1]
     elongated = layout.length.amax(dim=1) >= _ELONGATED * size  # "clip" alone exceeds the size
     pixels, white = picture.numpy(), np.float32(255)
     table = torch.cat([*layout, layout.vertical_first[:, None]], dim=1).tolist()
-    crops = np.zeros((len(table), 3, size, size), np.float32)
+    if (layout.length < size).any():  # "pad" alone leaves parts of a square as they are
+        crops.fill(0)
     for row in (~elongated).nonzero().flatten().tolist():
         y, x, height, width, tall, wide, top, left, vertical = table[row]
         crop = torch.from_numpy(np.ascontiguousarray(pixels[y : y + height, x : x + width]))
@@ -212,19 +225,20 @@ def _resize_each(picture: Tensor, layout: _Layout, size: int) -> Tensor:
         kept = crop[0, :, max(top, 0) :, max(left, 0) :][:, :size, :size].numpy()
         square = crops[row, :, max(-top, 0) :, max(-left, 0) :]
         np.divide(kept, white, out=square[:, : kept.shape[1], : kept.shape[2]])
-    result = torch.from_numpy(crops)
     if elongated.any():
         rest = _Layout(*(values[elongated] for values in layout))
-        result[elongated] = _resize_batched(picture, rest, size)
-    return result
+        squares = torch.empty(int(elongated.sum()), 3, size, size)
+        _resize_batched(picture, rest, squares)
+        out[elongated] = squares
 
 
-def _resize_batched(picture: Tensor, layout: _Layout, size: int) -> Tensor:
-    """(R, 3, S, S) on any device: many boxes at a time, as two products with PIL's weights.
+def _resize_batched(picture: Tensor, layout: _Layout, out: Tensor) -> None:
+    """Fill (R, 3, S, S) on any device: many boxes at a time, as two products with PIL's weights.
 
     Only those pixels of the crop take part that reach into the square. As in PIL, each product is
     rounded to [0, 255].
     """
+    size = out.shape[-1]
     scale = layout.extent / layout.length.double()  # (R, 2), crop pixels a pixel of the result
     reach = scale.clamp(min=1)  # antialiasing: the kernel is as much wider when downscaling
     index = layout.offset[:, :, None] + torch.arange(size)  # (R, 2, S)
@@ -240,7 +254,6 @@ def _resize_batched(picture: Tensor, layout: _Layout, size: int) -> Tensor:
     start, extent = (layout.start + first.long()).to(device), window.to(device)
     centre, reach = centre.to(device, torch.float32), reach.to(device, torch.float32)
     pixels = picture.contiguous().flatten(0, 1)  # (H W, 3)
-    crops = torch.empty(len(window), 3, size, size, device=device)
     for rows, vertical in _chunks(window, layout.vertical_first, size):
         longest = window[rows].amax(dim=0).tolist()
         rows = rows.to(device)
@@ -257,8 +270,7 @@ def _resize_batched(picture: Tensor, layout: _Layout, size: int) -> Tensor:
         half = _to_bytes(source @ weights[one].transpose(1, 2))  # (B, pixels of two × 3, S)
         square = _to_bytes(weights[two] @ half.view(len(rows), -1, 3 * size)).div_(255)
         square = square.view(len(rows), size, 3, size).transpose(1, 2)
-        crops[rows] = square.transpose(2, 3) if vertical else square
-    return crops
+        out[rows] = square.transpose(2, 3) if vertical else square
 
 
 def _to_bytes(values: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ Shapes: R regions of an image, S crop size, D embedding.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from vild.storage import ImageId, StoreWriter, map_ahead, run_ahead
 
 logger = logging.getLogger(__name__)
 
+AHEAD = 2  # batches of crops that wait for the encoder
 Encoder = Callable[[Tensor], Tensor]
 
 
@@ -77,9 +79,16 @@ class RegionCropper:
         self.proposals, self.files, self.rule, self.limit = proposals, files, rule, limit
         self.size, self.batch_size, self.device, self.threads = size, batch_size, device, threads
 
+        shape = (batch_size, 3, size, size)
+        self._buffers = [torch.empty(shape, device=device) for _ in range(AHEAD + 2)]
+
     def batches(self, images: Sequence[ImageId]) -> Iterator[_Batch]:
-        """The crops of these images, in order: an image's at the first scale, then the next."""
-        waiting: list[Tensor] = []
+        """The crops of these images, in order: an image's at the first scale, then the next.
+
+        A batch's memory is used again for the one that comes ``AHEAD + 2`` later.
+        """
+        buffers = itertools.cycle(self._buffers)
+        buffer = next(buffers)
         finished: list[_Picture] = []
         count = 0
         reading = map_ahead(self._read, images, self.threads)
@@ -88,16 +97,16 @@ class RegionCropper:
             for boxes in self._scaled(picture):
                 while len(boxes):
                     free = self.batch_size - count
-                    waiting.append(crop_and_resize(pixels, boxes[:free], self.size, self.rule.mode))
-                    count += len(boxes[:free])
-                    boxes = boxes[free:]
+                    some, boxes = boxes[:free], boxes[free:]
+                    out = buffer[count : count + len(some)]
+                    crop_and_resize(pixels, some, self.size, self.rule.mode, out=out)
+                    count += len(some)
                     if count == self.batch_size:
-                        yield _Batch(torch.cat(waiting), finished)
-                        waiting, finished, count = [], [], 0
+                        yield _Batch(buffer, finished)
+                        buffer, finished, count = next(buffers), [], 0
             finished.append(picture)
-        if finished or waiting:
-            empty = torch.empty(0, 3, self.size, self.size, device=self.device)
-            yield _Batch(torch.cat([empty, *waiting]), finished)
+        if finished or count:
+            yield _Batch(buffer[:count], finished)
 
     def _read(self, image_id: ImageId) -> np.ndarray | str:
         if image_id not in self.proposals:
@@ -173,7 +182,7 @@ def extract_embeddings(
         for number in shards:
             with writer.shard(number) as builder:
                 rows = torch.empty(builder.shape("embeddings", 0))  # of pictures not yet finished
-                for batch in run_ahead(cropper.batches(builder.images)):
+                for batch in run_ahead(cropper.batches(builder.images), AHEAD):
                     if len(batch.crops):
                         rows = torch.cat([rows, encode(batch.crops).float().cpu()])
                     for picture in batch.finished:
