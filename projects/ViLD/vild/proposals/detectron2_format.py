@@ -89,8 +89,8 @@ def read_detectron2_proposals(
     if not allow_pickle:
         raise ValueError(
             f"{path} is a pickle, a kind of file that can run code when it is read, and pickles "
-            "are not allowed here. If you know where the file comes from, pass allow_pickle=True; "
-            "then it is read without running anything in it."
+            "are not allowed here. If you know where the file comes from, pass allow_pickle=True "
+            "(--allow-pickle); then it is read without running anything in it."
         )
     contents = _contents(Path(path))
     lengths = {key: len(contents[key]) for key in _KEYS}

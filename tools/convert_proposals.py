@@ -1,0 +1,74 @@
+#!/usr/bin/env python
+r"""Exchange proposals with Detectron2's own pickle files (DATASETS.PROPOSAL_FILES_TRAIN).
+
+python tools/convert_proposals.py --from-detectron2 theirs.pkl --allow-pickle \
+    --split lvis_v1_val --out-dir proposals
+python tools/convert_proposals.py --to-detectron2 ours.pkl --store proposals/lvis_v1_val
+
+A pickle can run code when it is read, so reading one is asked for, and only the types that the
+format needs are built. Exit code: 0, or 3 where images have no proposals, or 2 for an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import vild
+from vild.data import add_data_arguments, find_split, register_from_arguments
+from vild.proposals import ProposalStore, read_detectron2_proposals, write_detectron2_proposals
+from vild.proposals.conversion import import_proposals
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    way = parser.add_mutually_exclusive_group(required=True)
+    way.add_argument("--from-detectron2", type=Path, metavar="PKL", help="read this file")
+    way.add_argument("--to-detectron2", type=Path, metavar="PKL", help="write this file")
+    parser.add_argument("--allow-pickle", action="store_true", help="the pickle can be trusted")
+    parser.add_argument("--split", help="registered data set that the file read is of")
+    parser.add_argument("--out-dir", type=Path, default=Path("proposals"))
+    parser.add_argument("--store", type=Path, help="the store to write the file from")
+    add_data_arguments(parser)
+    return parser
+
+
+def main() -> int:
+    """Command line entry; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = build_parser()
+    args = parser.parse_args()
+    missing = "--split" if args.from_detectron2 else "--store"
+    if not (args.split if args.from_detectron2 else args.store):
+        parser.error(f"this way needs {missing}")
+    try:
+        if args.to_detectron2:
+            store = ProposalStore(args.store)
+            write_detectron2_proposals(args.to_detectron2, ((i, *own) for i, own in store.items()))
+            print(f"wrote {args.to_detectron2}: {store.rows} proposals of {len(store)} images")
+            return 0
+        register_from_arguments(args)
+        records, folder = find_split(args.split), args.out_dir / args.split
+        proposals = read_detectron2_proposals(args.from_detectron2, args.allow_pickle)
+        made_by = {"vild": vild.__version__}
+        dropped, foreign = import_proposals(
+            args.from_detectron2, proposals, args.split, records, folder, made_by
+        )
+        store = ProposalStore(folder)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    print(
+        f"{folder}: {store.rows} proposals of {len(store)} images; left out: {dropped} boxes "
+        f"without area in their picture, {foreign} images of other splits; without proposals: "
+        f"{len(store.failed)} images"
+    )
+    return 3 if store.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
