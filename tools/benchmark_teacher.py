@@ -19,6 +19,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from vild.embeddings import (
     extract_embeddings,
 )
 from vild.embeddings.store import KIND, embedding_source, fields
-from vild.embeddings.teacher import CLIP_MEAN, CLIP_STD, normalise
+from vild.embeddings.teacher import CLIP_MEAN, CLIP_STD
 from vild.proposals import ProposalStore
 from vild.proposals.store import FIELDS as PROPOSAL_FIELDS
 from vild.proposals.store import KIND as PROPOSALS
@@ -113,7 +114,7 @@ def crops(args: argparse.Namespace) -> None:
     picture = random_picture(draw)
     pixels = torch.from_numpy(np.array(picture)).to(args.device)
     preprocess = open_clip.image_transform(SIZE, is_train=False, resize_mode="squash")
-    mean, std = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
+    statistics = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
     buffer = torch.empty(args.batch_size, 3, SIZE, SIZE, device=args.device)
     kinds = {"small": (8, 32), "medium": (32, 96), "large": (96, 300), "all": (12, 400)}
     for kind, sides in kinds.items():
@@ -127,8 +128,7 @@ def crops(args: argparse.Namespace) -> None:
 
         def ours(boxes: Tensor = boxes) -> None:
             for some in boxes.split(args.batch_size):
-                cropped = crop_and_resize(pixels, some, SIZE, out=buffer[: len(some)])
-                normalise(cropped, mean, std, out=cropped)
+                crop_and_resize(pixels, some, SIZE, out=buffer[: len(some)], normalise=statistics)
 
         seconds = alternate(7, theirs=theirs, ours=ours)
         print(
@@ -151,7 +151,7 @@ def extraction(args: argparse.Namespace, folder: Path) -> None:
     def alone() -> None:
         for size in sizes:
             if size:
-                teacher.encode_image(batch[:size]).cpu()
+                teacher.encode_image(batch[:size], normalised=True).cpu()
 
     def whole() -> None:
         writer = embedding_writer(folder / f"run{next(runs)}", list(files), DIMENSION, 256)
@@ -163,8 +163,10 @@ def extraction(args: argparse.Namespace, folder: Path) -> None:
             size=SIZE,
             batch_size=args.batch_size,
             device=args.device,
+            normalise=teacher.statistics,
         )
-        extract_embeddings(cropper, teacher.encode_image, writer, progress=False)
+        encode = partial(teacher.encode_image, normalised=True)
+        extract_embeddings(cropper, encode, writer, progress=False)
         writer.finish({})
 
     seconds = alternate(3, alone=alone, whole=whole)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +108,11 @@ def work(
         batch_size=args.batch_size,
         device=device,
         threads=args.threads,
+        normalise=teacher.statistics,
     )
     extract_embeddings(
         cropper,
-        teacher.encode_image,
+        partial(teacher.encode_image, normalised=True),
         writer,
         dtype=args.dtype,
         rank=rank,

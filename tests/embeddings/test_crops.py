@@ -419,3 +419,14 @@ def test_memory_that_is_used_again(mode: str) -> None:
     for wrong in (torch.empty(2, 3, 32, 32), torch.empty(3, 3, 32, 32).half(), out.transpose(2, 3)):
         with pytest.raises(ValueError, match="expected `out` to be contiguous"):
             crop_and_resize(image, boxes, 32, mode, out=wrong)
+
+
+@pytest.mark.parametrize("mode", CROP_MODES)
+def test_normalised_in_the_same_pass(mode: str) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (90, 400, 3), np.uint8)
+    boxes = torch.tensor([[3.0, 4, 50, 60], [0, 10, 400, 13], [7, 0, 9, 90]])
+    mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.3, 0.2, 0.1])
+    plain = crop_and_resize(image, boxes, 32, mode)
+    got = crop_and_resize(image, boxes, 32, mode, normalise=(mean, std))
+    expected = (plain - mean[:, None, None]) / std[:, None, None]
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)

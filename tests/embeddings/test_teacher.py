@@ -174,3 +174,10 @@ def test_half_precision_stays_close(teacher: Teacher, precision: str) -> None:
 def test_unknown_precision_is_refused(teacher: Teacher) -> None:
     with pytest.raises(ValueError, match=r"expected a precision of .*'fp32'.*, got 'fp8'"):
         Teacher(tiny_clip(), teacher.tokenizer, name="tiny", precision="fp8")
+
+
+def test_crops_that_are_normalised_already(teacher: Teacher) -> None:
+    crops = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    mean, std = (v[:, None, None] for v in teacher.statistics)
+    given = teacher.encode_image((crops - mean) / std, normalised=True)
+    torch.testing.assert_close(given, teacher.encode_image(crops))

@@ -62,6 +62,7 @@ class RegionCropper:
         batch_size: crops a batch.
         device: where they are cropped: the encoder's.
         threads: that read pictures ahead.
+        normalise: the teacher's statistics, where the encoder wants them applied.
     """
 
     def __init__(
@@ -75,10 +76,12 @@ class RegionCropper:
         batch_size: int,
         device: str | torch.device = "cpu",
         threads: int = 2,
+        normalise: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.proposals, self.files, self.rule, self.limit = proposals, files, rule, limit
         self.size, self.batch_size, self.device, self.threads = size, batch_size, device, threads
 
+        self.normalise = normalise
         shape = (batch_size, 3, size, size)
         self._buffers = [torch.empty(shape, device=device) for _ in range(AHEAD + 2)]
 
@@ -99,7 +102,11 @@ class RegionCropper:
                     free = self.batch_size - count
                     some, boxes = boxes[:free], boxes[free:]
                     out = buffer[count : count + len(some)]
-                    crop_and_resize(pixels, some, self.size, self.rule.mode, out=out)
+                    crop_and_resize(
+                        *(pixels, some, self.size, self.rule.mode),
+                        out=out,
+                        normalise=self.normalise,
+                    )
                     count += len(some)
                     if count == self.batch_size:
                         yield _Batch(buffer, finished)
@@ -165,7 +172,7 @@ def extract_embeddings(
 
     Args:
         cropper: makes the crops.
-        encode: crops (B, 3, S, S) in [0, 1] -> embeddings (B, D) of unit norm;
+        encode: the cropper's crops (B, 3, S, S) -> embeddings (B, D) of unit norm;
             :meth:`vild.embeddings.Teacher.encode_image`.
         writer: the store.
         dtype: of the stored embeddings.

@@ -40,6 +40,9 @@ class Teacher:
         precision: of the matrix products, ``fp32``, ``bf16`` or ``fp16``. The weights stay as they
             are (autocast), so that the fingerprint does not depend on it.
 
+    Attributes:
+        statistics: (mean, deviation) of the model's training pictures, (3,) each.
+
     Build one with :meth:`load`.
     """
 
@@ -59,7 +62,7 @@ class Teacher:
         self.tokenizer = tokenizer
         self.name = name
         self.precision = precision
-        self._mean, self._std = torch.tensor(mean), torch.tensor(std)
+        self.statistics = torch.tensor(mean), torch.tensor(std)
 
     @classmethod
     def load(
@@ -213,11 +216,12 @@ class Teacher:
         return projection(x) if isinstance(projection, torch.nn.Module) else x @ projection
 
     @torch.inference_mode()
-    def encode_image(self, crops: Tensor) -> Tensor:
+    def encode_image(self, crops: Tensor, normalised: bool = False) -> Tensor:
         """Embed crops.
 
         Args:
             crops: (N, 3, S, S) RGB in [0, 1], any float type, on any device.
+            normalised: whether :attr:`statistics` were applied to them already.
 
         Returns:
             (N, D) float32 on the teacher's device, L2-normalised.
@@ -232,28 +236,17 @@ class Teacher:
                 f"got {tuple(crops.shape)}"
             )
         crops = crops.to(self.device, torch.float32)
+        if not normalised:
+            mean, std = (v.to(self.device)[:, None, None] for v in self.statistics)
+            crops = (crops - mean) / std
         with self._autocast():
-            embedded = self.model.encode_image(normalise(crops, self._mean, self._std))
+            embedded = self.model.encode_image(crops)
         return functional.normalize(embedded.float(), dim=1)
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, PRECISIONS[self.precision])
-
-
-def normalise(crops: Tensor, mean: Tensor, std: Tensor, out: Tensor | None = None) -> Tensor:
-    """(crops - mean) / std a channel, in one pass over the memory.
-
-    Args:
-        crops: (N, 3, S, S) float32.
-        mean: (3,).
-        std: (3,).
-        out: where to; new memory by default. ``crops`` itself will do.
-    """
-    factor = (1 / std).to(crops)[:, None, None]
-    shift = (-mean / std).to(crops)[:, None, None]
-    return torch.addcmul(shift, crops, factor, out=out)
 
 
 def _loading_advice(model: str, pretrained: str | None, error: Exception) -> str:
