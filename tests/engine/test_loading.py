@@ -1,0 +1,165 @@
+"""Loaders from a configuration: the stores reach the model's input, and nothing novel does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from vild.config import add_vild_config
+from vild.data import register_custom
+from vild.embeddings import EmbeddingStore
+from vild.embeddings.store import KIND, CropRule, embedding_source, fields
+from vild.engine import build_test_loader, build_train_loader
+from vild.proposals import ProposalStore
+from vild.proposals.store import FIELDS as PROPOSAL_FIELDS
+from vild.storage import MissingImageError, StoreWriter, UnfinishedStoreError, store_spec
+
+IMAGES = [1, 2, 3, 4]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Four pictures, each with a crow (base) and an owl (novel), and stores of their regions."""
+    annotations = []
+    for image in IMAGES:
+        Image.new("RGB", (80, 60), (image * 20, 0, 0)).save(tmp_path / f"{image}.png")
+        for category in (1, 2):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image,
+                    "category_id": category,
+                    "bbox": [5 * category, 5, 20, 20],
+                    "area": 400,
+                    "iscrowd": 0,
+                }
+            )
+    contents = {
+        "images": [{"id": i, "file_name": f"{i}.png", "height": 60, "width": 80} for i in IMAGES],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "crow"}, {"id": 2, "name": "owl"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(contents), encoding="utf-8")
+    (tmp_path / "a.yaml").write_text(
+        "name: loaded\ntrain: {json: a.json, images: .}\nval: {json: a.json, images: .}\n"
+        "novel: [owl]\n",
+        encoding="utf-8",
+    )
+    names = register_custom(tmp_path / "a.yaml")
+    boxes = np.array([[0, 0, 40, 40], [20, 20, 60, 60], [5, 5, 25, 25]], np.float32)
+    teacher = {"name": "stub", "fingerprint": "f", "dimension": 4}
+    source = embedding_source(teacher, CropRule(), {"digest": ""}, 300, 32)
+    for kind, own_fields, own_source in (
+        ("proposals", PROPOSAL_FIELDS, {}),
+        (KIND, fields(4, "float16"), source),
+    ):
+        spec = store_spec(kind, "loaded_train", own_fields, own_source, IMAGES, 2)
+        writer = StoreWriter(tmp_path / kind, spec, IMAGES)
+        for number in writer.pending():
+            with writer.shard(number) as builder:
+                for image in builder.images:
+                    arrays = {"boxes": boxes, "objectness": np.array([3.0, 2.0, 1.0])}
+                    if kind == KIND:
+                        arrays["embeddings"] = np.eye(4)[[image % 4, (image + 1) % 4, 0]]
+                    builder.add(image, 60, 80, arrays)
+        writer.finish({})
+    yield tmp_path
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def cfg(folder: Path) -> CfgNode:
+    cfg = get_cfg()
+    add_vild_config(cfg)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("loaded_train_base",), ("loaded_val",)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    cfg.INPUT.MIN_SIZE_TRAIN = (60,)
+    cfg.MODEL.VILD.DISTILL.STORE = str(folder / KIND)
+    cfg.SEED = 1
+    return cfg
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_rows_of_the_store_arrive(cfg: CfgNode, folder: Path, workers: int) -> None:
+    cfg.DATALOADER.NUM_WORKERS = workers
+    store = EmbeddingStore(folder / KIND)
+    batches = iter(build_train_loader(cfg))
+    for _ in range(4):
+        for mapped in next(batches):
+            regions, record = mapped["distill_regions"], store[mapped["image_id"]]
+            assert regions.rows.tolist() == [0, 1, 2]
+            assert torch.equal(regions.teacher_embeddings, record.embeddings.float())
+            assert torch.equal(regions.original_boxes.tensor, record.boxes)
+            # mistake 8: no novel label reaches a base split's training
+            assert mapped["instances"].gt_classes.tolist() == [0]
+
+
+def test_no_store_no_regions(cfg: CfgNode) -> None:
+    cfg.MODEL.VILD.DISTILL.STORE = ""
+    assert "distill_regions" not in next(iter(build_train_loader(cfg)))[0]
+
+
+def test_the_online_teacher_needs_boxes_alone(cfg: CfgNode, folder: Path) -> None:
+    cfg.MODEL.VILD.DISTILL.SOURCE = "online"
+    cfg.MODEL.VILD.DISTILL.STORE = str(folder / "proposals")
+    mapped = next(iter(build_train_loader(cfg)))[0]
+    assert mapped["original_image"].shape == (3, 60, 80)
+    assert not mapped["distill_regions"].has("teacher_embeddings")
+
+
+def test_one_class_for_the_baseline(cfg: CfgNode) -> None:
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
+    cfg.DATASETS.TRAIN = ("loaded_train",)
+    cfg.MODEL.VILD.DISTILL.STORE = ""
+    mapped = next(iter(build_train_loader(cfg)))[0]
+    assert mapped["instances"].gt_classes.tolist() == [0, 0]
+
+
+def test_precomputed_proposals(cfg: CfgNode, folder: Path) -> None:
+    cfg.MODEL.LOAD_PROPOSALS = True
+    cfg.DATASETS.PROPOSAL_FILES_TRAIN = (str(folder / "proposals"),)
+    cfg.DATASETS.PROPOSAL_FILES_TEST = (str(folder / "proposals"),)
+    expected = ProposalStore(folder / "proposals")[1]
+    for loader in (build_train_loader(cfg), build_test_loader(cfg, "loaded_val")):
+        proposals = next(iter(loader))[0]["proposals"]
+        assert torch.equal(proposals.objectness_logits, expected.objectness)
+    cfg.DATASETS.PROPOSAL_FILES_TRAIN = ("theirs.pkl",)
+    with pytest.raises(ValueError, match=r"theirs\.pkl.*convert_proposals"):
+        build_train_loader(cfg)
+
+
+def test_what_cannot_work_is_refused_before_training(cfg: CfgNode, folder: Path) -> None:
+    cfg.DATASETS.TRAIN = ("loaded_train_base", "loaded_train")
+    with pytest.raises(ValueError, match="expected one training set"):
+        build_train_loader(cfg)
+    cfg.DATASETS.TRAIN = ("loaded_train_base",)
+    cfg.MODEL.VILD.DISTILL.SOURCE = "guess"
+    with pytest.raises(ValueError, match="SOURCE to be one of"):
+        build_train_loader(cfg)
+    cfg.MODEL.VILD.DISTILL.SOURCE = "store"
+    cfg.MODEL.VILD.DISTILL.STORE = str(folder / "elsewhere")
+    with pytest.raises(UnfinishedStoreError, match="there is none"):
+        build_train_loader(cfg)
+
+
+def test_a_missing_image_stops_it(cfg: CfgNode, folder: Path) -> None:
+    spec = store_spec("proposals", "other", PROPOSAL_FIELDS, {}, [77], 2)
+    writer = StoreWriter(folder / "other", spec, [77])
+    with writer.shard(0) as builder:
+        builder.add(77, 60, 80, {"boxes": np.empty((0, 4)), "objectness": np.empty(0)})
+    writer.finish({})
+    cfg.MODEL.VILD.DISTILL.SOURCE = "online"
+    cfg.MODEL.VILD.DISTILL.STORE = str(folder / "other")
+    with pytest.raises(MissingImageError, match="no record of the image"):
+        next(iter(build_train_loader(cfg)))

@@ -1,0 +1,113 @@
+"""A detector's proposals, in the coordinates of the picture they came from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode, get_cfg
+from PIL import Image
+from torchvision.ops import box_iou
+
+from vild.config import add_vild_config
+from vild.proposals import ProposalExtractor
+
+
+@pytest.fixture(scope="module")
+def cfg() -> CfgNode:
+    cfg = get_cfg()
+    add_vild_config(cfg)
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
+    cfg.MODEL.RESNETS.NORM = "GN"
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.FPN.OUT_CHANNELS = 32
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[16], [32], [64], [128], [256]]
+    cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
+    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
+    cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
+    cfg.MODEL.ROI_BOX_HEAD.NUM_FC, cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 1, 32
+    cfg.INPUT.MIN_SIZE_TEST = 96
+    cfg.SEED = 2
+    return cfg
+
+
+def picture(height: int = 96, width: int = 128) -> np.ndarray:
+    draw = np.random.default_rng(0)
+    small = Image.fromarray(draw.integers(0, 255, (12, 16, 3), np.uint8))
+    return np.array(small.resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("source", ["rpn", "detector"])
+def test_proposals_are_sorted_apart_and_inside(cfg: CfgNode, source: str) -> None:
+    extractor = ProposalExtractor(cfg, "", source=source, nms_threshold=0.6, limit=50)
+    boxes, objectness = extractor(picture())
+    assert 0 < len(boxes) <= 50
+    assert boxes.dtype == objectness.dtype == torch.float32
+    assert (objectness.diff() <= 0).all()
+    assert (boxes >= 0).all()
+    assert (boxes <= torch.tensor([128.0, 96, 128, 96])).all()
+    assert float(box_iou(boxes, boxes).fill_diagonal_(0).max()) <= 0.6
+    again = ProposalExtractor(cfg, "", source=source, nms_threshold=0.6, limit=50)(picture())
+    assert torch.equal(again.boxes, boxes)
+
+
+def test_boxes_are_in_original_pixels(cfg: CfgNode) -> None:
+    extractor = ProposalExtractor(cfg, "", limit=20)
+    once = extractor(picture())
+    large = np.array(Image.fromarray(picture()).resize((384, 288), Image.Resampling.BICUBIC))
+    # the network sees the large picture at the size of the small one, but for resampling
+    thrice = extractor(large).boxes
+    assert float(thrice.max()) > 128
+    overlap = box_iou(thrice[:5] / 3, once.boxes).amax(dim=1)
+    assert float(overlap.min()) > 0.8
+
+
+def test_the_threshold_keeps_more_where_it_is_higher(cfg: CfgNode) -> None:
+    counts = [
+        len(ProposalExtractor(cfg, "", nms_threshold=t, limit=1000)(picture()).boxes)
+        for t in (0.3, 0.6, 0.9)
+    ]
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1]
+
+
+def test_the_configurations_channel_order_is_kept(cfg: CfgNode) -> None:
+    rgb = cfg.clone()
+    rgb.INPUT.FORMAT = "RGB"
+    mirrored = np.ascontiguousarray(picture()[:, :, ::-1])
+    one = ProposalExtractor(cfg, "", limit=20)(picture())
+    other = ProposalExtractor(rgb, "", limit=20)(mirrored)
+    assert torch.equal(one.boxes, other.boxes)
+
+
+def test_the_description_names_what_decides(cfg: CfgNode) -> None:
+    described = ProposalExtractor(cfg, "").describe()
+    assert ProposalExtractor(cfg, "").describe() == described
+    elsewhere = cfg.clone()
+    elsewhere.MODEL.WEIGHTS, elsewhere.OUTPUT_DIR = "other/path", "other"
+    assert ProposalExtractor(elsewhere, "").describe() == described
+    other = cfg.clone()
+    other.SEED = 3
+    assert ProposalExtractor(other, "").describe()["weights_sha256"] != described["weights_sha256"]
+    larger = cfg.clone()
+    larger.INPUT.MIN_SIZE_TEST = 128
+    assert ProposalExtractor(larger, "").describe()["config_sha256"] != described["config_sha256"]
+    assert ProposalExtractor(cfg, "", limit=7).describe()["limit"] == 7
+
+
+def test_what_cannot_work_is_refused(cfg: CfgNode) -> None:
+    with pytest.raises(ValueError, match="expected a source"):
+        ProposalExtractor(cfg, "", source="guess")
+    with pytest.raises(ValueError, match="NMS threshold"):
+        ProposalExtractor(cfg, "", nms_threshold=0.0)
+    with pytest.raises(ValueError, match=r"expected a checkpoint at 'nowhere\.pth'"):
+        ProposalExtractor(cfg, "nowhere.pth")
+    many = cfg.clone()
+    many.MODEL.ROI_HEADS.NUM_CLASSES = 2
+    with pytest.raises(ValueError, match="class-agnostic detector"):
+        ProposalExtractor(many, "", source="detector")
