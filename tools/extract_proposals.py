@@ -96,9 +96,9 @@ def work(rank: int, world_size: int, device: str, args: argparse.Namespace, spli
         limit=args.topk,
         device=device,
     )
+    source = extractor.describe()  # hashes the weights: once for all splits
     for split, files in splits.items():
         images = list(files)
-        source = extractor.describe()
         spec = store_spec(KIND, split, FIELDS, source, images, args.images_per_shard)
         writer = StoreWriter(args.out_dir / split, spec, images)
         if args.retry_failed and rank == 0:

@@ -240,6 +240,10 @@ def test_a_changed_manifest_is_refused(folder: Path) -> None:
     with pytest.raises(CorruptStoreError, match=r"manifest\.json is damaged"):
         RecordStore(folder, "proposals")
     assert store_faults(folder)
+    incomplete = {k: v for k, v in json.loads(text).items() if k != "digest"}
+    path.write_text(json.dumps({**incomplete, "more": 1}), encoding="utf-8")
+    with pytest.raises(CorruptStoreError, match=r"manifest\.json was changed"):
+        RecordStore(folder, "proposals")
     path.write_text("[]", encoding="utf-8")
     with pytest.raises(StoreMismatchError):
         RecordStore(folder, "proposals")

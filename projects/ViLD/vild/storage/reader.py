@@ -91,9 +91,8 @@ class RecordStore:
         manifest = read_json(path)
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise StoreMismatchError(f"{path}: expected a manifest of the format {FORMAT!r}")
-        if manifest.keys() < {"digest", "spec", "made_by", "shards"} or manifest[
-            "digest"
-        ] != manifest_digest(manifest["spec"], manifest["shards"]):
+        whole = manifest.keys() >= {"digest", "spec", "made_by", "shards"}
+        if not whole or manifest["digest"] != manifest_digest(manifest["spec"], manifest["shards"]):
             raise CorruptStoreError(f"{path} was changed; restore it from a copy")
         if manifest["spec"]["kind"] != kind:
             raise StoreMismatchError(
