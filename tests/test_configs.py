@@ -6,17 +6,28 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
+from detectron2.data.transforms import ResizeScale
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 
 from vild.config import add_vild_config, register_datasets
+from vild.data.dataset_mapper import ViLDDatasetMapper
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+from .making import mapped_image, text_embeddings
+
+FOLDER = Path(__file__).parents[1] / "configs"
+# parts that others are put together from
+PARTS = {FOLDER / "LVIS" / "data.yaml", FOLDER / "COCO" / "data.yaml"}
+PARTS |= set((FOLDER / "schedules").iterdir())
+CONFIGS = sorted(set(FOLDER.rglob("*.yaml")) - PARTS)
 
 
 def test_there_are_configs() -> None:
-    assert CONFIGS
+    assert len(CONFIGS) > 30
+    assert all(part.is_file() for part in PARTS)
 
 
 def own_keys(node: CfgNode, prefix: str = "") -> list[str]:
@@ -31,11 +42,21 @@ def test_own_keys_are_these_and_below_model_vild() -> None:
     add_vild_config(cfg)
     # frozen on purpose: at most 15, each documented
     assert own_keys(cfg.MODEL.VILD) == [
+        "CROP_MODE",
         "DATASETS",
         "DISTILL.MIN_VISIBLE",
         "DISTILL.REGIONS",
         "DISTILL.SOURCE",
         "DISTILL.STORE",
+        "DISTILL.WEIGHT",
+        "FUSION_WEIGHTS",
+        "LARGE_SCALE_JITTER",
+        "OBJECTNESS",
+        "TEACHER",
+        "TEMPERATURE",
+        "TEXT_EMBEDDINGS",
+        "VARIANT",
+        "ZERO_SHOT",
     ]
     del cfg.MODEL["VILD"]
     assert cfg == plain
@@ -55,11 +76,57 @@ def test_custom_data_is_registered_by_the_configuration(tmp_path: Path) -> None:
     assert MetadataCatalog.get("config_birds_val").novel == [False, True]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_config_loads_and_builds(path: Path) -> None:
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_recipe_takes_a_step_and_detects(path: Path, tmp_path: Path) -> None:
+    """As shipped but for its numbers of channels in the heads, on one small picture."""
     cfg = get_cfg()
     add_vild_config(cfg)
     cfg.merge_from_file(str(path))
     cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.ROI_BOX_HEAD.CONV_DIM = cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 32
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 64
+    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 20
+    cfg.TEST.DETECTIONS_PER_IMAGE = 5
+    classes, variant = cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.VILD.VARIANT
+    own = cfg.MODEL.ROI_HEADS.NAME == "ViLDROIHeads"
+    if own:
+        assert cfg.MODEL.VILD.TEXT_EMBEDDINGS or path.stem.startswith("Base")
+        cfg.MODEL.VILD.TEXT_EMBEDDINGS = str(tmp_path / "text.safetensors")
+        text_embeddings(classes, 768).save(cfg.MODEL.VILD.TEXT_EMBEDDINGS)
+    for name in cfg.DATASETS.TRAIN:
+        assert classes in (1, len(MetadataCatalog.get(name).thing_classes))
+        zero_shot = not path.stem.startswith("supervised")
+        assert name.endswith("_base") == zero_shot
+    mapper = ViLDDatasetMapper(cfg, True, regions=None, proposals=None)
+    jitter = cfg.MODEL.VILD.LARGE_SCALE_JITTER
+    assert isinstance(mapper.augmentations.augs[0], ResizeScale) == bool(jitter)
+
+    torch.manual_seed(0)
     model = build_model(cfg)
-    assert sum(p.numel() for p in model.parameters()) > 1e6
+    with EventStorage():
+        losses = model([mapped_image(2, 3, dimension=768), mapped_image(0, 0, dimension=768)])
+    expected = {"loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
+    expected |= {"loss_distill"} if own and variant != "text" else set()
+    expected |= {"loss_cls"} if not own or variant != "image" else set()
+    assert set(losses) == expected
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert not parameter.requires_grad or parameter.grad is not None, name
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
+    with torch.no_grad():
+        found = model.eval()([{"image": mapped_image()["image"], "height": 48, "width": 48}])
+    assert len(found[0]["instances"]) <= 5
+    assert found[0]["instances"].pred_masks.shape[1:] == (48, 48)
+
+
+@pytest.mark.parametrize("key", ["MODEL.VILD.VARIANTS", "MODEL.VILD.DISTILL.W"])
+def test_unknown_keys_are_refused(key: str, tmp_path: Path) -> None:
+    cfg = get_cfg()
+    add_vild_config(cfg)
+    with pytest.raises(AssertionError, match="Non-existent key"):
+        cfg.merge_from_list([key, "1"])
+    *sections, name = key.split(".")
+    text = "".join(f"{'  ' * n}{section}:\n" for n, section in enumerate(sections))
+    (tmp_path / "a.yaml").write_text(f"{text}{'  ' * len(sections)}{name}: 1\n", encoding="utf-8")
+    with pytest.raises(KeyError, match=f"Non-existent config key: {key}"):
+        cfg.merge_from_file(str(tmp_path / "a.yaml"))

@@ -9,8 +9,19 @@ import sys
 from pathlib import Path
 
 import torch
+from detectron2.data import MetadataCatalog
 
 from vild.data.shapes import generate_shapes
+
+from .making import text_embeddings
+
+
+def made(tmp_path: Path) -> None:
+    """Four pictures and text embeddings of the classes, without a teacher."""
+    generate_shapes(tmp_path / "shapes", train_images=4, val_images=2, progress=False)
+    text_embeddings(MetadataCatalog.get("shapes_train").thing_classes, 64).save(
+        tmp_path / "text.safetensors"
+    )
 
 
 def run(repository: Path, tmp_path: Path, *args: str) -> str:
@@ -21,6 +32,7 @@ def run(repository: Path, tmp_path: Path, *args: str) -> str:
         *("MODEL.RPN.POST_NMS_TOPK_TEST", "5", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
         *("TEST.DETECTIONS_PER_IMAGE", "5", "SOLVER.CHECKPOINT_PERIOD", "2"),
         *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8", "SOLVER.IMS_PER_BATCH", "1"),
+        *("MODEL.VILD.TEXT_EMBEDDINGS", str(tmp_path / "text.safetensors")),
     ]
     environ = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path)}
     done = subprocess.run(
@@ -31,8 +43,10 @@ def run(repository: Path, tmp_path: Path, *args: str) -> str:
 
 
 def test_trains_resumes_and_evaluates(repository: Path, tmp_path: Path) -> None:
-    generate_shapes(tmp_path / "shapes", train_images=4, val_images=2, progress=False)
-    run(repository, tmp_path, "SOLVER.MAX_ITER", "2")
+    made(tmp_path)
+    log = run(repository, tmp_path, "SOLVER.MAX_ITER", "2")
+    assert "1 pictures a batch instead of the recipe's 2" in log
+    assert "SOLVER.BASE_LR: 0.002 -> 0.001" in log
     state = torch.load(tmp_path / "run" / "model_0000001.pth", weights_only=False)
     momentum = state["trainer"]["_trainer"]["optimizer"]["state"]
     assert any(float(s["momentum_buffer"].abs().sum()) > 0 for s in momentum.values())

@@ -20,8 +20,10 @@ from detectron2.engine import (
     default_setup,
 )
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, LVISEvaluator
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
-from vild.config import add_vild_config, register_datasets
+from vild.config import add_vild_config, register_datasets, scale_schedule
 from vild.engine import build_test_loader, build_train_loader, launch
 
 
@@ -69,12 +71,17 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = get_cfg()
     add_vild_config(cfg)
     cfg.merge_from_file(args.config_file)
+    recipe_batch = cfg.SOLVER.IMS_PER_BATCH
     cfg.merge_from_list(args.opts)
+    scaled = scale_schedule(cfg, recipe_batch, keep=args.opts[0::2])
     register_datasets(cfg)
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
     default_setup(cfg, args)
+    logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="vild")
+    for line in scaled:
+        logger.info(line)
     return cfg
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +15,21 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from vild.config import add_vild_config
-from vild.data import register_custom
-from vild.embeddings import EmbeddingStore
+from vild.data import read_image, register_custom
+from vild.embeddings import EmbeddingStore, Teacher, crop_and_resize, enlarge_boxes
 from vild.embeddings.store import KIND, CropRule, embedding_source, fields
 from vild.engine import build_test_loader, build_train_loader
 from vild.proposals import ProposalStore
 from vild.proposals.store import FIELDS as PROPOSAL_FIELDS
-from vild.storage import MissingImageError, StoreWriter, UnfinishedStoreError, store_spec
+from vild.storage import (
+    MissingImageError,
+    StoreMismatchError,
+    StoreWriter,
+    UnfinishedStoreError,
+    store_spec,
+)
+
+from ..making import text_embeddings
 
 IMAGES = [1, 2, 3, 4]
 
@@ -85,9 +94,16 @@ def cfg(folder: Path) -> CfgNode:
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.SOLVER.IMS_PER_BATCH = 2
     cfg.INPUT.MIN_SIZE_TRAIN = (60,)
+    cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.NUM_CLASSES = "ViLDROIHeads", 2
     cfg.MODEL.VILD.DISTILL.STORE = str(folder / KIND)
+    save_text(cfg, folder, ["crow", "owl"], 4, fingerprint="f")
     cfg.SEED = 1
     return cfg
+
+
+def save_text(cfg: CfgNode, folder: Path, *args: Any, **kwargs: Any) -> None:
+    cfg.MODEL.VILD.TEXT_EMBEDDINGS = str(folder / "text.safetensors")
+    text_embeddings(*args, **kwargs).save(cfg.MODEL.VILD.TEXT_EMBEDDINGS)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -105,21 +121,51 @@ def test_the_rows_of_the_store_arrive(cfg: CfgNode, folder: Path, workers: int) 
             assert mapped["instances"].gt_classes.tolist() == [0]
 
 
-def test_no_store_no_regions(cfg: CfgNode) -> None:
-    cfg.MODEL.VILD.DISTILL.STORE = ""
+def test_no_distillation_no_regions(cfg: CfgNode) -> None:
+    cfg.MODEL.VILD.VARIANT = "text"
+    assert "distill_regions" not in next(iter(build_train_loader(cfg)))[0]
+    cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.VILD.VARIANT = "StandardROIHeads", "vild"
     assert "distill_regions" not in next(iter(build_train_loader(cfg)))[0]
 
 
-def test_the_online_teacher_needs_boxes_alone(cfg: CfgNode, folder: Path) -> None:
+@pytest.fixture
+def online(cfg: CfgNode, folder: Path) -> CfgNode:
+    cfg.MODEL.VILD.TEACHER = ["vild-shapes", ""]
     cfg.MODEL.VILD.DISTILL.SOURCE = "online"
     cfg.MODEL.VILD.DISTILL.STORE = str(folder / "proposals")
-    mapped = next(iter(build_train_loader(cfg)))[0]
-    assert mapped["original_image"].shape == (3, 60, 80)
-    assert not mapped["distill_regions"].has("teacher_embeddings")
+    cfg.MODEL.DEVICE = "cpu"
+    save_text(cfg, folder, ["crow", "owl"], 64)
+    return cfg
+
+
+def test_the_online_teacher_gives_what_a_store_would_have(online: CfgNode, folder: Path) -> None:
+    teacher, store = Teacher.load("vild-shapes", device="cpu"), ProposalStore(folder / "proposals")
+    for mapped in next(iter(build_train_loader(online))):
+        assert "original_image" not in mapped
+        picture = read_image(mapped["file_name"])
+        boxes = store[mapped["image_id"]].boxes
+        for row, embedding in enumerate(mapped["distill_regions"].teacher_embeddings):
+            expected = torch.zeros(64)
+            for scale in (1.0, 1.5):
+                box = enlarge_boxes(boxes[row : row + 1], scale, (60, 80))
+                crop = crop_and_resize(picture, box, teacher.image_size, "stretch")
+                expected += teacher.encode_image(crop)[0]
+            torch.testing.assert_close(embedding, expected / expected.norm(), atol=1e-5, rtol=0)
+        student = torch.rand(3, 64, requires_grad=True)
+        (student * mapped["distill_regions"].teacher_embeddings).sum().backward()
+
+
+def test_the_online_teacher_has_to_be_that_of_the_text(online: CfgNode, folder: Path) -> None:
+    save_text(online, folder, ["crow", "owl"], 64, fingerprint="other")
+    with pytest.raises(ValueError, match=r"vild-shapes \(fingerprint"):
+        build_train_loader(online)
+    save_text(online, folder, ["crow", "owl"], 32)
+    with pytest.raises(ValueError, match=r"stub \(dimension 32\).*vild-shapes \(dimension 64\)"):
+        build_train_loader(online)
 
 
 def test_one_class_for_the_baseline(cfg: CfgNode) -> None:
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
+    cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.NUM_CLASSES = "StandardROIHeads", 1
     cfg.DATASETS.TRAIN = ("loaded_train",)
     cfg.MODEL.VILD.DISTILL.STORE = ""
     mapped = next(iter(build_train_loader(cfg)))[0]
@@ -151,15 +197,38 @@ def test_what_cannot_work_is_refused_before_training(cfg: CfgNode, folder: Path)
     cfg.MODEL.VILD.DISTILL.STORE = str(folder / "elsewhere")
     with pytest.raises(UnfinishedStoreError, match="there is none"):
         build_train_loader(cfg)
+    cfg.MODEL.VILD.DISTILL.STORE = ""
+    with pytest.raises(ValueError, match=r"'ensemble' learns from.*extract_image_embeddings"):
+        build_train_loader(cfg)
+
+
+@pytest.mark.parametrize(
+    ("classes", "dimension", "fingerprint", "complaint"),
+    [
+        (["owl", "crow"], 4, "f", "row 0 is 'crow' there and 'owl' here"),
+        (["crow"], 4, "f", "NUM_CLASSES is 2, and .* has 1 classes"),
+        (["crow", "owl"], 5, "f", "dimension"),
+        (["crow", "owl"], 4, "g", "fingerprint"),
+    ],
+)
+def test_text_embeddings_that_do_not_fit_are_refused_before_training(
+    cfg: CfgNode, folder: Path, classes: list[str], dimension: int, fingerprint: str, complaint: str
+) -> None:
+    save_text(cfg, folder, classes, dimension, fingerprint=fingerprint)
+    kind = StoreMismatchError if len(classes) == 2 and classes[0] == "crow" else ValueError
+    with pytest.raises(kind, match=complaint):
+        build_train_loader(cfg)
 
 
 def test_a_missing_image_stops_it(cfg: CfgNode, folder: Path) -> None:
-    spec = store_spec("proposals", "other", PROPOSAL_FIELDS, {}, [77], 2)
+    teacher = {"name": "stub", "fingerprint": "f", "dimension": 4}
+    source = embedding_source(teacher, CropRule(), {"digest": ""}, 300, 32)
+    spec = store_spec(KIND, "other", fields(4, "float16"), source, [77], 2)
     writer = StoreWriter(folder / "other", spec, [77])
     with writer.shard(0) as builder:
-        builder.add(77, 60, 80, {"boxes": np.empty((0, 4)), "objectness": np.empty(0)})
+        nothing = {"boxes": np.empty((0, 4)), "objectness": np.empty(0)}
+        builder.add(77, 60, 80, {**nothing, "embeddings": np.empty((0, 4))})
     writer.finish({})
-    cfg.MODEL.VILD.DISTILL.SOURCE = "online"
     cfg.MODEL.VILD.DISTILL.STORE = str(folder / "other")
     with pytest.raises(MissingImageError, match="no record of the image"):
         next(iter(build_train_loader(cfg)))

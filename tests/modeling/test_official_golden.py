@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -88,14 +89,14 @@ def embedding_head(arrays: dict[str, np.ndarray], norm: str, image_branch: bool)
     kernel = variable(f"{projection}/kernel")
     values |= {"projection.weight": kernel.T, "projection.bias": variable(f"{projection}/bias")}
     box_head = ViLDBoxHead(
-        input_shape=(channels, height, width),
+        ShapeSpec(channels=channels, height=height, width=width),
         conv_dim=conv_dim,
         num_conv=LAYERS,
         fc_dim=fc_dim,
         num_fc=LAYERS,
         norm=norm,
     )
-    head = EmbeddingHead(box_head=box_head, dimension=kernel.shape[1])
+    head = EmbeddingHead(box_head, kernel.shape[1])
     load(head, values)
     return head
 
@@ -128,7 +129,7 @@ def test_head_in_evaluation(name: str, norm: str) -> None:
     pooled = regions(arrays)
     shape = pooled.shape[:2]
     features = head.box_head(pooled.flatten(0, 1))
-    logits = classifier(head.embed(features)).unflatten(0, shape)
+    logits = classifier(head.projection(features)).unflatten(0, shape)
     official = background_last(tensor(arrays["eval/class_outputs"])).numpy()
     assert difference(logits, official) < 1e-3
     boxes = box_predictor(features).unflatten(0, shape)
@@ -152,12 +153,12 @@ def test_head_in_training(name: str, norm: str) -> None:
     if name == "vanilla":  # one batch, one statistic
         features = head.box_head(pooled.flatten(0, 1)).unflatten(0, pooled.shape[:2])
         features, distilled = features[:, :SAMPLED], features[:, SAMPLED:]
-        embeddings = head.embed(distilled.flatten(0, 1))
+        embeddings = head.projection(distilled.flatten(0, 1))
     else:
         features = head.box_head(pooled[:, :SAMPLED].flatten(0, 1)).unflatten(0, (-1, SAMPLED))
         image_head = embedding_head(arrays, norm, image_branch=True).train()
         embeddings = image_head(pooled[:, SAMPLED:].flatten(0, 1))
-    logits = classifier(head.embed(features.flatten(0, 1))).unflatten(0, features.shape[:2])
+    logits = classifier(head.projection(features.flatten(0, 1))).unflatten(0, features.shape[:2])
     official = background_last(tensor(arrays["train/class_outputs"])).numpy()
     assert difference(logits, official) < 1e-3
     assert difference(box_predictor(features), arrays["train/box_outputs"]) < 1e-4

@@ -15,4 +15,5 @@ except ImportError as error:
         "an environment of your own, or install an official build of Detectron2."
     ) from error
 
-import vild.data  # noqa: F401  (registers the data sets)
+import vild.data  # registers the data sets
+import vild.modeling  # noqa: F401  (registers the model parts)

@@ -2,22 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from detectron2.config import CfgNode
 
 from vild.data import register_custom
 
 
 def add_vild_config(cfg: CfgNode) -> None:
-    """Add the keys of this project, with their defaults, to a Detectron2 configuration."""
+    """Add the keys of this project, with their defaults, to a Detectron2 configuration.
+
+    Sections are those of the paper (arXiv 2104.13921). The sizes of the box head are Detectron2's
+    own keys, ``MODEL.ROI_BOX_HEAD``; its ``NORM`` goes for every layer of the head.
+    """
     cfg.MODEL.VILD = CfgNode()
+    # "text" (ViLD-text), "image" (ViLD-image), "vild" (one head with both losses) or "ensemble"
+    # (ViLD-ensemble, two heads); sec. 3.2 to 3.4
+    cfg.MODEL.VILD.VARIANT = "ensemble"
+    # file of tools/extract_text_embeddings.py: names, novel flags, embeddings, temperature
+    cfg.MODEL.VILD.TEXT_EMBEDDINGS = ""
+    # tau, which cosines are divided by (sec. 3.2); 0: the teacher's own, from the text embeddings
+    cfg.MODEL.VILD.TEMPERATURE = 0.0
+    # whether training knows base classes alone: novel ones are left out of the softmax
+    cfg.MODEL.VILD.ZERO_SHOT = True
+    # ensemble: weight of the text head's probabilities for base and for novel classes; lambda and
+    # 1 - lambda in sec. 3.4
+    cfg.MODEL.VILD.FUSION_WEIGHTS = [2 / 3, 1 / 3]
+    # whether a score is the geometric mean of class probability and objectness; off in the paper
+    cfg.MODEL.VILD.OBJECTNESS = False
     # yaml files that describe data sets of the user's own (see datasets/README.md)
     cfg.MODEL.VILD.DATASETS = []
-    # distillation (section 3.3): where the teacher's region embeddings come from, "store" (computed
+    # large-scale jitter: smallest scale, largest scale, side of the square picture in pixels
+    # (appendix); [] for Detectron2's INPUT.MIN_SIZE_TRAIN
+    cfg.MODEL.VILD.LARGE_SCALE_JITTER = []
+    # the teacher where it runs in training: model and weights as open_clip names them, and how a
+    # crop becomes a square ("stretch", "pad" or "clip")
+    cfg.MODEL.VILD.TEACHER = ["ViT-B-32", "openai"]
+    cfg.MODEL.VILD.CROP_MODE = "stretch"
+    # distillation (sec. 3.3): where the teacher's region embeddings come from, "store" (computed
     # once by tools/extract_image_embeddings.py) or "online" (by the frozen teacher, in training)
     cfg.MODEL.VILD.DISTILL = CfgNode()
     cfg.MODEL.VILD.DISTILL.SOURCE = "store"
     # folder of the store for the training set: embeddings, or proposals where SOURCE is "online"
     cfg.MODEL.VILD.DISTILL.STORE = ""
+    # w, weight of the distillation loss (sec. 3.3); 0.5 for R50, 1 and 2 for R152
+    cfg.MODEL.VILD.DISTILL.WEIGHT = 0.5
     # most regions a picture (appendix; the official code's 300)
     cfg.MODEL.VILD.DISTILL.REGIONS = 300
     # regions of which augmentation leaves less than this fraction are not distilled
@@ -34,3 +63,48 @@ def register_datasets(cfg: CfgNode) -> list[str]:
         ValueError: see :func:`vild.data.register_custom`.
     """
     return [name for file in cfg.MODEL.VILD.DATASETS for name in register_custom(file)]
+
+
+def scale_schedule(cfg: CfgNode, recipe_batch: int, keep: Sequence[str] = ()) -> list[str]:
+    """Fit a recipe's schedule to another batch size (linear scaling, Goyal et al. 2017).
+
+    As many pictures are seen as in the recipe: with 1/16 of the batch, 16 times the iterations at
+    1/16 of the learning rate.
+
+    Args:
+        cfg: changed in place; ``SOLVER.IMS_PER_BATCH`` is the batch size that is wanted.
+        recipe_batch: the batch size that the schedule was made for.
+        keep: keys such as ``SOLVER.MAX_ITER`` that the user has set and that stay as they are.
+
+    Returns:
+        lines for the log: why, and every key that was changed.
+    """
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    if batch == recipe_batch:
+        return []
+    ratio = recipe_batch / batch
+
+    def longer(iterations: int) -> int:
+        return max(1, round(iterations * ratio)) if iterations > 0 else iterations
+
+    solver = cfg.SOLVER
+    wanted = {
+        "SOLVER.BASE_LR": solver.BASE_LR / ratio,
+        "SOLVER.MAX_ITER": longer(solver.MAX_ITER),
+        "SOLVER.STEPS": tuple(longer(step) for step in solver.STEPS),
+        "SOLVER.WARMUP_ITERS": longer(solver.WARMUP_ITERS),
+        "SOLVER.CHECKPOINT_PERIOD": longer(solver.CHECKPOINT_PERIOD),
+        "TEST.EVAL_PERIOD": longer(cfg.TEST.EVAL_PERIOD),
+    }
+    lines = [f"{batch} pictures a batch instead of the recipe's {recipe_batch}; so"]
+    for key, value in wanted.items():
+        section, name = key.split(".")
+        old = cfg[section][name]
+        if key not in keep and old != value:
+            cfg[section][name] = value
+            lines.append(f"{key}: {_shown(old)} -> {_shown(value)}")
+    return lines
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

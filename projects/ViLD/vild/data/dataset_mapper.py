@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -108,8 +108,13 @@ class ViLDDatasetMapper(DatasetMapper):
     ) -> dict[str, Any]:
         """Arguments from the configuration; the stores are opened by the caller."""
         distill = cfg.MODEL.VILD.DISTILL
+        arguments = super().from_config(cfg, is_train)
+        if is_train and cfg.MODEL.VILD.LARGE_SCALE_JITTER:
+            jitter = large_scale_jitter(cfg.MODEL.VILD.LARGE_SCALE_JITTER)
+            flips = [a for a in arguments["augmentations"] if isinstance(a, T.RandomFlip)]
+            arguments["augmentations"] = [*jitter, *flips]
         return {
-            **super().from_config(cfg, is_train),
+            **arguments,
             "regions": regions,
             "online": distill.SOURCE == "online",
             "limit": distill.REGIONS,
@@ -190,6 +195,24 @@ class ViLDDatasetMapper(DatasetMapper):
         )
         chosen = draw.choice(len(regions), self.limit, replace=False)
         return regions[torch.from_numpy(np.sort(chosen))]
+
+
+def large_scale_jitter(parameters: Sequence[float]) -> list[T.Augmentation]:
+    """Resize to a random scale of a square that the picture fits in, then cut or pad to it.
+
+    Args:
+        parameters: smallest and largest scale, and the side of the square in pixels.
+
+    Raises:
+        ValueError: other parameters.
+    """
+    if len(parameters) != 3 or not 0 < parameters[0] <= parameters[1] or parameters[2] < 1:
+        raise ValueError(
+            "expected MODEL.VILD.LARGE_SCALE_JITTER to be [smallest scale, largest scale, side in "
+            f"pixels], such as [0.1, 2.0, 1024], or [], got {list(parameters)}"
+        )
+    smallest, largest, side = parameters[0], parameters[1], int(parameters[2])
+    return [T.ResizeScale(smallest, largest, side, side), T.FixedSizeCrop((side, side))]
 
 
 def _record(source: RegionSource, mapped: Mapping[str, Any], picture: np.ndarray) -> RegionRecord:

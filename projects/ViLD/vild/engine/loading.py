@@ -7,36 +7,79 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import (
+    MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.modeling import ROI_HEADS_REGISTRY
 
 from vild.data.dataset_mapper import SOURCES, ViLDDatasetMapper
-from vild.embeddings import EmbeddingStore
+from vild.embeddings import CropRule, EmbeddedLoader, EmbeddingStore, OnlineEmbedder, Teacher
+from vild.modeling import DISTILLED, ViLDROIHeads, load_text_embeddings
 from vild.proposals import ProposalStore
 
 
 def build_region_source(cfg: CfgNode) -> EmbeddingStore | ProposalStore | None:
-    """The store that ``MODEL.VILD.DISTILL`` names; None where it names none.
+    """The store that ``MODEL.VILD.DISTILL`` names; None where the model learns from none.
 
     Raises:
-        ValueError: an unknown source, more than one training set, or no whole store there.
+        ValueError: an unknown source, no whole store there, one of another teacher or dimension
+            than the text embeddings', or more than one training set.
     """
     distill = cfg.MODEL.VILD.DISTILL
+    if not is_distilled(cfg):
+        return None
     if distill.SOURCE not in SOURCES:
         raise ValueError(
             f"expected MODEL.VILD.DISTILL.SOURCE to be one of {SOURCES}, got {distill.SOURCE!r}"
         )
     if not distill.STORE:
-        return None
+        raise ValueError(
+            f"the variant {cfg.MODEL.VILD.VARIANT!r} learns from the teacher's embeddings: expected"
+            " MODEL.VILD.DISTILL.STORE to name the folder that tools/extract_image_embeddings.py "
+            "wrote for the training set (with DISTILL.SOURCE: online, its proposals)"
+        )
     if len(cfg.DATASETS.TRAIN) != 1:
         raise ValueError(
             "expected one training set beside MODEL.VILD.DISTILL.STORE, got "
             f"{tuple(cfg.DATASETS.TRAIN)}: image ids of several would mix. Make one of them."
         )
-    kind = EmbeddingStore if distill.SOURCE == "store" else ProposalStore
-    return kind(distill.STORE)
+    if distill.SOURCE == "online":
+        return ProposalStore(distill.STORE)
+    text = load_text_embeddings(cfg)
+    return EmbeddingStore(distill.STORE, teacher=text.fingerprint or None, dimension=text.dimension)
+
+
+def is_distilled(cfg: CfgNode) -> bool:
+    """Whether training needs the teacher's region embeddings."""
+    return _is_vild(cfg) and cfg.MODEL.VILD.VARIANT in DISTILLED
+
+
+def _is_vild(cfg: CfgNode) -> bool:
+    return issubclass(ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME), ViLDROIHeads)
+
+
+def build_online_embedder(cfg: CfgNode) -> OnlineEmbedder:
+    """The teacher that runs in training (``MODEL.VILD.TEACHER``, ``DISTILL.SOURCE: online``).
+
+    Raises:
+        ValueError: no such teacher, or one of another dimension or other weights than the one that
+            made the text embeddings.
+    """
+    model, pretrained = cfg.MODEL.VILD.TEACHER
+    teacher = Teacher.load(model, pretrained or None, cfg.MODEL.DEVICE)
+    text = load_text_embeddings(cfg)
+    for what, own, expected in (
+        ("dimension", teacher.dimension, text.dimension),
+        ("fingerprint", teacher.fingerprint, text.fingerprint or teacher.fingerprint),
+    ):
+        if own != expected:
+            raise ValueError(
+                f"expected the teacher that made the text embeddings, {text.teacher} ({what} "
+                f"{expected}), got MODEL.VILD.TEACHER {teacher.name} ({what} {own})"
+            )
+    return OnlineEmbedder(teacher, CropRule(cfg.MODEL.VILD.CROP_MODE))
 
 
 def build_proposal_source(cfg: CfgNode, is_train: bool, index: int = 0) -> ProposalStore | None:
@@ -64,7 +107,15 @@ def build_proposal_source(cfg: CfgNode, is_train: bool, index: int = 0) -> Propo
 
 
 def build_train_loader(cfg: CfgNode) -> Any:
-    """Detectron2's training loader with this project's mapper."""
+    """Detectron2's training loader with this project's mapper.
+
+    Raises:
+        ValueError: stores, teacher or class lists that do not fit the configuration.
+    """
+    if _is_vild(cfg):
+        text = load_text_embeddings(cfg)
+        for name in cfg.DATASETS.TRAIN:
+            text.check_classes(MetadataCatalog.get(name).thing_classes, f"the data set {name}")
     mapper = ViLDDatasetMapper(
         cfg, True, regions=build_region_source(cfg), proposals=build_proposal_source(cfg, True)
     )
@@ -72,7 +123,10 @@ def build_train_loader(cfg: CfgNode) -> Any:
     records = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
-    return build_detection_train_loader(cfg, mapper=mapper, dataset=records)
+    loader = build_detection_train_loader(cfg, mapper=mapper, dataset=records)
+    if is_distilled(cfg) and cfg.MODEL.VILD.DISTILL.SOURCE == "online":
+        return EmbeddedLoader(loader, build_online_embedder(cfg))
+    return loader
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> Any:

@@ -1,20 +1,33 @@
-"""The model's own parts: classifier, losses, fusion, exact selection, box head.
+"""The detector: classifier, losses, fusion, exact selection, box heads and RoI heads.
 
-Everything here takes tensors and plain values; nothing reads a configuration.
+Only the ``from_config`` of each part reads a configuration. Importing this registers ``ViLDRCNN``,
+``ViLDROIHeads`` and ``ViLDBoxHead`` with Detectron2.
 """
 
-from vild.modeling.box_head import EmbeddingHead, ViLDBoxHead
+from vild.modeling.box_head import EmbeddingHead, Projection, ViLDBoxHead
 from vild.modeling.classifier import TextClassifier
 from vild.modeling.fusion import fuse_scores
 from vild.modeling.losses import classification_loss, distillation_loss
-from vild.modeling.selection import select_detections
+from vild.modeling.meta_arch import ImagesWithRegions, ViLDRCNN
+from vild.modeling.output_layers import ViLDOutputLayers
+from vild.modeling.roi_heads import DISTILLED, VARIANTS, ViLDROIHeads, load_text_embeddings
+from vild.modeling.selection import select_detections, select_from_chunks
 
 __all__ = [
+    "DISTILLED",
+    "VARIANTS",
     "EmbeddingHead",
+    "ImagesWithRegions",
+    "Projection",
     "TextClassifier",
     "ViLDBoxHead",
+    "ViLDOutputLayers",
+    "ViLDRCNN",
+    "ViLDROIHeads",
     "classification_loss",
     "distillation_loss",
     "fuse_scores",
+    "load_text_embeddings",
     "select_detections",
+    "select_from_chunks",
 ]

@@ -25,20 +25,23 @@ class TextClassifier(nn.Module):
         dimension: D.
         temperature: cosines are divided by it (tau; 0.01 for CLIP). :meth:`set_text` may bring
             another: it belongs to the teacher that made the embeddings.
+        background: whether there is a background to learn (not in ViLD-image).
 
     Raises:
         ValueError: a temperature or dimension that is not positive.
     """
 
     text: Tensor
+    background: nn.Parameter | None
 
-    def __init__(self, *, dimension: int, temperature: float) -> None:
+    def __init__(self, *, dimension: int, temperature: float, background: bool = True) -> None:
         super().__init__()
         if dimension < 1:
             raise ValueError(f"expected a positive embedding dimension, got {dimension}")
         self.dimension = dimension
         self.temperature = _positive(temperature)
-        self.background = nn.Parameter(torch.randn(dimension) * BACKGROUND_STD)
+        vector = nn.Parameter(torch.randn(dimension) * BACKGROUND_STD) if background else None
+        self.register_parameter("background", vector)
         self.register_buffer("text", torch.empty(0, dimension), persistent=False)
 
     @property
@@ -75,7 +78,7 @@ class TextClassifier(nn.Module):
             )
         if temperature is not None:
             self.temperature = _positive(temperature)
-        self.text = embeddings.detach().to(self.background.device, copy=True)
+        self.text = embeddings.detach().to(self.text.device, copy=True)
 
     def forward(
         self, features: Tensor, *, background: bool = True, rows: slice | Tensor | None = None
@@ -91,15 +94,17 @@ class TextClassifier(nn.Module):
             (R, K + 1), or (R, K) without background.
 
         Raises:
-            RuntimeError: :meth:`set_text` was not called.
+            RuntimeError: :meth:`set_text` was not called, or there is no background.
         """
         if not self.num_classes:
             raise RuntimeError("no text embeddings yet: call set_text() first")
+        if background and self.background is None:
+            raise RuntimeError("this classifier was made without a background")
         text = self.text if rows is None else self.text[rows]
         with without_autocast(features):
             features = at_least_float32(features)
             logits = functional.linear(features, text.to(features.dtype))
-            if background:
+            if background and self.background is not None:
                 # a vector of norm 0.2 among unit rows would be no cosine: normalised at each use
                 learned = functional.normalize(self.background.to(features.dtype), dim=0)
                 logits = torch.cat([logits, (features @ learned)[:, None]], dim=1)

@@ -11,6 +11,8 @@ A candidate is a region and a class; its rank is its place among the candidates,
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -54,41 +56,128 @@ def select_detections(
             f"expected boxes (R, 4) and scores (R, K), got {tuple(boxes.shape)} and "
             f"{tuple(scores.shape)}"
         )
-    boxes, scores = boxes.float(), at_least_float32(scores)
-    origin = _finite_rows(boxes, scores).nonzero()[:, 0]
-    if len(origin) < len(boxes):
-        boxes, scores = boxes[origin], scores[origin]
+    limits = (image_size, score_threshold, nms_threshold, max_detections)
+    return select_from_chunks(boxes, [scores], *limits)
+
+
+@torch.no_grad()
+def select_from_chunks(
+    boxes: Tensor,
+    chunks: Iterable[Tensor],
+    image_size: tuple[int, int],
+    score_threshold: float,
+    nms_threshold: float,
+    max_detections: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`select_detections` of scores that come a few regions at a time.
+
+    The scores of all regions need never be in memory at once: of a chunk only what may still be
+    among the detections is kept.
+
+    Args:
+        boxes: (R, 4).
+        chunks: scores (r, K) of the first regions, of the next, ...; R rows in all. One is done
+            with before the next is asked for.
+        image_size: height, width.
+        score_threshold: as there.
+        nms_threshold: as there.
+        max_detections: as there.
+
+    Returns:
+        as there.
+
+    Raises:
+        ValueError: chunks of more or fewer than R rows.
+    """
+    boxes = boxes.float()
+    usable = torch.isfinite(boxes).all(dim=1)
     height, width = image_size
     x, y = boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)
     boxes = torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)
-    if max_detections < 0:
-        max_detections = scores.numel()
-    with torch.no_grad():
-        regions, classes = _select(
-            boxes.detach(), scores.detach(), score_threshold, nms_threshold, max_detections
+    candidates = _Candidates(score_threshold, max_detections, boxes.device)
+    done = 0
+    for scores in chunks:
+        end = done + len(scores)
+        candidates.add(at_least_float32(scores), usable[done:end], done)
+        done = end
+    if done != len(boxes):
+        raise ValueError(f"expected scores of {len(boxes)} regions, got those of {done}")
+    scores, regions, classes = candidates.best_first()
+    kept = _suppress(boxes[regions], classes, nms_threshold, max_detections)
+    return boxes[regions[kept]], scores[kept], classes[kept], regions[kept]
+
+
+class _Candidates:
+    """All that may be among the detections, of the regions seen so far.
+
+    Args:
+        threshold: scores have to exceed it.
+        wanted: number of detections; negative: all.
+        device: of the scores.
+    """
+
+    def __init__(self, threshold: float, wanted: int, device: torch.device) -> None:
+        self.threshold, self.wanted, self.bound = threshold, wanted, -torch.inf
+        self.class_best: Tensor | None = None  # (K,)
+        indices = torch.empty(0, dtype=torch.int64, device=device)
+        self.found = [(torch.empty(0, device=device), indices, indices)]
+
+    def add(self, scores: Tensor, usable: Tensor, first: int) -> None:
+        """Take the candidates out of scores (r, K) of the regions from ``first`` on.
+
+        Args:
+            scores: floats; rows that are not finite are passed over.
+            usable: (r,) bool, rows whose boxes are finite.
+            first: number of the first region.
+        """
+        rows = None
+        usable = usable & _finite_rows(scores)
+        if not usable.all():
+            rows = usable.nonzero()[:, 0]
+            scores = scores[rows]
+        if not scores.numel() or not self.wanted:
+            return
+        if 0 < self.wanted < scores.shape[1]:
+            best = scores.amax(dim=0)
+            if self.class_best is not None:
+                best = torch.maximum(best, self.class_best)
+            self.class_best = best
+            self.bound = float(best.topk(self.wanted).values[-1])
+        good_enough = (
+            scores >= self.bound if self.bound > self.threshold else scores > self.threshold
         )
-    return boxes[regions], scores[regions, classes], classes, origin[regions]
+        regions, classes = good_enough.nonzero(as_tuple=True)  # by region, then by class
+        found = scores[regions, classes]
+        if rows is not None:
+            regions = rows[regions]
+        self.found.append((found, regions + first, classes))
+
+    def best_first(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores, regions and classes (n,) each; equal scores go by region, then by class."""
+        scores, regions, classes = (torch.cat(parts) for parts in zip(*self.found, strict=True))
+        if self.bound > self.threshold:  # it has risen since the first of them were found
+            late = scores >= self.bound
+            scores, regions, classes = scores[late], regions[late], classes[late]
+        order = scores.sort(descending=True, stable=True).indices
+        return scores[order], regions[order], classes[order]
 
 
-def _finite_rows(boxes: Tensor, scores: Tensor) -> Tensor:
-    """(R,) bool."""
+def _finite_rows(scores: Tensor) -> Tensor:
+    """(r,) bool."""
     # A sum is not finite where an entry is not, and costs a tenth of looking at each; where it
     # is not, each is looked at, as large entries may also overflow.
-    finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores.sum(dim=1))
+    finite = torch.isfinite(scores.sum(dim=1))
     if not finite.all():
         suspects = (~finite).nonzero()[:, 0]
         finite[suspects] = torch.isfinite(scores[suspects]).all(dim=1)
-        finite &= torch.isfinite(boxes).all(dim=1)
     return finite
 
 
-def _select(
-    boxes: Tensor, scores: Tensor, score_threshold: float, nms_threshold: float, wanted: int
-) -> tuple[Tensor, Tensor]:
-    """Regions and classes of the detections, best first."""
-    regions, classes = _candidates(scores, score_threshold, wanted)
-    boxes = boxes[regions]  # (n, 4)
-    kept = regions.new_empty(0)  # ranks
+def _suppress(boxes: Tensor, classes: Tensor, nms_threshold: float, wanted: int) -> Tensor:
+    """Ranks (M,) of the detections among candidates (n, 4) and (n,) that come best first."""
+    if wanted < 0:
+        wanted = len(boxes)
+    kept = classes.new_empty(0)  # ranks
     # ranks of what is neither kept nor suppressed, grouped by class and ascending in each group
     open_ = classes.sort(stable=True).indices
     while len(open_):
@@ -104,27 +193,7 @@ def _select(
         if len(kept) == wanted:
             gone |= open_ > kept[-1]
         open_ = open_[~gone]
-    return regions[kept], classes[kept]
-
-
-def _candidates(scores: Tensor, threshold: float, wanted: int) -> tuple[Tensor, Tensor]:
-    """Regions (n,) and classes (n,) of all that may be among the detections, best first.
-
-    Equal scores go by region, then by class.
-    """
-    if not scores.numel() or not wanted:
-        empty = torch.empty(0, dtype=torch.int64, device=scores.device)
-        return empty, empty
-    possible = None
-    if scores.shape[1] > wanted:
-        bound = scores.amax(dim=0).topk(wanted).values[-1]
-        if bound > threshold:
-            possible = scores >= bound
-    if possible is None:
-        possible = scores > threshold
-    regions, classes = possible.nonzero(as_tuple=True)  # by region, then by class
-    order = scores[regions, classes].sort(descending=True, stable=True).indices
-    return regions[order], classes[order]
+    return kept
 
 
 def _overlap(first: Tensor, second: Tensor, threshold: float) -> Tensor:

@@ -1,0 +1,77 @@
+"""The teacher's embeddings of a training batch's regions, computed when the batch is there.
+
+For data sets too small or too short-lived to be worth a store: the teacher embeds the same regions
+again in every epoch.
+
+Shapes: R regions of an image, D embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vild.embeddings.crops import crop_and_resize, enlarge_boxes
+from vild.embeddings.store import CropRule, combine_scales
+from vild.embeddings.teacher import Teacher
+
+
+class OnlineEmbedder:
+    """Gives the regions of mapped images their teacher embeddings, as a store would have.
+
+    Args:
+        teacher: computes them, on its own device.
+        rule: how regions are cropped.
+        batch_size: crops at a time.
+    """
+
+    def __init__(self, teacher: Teacher, rule: CropRule, batch_size: int = 256) -> None:
+        self.teacher, self.rule, self.batch_size = teacher, rule, batch_size
+
+    def __call__(self, mapped: dict[str, Any]) -> dict[str, Any]:
+        """Complete one image of :class:`vild.data.ViLDDatasetMapper`.
+
+        Args:
+            mapped: with ``original_image``, which is taken out of it, and ``distill_regions``,
+                which receive ``teacher_embeddings`` (R, D) float32 on the CPU.
+
+        Returns:
+            ``mapped`` itself.
+        """
+        picture = mapped.pop("original_image").permute(1, 2, 0)  # H, W, C
+        regions = mapped["distill_regions"]
+        regions.teacher_embeddings = self.embed(picture, regions.original_boxes.tensor)
+        return mapped
+
+    def embed(self, picture: Tensor, boxes: Tensor) -> Tensor:
+        """Embeddings (R, D) float32 of boxes (R, 4) of a picture (H, W, 3) uint8 RGB."""
+        size = (picture.shape[0], picture.shape[1])
+        picture = picture.to(self.teacher.device)
+        scaled = torch.cat([enlarge_boxes(boxes, scale, size) for scale in self.rule.scales])
+        rows = [torch.empty(0, self.teacher.dimension)]
+        for some in scaled.split(self.batch_size):
+            crops = crop_and_resize(
+                *(picture, some, self.teacher.image_size, self.rule.mode),
+                normalise=self.teacher.statistics,
+            )
+            rows.append(self.teacher.encode_image(crops, normalised=True).cpu())
+        return combine_scales(torch.cat(rows), len(self.rule.scales))
+
+
+class EmbeddedLoader:
+    """A training loader whose batches have been through an :class:`OnlineEmbedder`.
+
+    Args:
+        loader: yields lists of mapped images.
+        embedder: completes each.
+    """
+
+    def __init__(self, loader: Any, embedder: OnlineEmbedder) -> None:
+        self.loader, self.embedder = loader, embedder
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        for batch in self.loader:
+            yield [self.embedder(mapped) for mapped in batch]

@@ -1,0 +1,255 @@
+"""Class scores by text embeddings, and class-agnostic boxes, from a box head's features.
+
+Shapes: N images, R regions over all of them (Ri of image i), K classes, D embedding. Logits are
+(R, K + 1), background last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec, cat
+from detectron2.modeling.roi_heads.fast_rcnn import (
+    FastRCNNOutputLayers,
+    _log_classification_stats,
+)
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from vild.embeddings import TextEmbeddings
+from vild.modeling.box_head import Projection, flat_channels
+from vild.modeling.classifier import TextClassifier
+from vild.modeling.fusion import fuse_scores
+from vild.modeling.losses import classification_loss
+from vild.modeling.selection import select_from_chunks
+
+MAX_SCORES = 2**22  # entries of (R, K) that are in memory at a time in inference: 16 MB
+
+Predictions = tuple[Tensor, Tensor]
+
+
+class ViLDOutputLayers(FastRCNNOutputLayers):
+    """Detectron2's output layers with a text classifier in the place of the linear one.
+
+    Args:
+        input_shape: of the box head's features.
+        text_embeddings: the vocabulary to begin with; :meth:`set_vocabulary` brings another.
+        background: whether the classifier has a background (all but ViLD-image).
+        temperature: tau; None: that of the text embeddings, which is their teacher's own.
+        fusion_weights: weight of the text head's probabilities for base and for novel classes
+            (ViLD-ensemble, sec. 3.4).
+        use_objectness: whether a score is the geometric mean of class probability and objectness.
+        zero_shot: whether training keeps novel classes out of the softmax.
+        **kwargs: Detectron2's own.
+
+    Attributes:
+        vocabulary: K names, synonyms and novel flags.
+        num_classes: K.
+        teacher: fingerprint of the teacher; empty where it is not known.
+
+    Raises:
+        ValueError: boxes by class: there is no telling how many classes there will be.
+    """
+
+    novel: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        text_embeddings: TextEmbeddings,
+        background: bool = True,
+        temperature: float | None = None,
+        fusion_weights: Sequence[float] = (2 / 3, 1 / 3),
+        use_objectness: bool = False,
+        zero_shot: bool = True,
+        cls_agnostic_bbox_reg: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        if not cls_agnostic_bbox_reg:
+            raise ValueError(
+                "expected class-agnostic boxes, since the vocabulary may change: set "
+                "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG: True"
+            )
+        super().__init__(input_shape, num_classes=1, cls_agnostic_bbox_reg=True, **kwargs)
+        del self.cls_score
+        dimension = text_embeddings.dimension
+        self.projection = Projection(flat_channels(input_shape), dimension)
+        self.classifier = TextClassifier(
+            dimension=dimension,
+            temperature=temperature or text_embeddings.temperature,
+            background=background,
+        )
+        self.register_buffer("novel", torch.empty(0, dtype=torch.bool), persistent=False)
+        self.temperature, self.fusion_weights = temperature, tuple(fusion_weights)
+        self.use_objectness, self.zero_shot = use_objectness, zero_shot
+        self.teacher = text_embeddings.fingerprint
+        self.set_vocabulary(text_embeddings)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Arguments from the configuration; the text embeddings are opened by the caller."""
+        found = super().from_config(cfg, input_shape)
+        del found["num_classes"]  # that of the text embeddings
+        own = cfg.MODEL.VILD
+        return {
+            **found,
+            "background": own.VARIANT != "image",
+            "temperature": own.TEMPERATURE or None,
+            "fusion_weights": own.FUSION_WEIGHTS,
+            "use_objectness": own.OBJECTNESS,
+            "zero_shot": own.ZERO_SHOT,
+        }
+
+    def set_vocabulary(self, text: TextEmbeddings) -> None:
+        """Detect other classes from now on.
+
+        Raises:
+            ValueError: no text embeddings, of another D, or of another teacher.
+        """
+        if not isinstance(text, TextEmbeddings):
+            raise ValueError(
+                "expected TextEmbeddings, which keep names, novel flags and embeddings together, "
+                f"got {type(text).__name__}; make them with vild.embeddings.embed_vocabulary"
+            )
+        if text.fingerprint and self.teacher and text.fingerprint != self.teacher:
+            raise ValueError(
+                f"the text embeddings were made by {text.teacher} with weights "
+                f"{text.fingerprint[:12]}, those before by weights {self.teacher[:12]}: spaces of "
+                "different teachers have nothing in common. Make them with the teacher that the "
+                "model was trained with"
+            )
+        self.classifier.set_text(text.embeddings, self.temperature or text.temperature)
+        self.novel = torch.tensor(text.vocabulary.novel, device=self.novel.device)
+        self.vocabulary, self.num_classes = text.vocabulary, len(text.vocabulary)
+        self.teacher = self.teacher or text.fingerprint
+
+    def forward(self, x: Tensor) -> Predictions:
+        """Embeddings and box deltas; logits follow where they are needed, a few regions at a time.
+
+        Args:
+            x: features (R, ...) of a box head.
+
+        Returns:
+            (R, D) of unit norm, float32, and (R, 4).
+        """
+        x = x.flatten(1)
+        return self.projection(x), self.bbox_pred(x)
+
+    def losses(self, predictions: Predictions, proposals: list[Instances]) -> dict[str, Tensor]:
+        """Losses of sampled regions.
+
+        Args:
+            predictions: of :meth:`forward`.
+            proposals: N Instances with ``proposal_boxes``, ``gt_classes`` and, where the image has
+                objects, ``gt_boxes``.
+
+        Returns:
+            ``loss_box_reg`` and, unless this is ViLD-image, ``loss_cls``.
+
+        Raises:
+            ValueError: a novel class is the target of a region in zero-shot training.
+        """
+        embeddings, deltas = predictions
+        targets = cat([p.gt_classes for p in proposals])
+        boxes = cat([p.proposal_boxes.tensor for p in proposals])
+        # an image without objects has no gt_boxes, and no region that would need one
+        goals = [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
+        losses = {"loss_box_reg": self.box_reg_loss(boxes, cat(goals), deltas, targets)}
+        if self.classifier.background is not None:
+            logits = self.classifier(embeddings)
+            novel = self.novel if self.zero_shot else None
+            losses["loss_cls"] = classification_loss(logits, targets, novel)
+            _log_classification_stats(_without_novel(logits.detach(), novel), targets)
+        return {key: loss * self.loss_weight.get(key, 1.0) for key, loss in losses.items()}
+
+    def inference(
+        self,
+        predictions: Predictions,
+        proposals: list[Instances],
+        image_embeddings: Tensor | None = None,
+    ) -> tuple[list[Instances], list[Tensor]]:
+        """Detections of each image.
+
+        Args:
+            predictions: of :meth:`forward`.
+            proposals: N Instances with ``proposal_boxes`` and ``objectness_logits``.
+            image_embeddings: (R, D) of the image head, to be fused with (ViLD-ensemble).
+
+        Returns:
+            N Instances with ``pred_boxes``, ``scores`` and ``pred_classes``, best first; and the
+            region of each detection, (Mi,) int64 an image.
+        """
+        counts = [len(p) for p in proposals]
+        boxes = self.predict_boxes(predictions, proposals)
+        text = predictions[0].split(counts)
+        image = [None] * len(counts) if image_embeddings is None else image_embeddings.split(counts)
+        results, regions = [], []
+        for n, proposal in enumerate(proposals):
+            found = select_from_chunks(
+                boxes[n],
+                self._score_chunks(text[n], image[n], proposal),
+                proposal.image_size,
+                self.test_score_thresh,
+                self.test_nms_thresh,
+                self.test_topk_per_image,
+            )
+            result = Instances(proposal.image_size)
+            result.pred_boxes = Boxes(found[0])
+            result.scores, result.pred_classes = found[1], found[2]
+            results.append(result)
+            regions.append(found[3])
+        return results, regions
+
+    def predict_probs(self, predictions: Predictions, proposals: list[Instances]) -> list[Tensor]:
+        """Probabilities (Ri, K + 1), background last; that of ViLD-image is 0.
+
+        For callers of Detectron2's interface; :meth:`inference` never holds all of them.
+        """
+        has_background = self.classifier.background is not None
+        probs = self.classifier(predictions[0], background=has_background).softmax(1)
+        if not has_background:
+            probs = torch.cat([probs, probs.new_zeros(len(probs), 1)], dim=1)
+        return list(probs.split([len(p) for p in proposals]))
+
+    def _score_chunks(
+        self, text: Tensor, image: Tensor | None, proposals: Instances
+    ) -> Iterator[Tensor]:
+        """Scores (r, K) of one image's regions, a few of them at a time."""
+        size = max(1, MAX_SCORES // self.num_classes)
+        for start in range(0, len(proposals), size):
+            rows = slice(start, start + size)
+            scores = self.class_scores(text[rows], None if image is None else image[rows])
+            if self.use_objectness:
+                objectness = proposals.objectness_logits[rows].float().sigmoid()
+                scores = (scores * objectness[:, None]).sqrt()
+            yield scores
+
+    def class_scores(self, text: Tensor, image: Tensor | None = None) -> Tensor:
+        """Scores of regions for the classes.
+
+        Args:
+            text: (R, D) embeddings of the text head; of the only head where there is one.
+            image: (R, D) embeddings of the image head (ViLD-ensemble).
+
+        Returns:
+            (R, K) float32: softmax with background, then background is dropped; in ViLD-image
+            softmax without background; both fused in ViLD-ensemble.
+        """
+        if self.classifier.background is None:
+            return self.classifier(text, background=False).softmax(1)
+        probs = self.classifier(text).softmax(1)[:, :-1]
+        if image is None:
+            return probs
+        image_probs = self.classifier(image, background=False).softmax(1)
+        return fuse_scores(probs, image_probs, self.novel, *self.fusion_weights)
+
+
+def _without_novel(logits: Tensor, novel: Tensor | None) -> Tensor:
+    if novel is None:
+        return logits
+    return torch.cat([logits[:, :-1].masked_fill(novel, -torch.inf), logits[:, -1:]], dim=1)

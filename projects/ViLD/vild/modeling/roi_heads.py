@@ -1,0 +1,215 @@
+"""ViLD's RoI heads: text classifier and embedding distillation in Detectron2's StandardROIHeads.
+
+Shapes: N images, R regions over all of them, K classes, D embedding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import Metadata
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.modeling.roi_heads import build_box_head
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor
+
+from vild.data import Vocabulary
+from vild.embeddings import TextEmbeddings
+from vild.modeling.box_head import EmbeddingHead
+from vild.modeling.losses import distillation_loss
+from vild.modeling.meta_arch import ImagesWithRegions
+from vild.modeling.output_layers import ViLDOutputLayers
+
+VARIANTS = ("text", "image", "vild", "ensemble")
+DISTILLED = ("image", "vild", "ensemble")  # those that learn from the teacher's region embeddings
+
+
+@ROI_HEADS_REGISTRY.register()
+class ViLDROIHeads(StandardROIHeads):
+    """Box and mask heads of ViLD.
+
+    ========  ==========================================  =========================================
+    variant   one head or two                             scores
+    ========  ==========================================  =========================================
+    text      classified by text embeddings               softmax with background
+    image     distilled                                   softmax without background
+    vild      one head: classified, and distilled         softmax with background
+    ensemble  a text head, and an image head of its own   both, fused by base and novel (sec. 3.4)
+    ========  ==========================================  =========================================
+
+    Boxes and masks are class-agnostic and learned from base objects in every variant. Distilled
+    regions take part in no loss but their own.
+
+    Args:
+        variant: one of ``VARIANTS``.
+        distill_weight: w of the distillation loss (sec. 3.3).
+        image_head: the image branch of ``ensemble``.
+        **kwargs: Detectron2's own; ``box_predictor`` is a :class:`ViLDOutputLayers`.
+
+    Raises:
+        ValueError: an unknown variant; an image head where there should be none, or the reverse;
+            masks by class; training of later heads on predicted boxes.
+    """
+
+    box_predictor: ViLDOutputLayers
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        variant: str,
+        distill_weight: float = 0.5,
+        image_head: EmbeddingHead | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        _check_variant(variant)
+        if (image_head is not None) != (variant == "ensemble"):
+            raise ValueError(
+                "expected an image head in the variant 'ensemble' and in no other, got "
+                f"{'one' if image_head is not None else 'none'} in {variant!r}"
+            )
+        if self.train_on_pred_boxes:
+            raise ValueError("expected MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES: False")
+        self.variant, self.distill_weight, self.image_head = variant, distill_weight, image_head
+        self.num_classes = self.box_predictor.num_classes
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Arguments from the configuration."""
+        _check_variant(cfg.MODEL.VILD.VARIANT)
+        if cfg.MODEL.MASK_ON and not cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
+            raise ValueError(
+                "expected class-agnostic masks, since the vocabulary may change: set "
+                "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK: True"
+            )
+        return {
+            **super().from_config(cfg, input_shape),
+            "variant": cfg.MODEL.VILD.VARIANT,
+            "distill_weight": cfg.MODEL.VILD.DISTILL.WEIGHT,
+        }
+
+    @classmethod
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        made = super()._init_box_head(cfg, input_shape)
+        text = load_text_embeddings(cfg)
+        shape = made["box_head"].output_shape
+        made["box_predictor"] = ViLDOutputLayers(cfg, shape, text_embeddings=text)
+        if cfg.MODEL.VILD.VARIANT == "ensemble":
+            size = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
+            channels = input_shape[made["box_in_features"][0]].channels
+            box_head = build_box_head(cfg, ShapeSpec(channels=channels, height=size, width=size))
+            made["image_head"] = EmbeddingHead(box_head, text.dimension)
+        return made
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Names, synonyms and novel flags of the K classes that ``pred_classes`` counts."""
+        return self.box_predictor.vocabulary
+
+    @property
+    def metadata(self) -> Metadata:
+        """The vocabulary as Detectron2's Visualizer wants it; made anew at each use."""
+        names, novel = self.vocabulary.names, self.vocabulary.novel
+        return Metadata(name="vocabulary", thing_classes=list(names), novel=list(novel))
+
+    def set_vocabulary(self, vocabulary: TextEmbeddings) -> None:
+        """Detect other classes from now on: names, embeddings and novel flags change together.
+
+        Args:
+            vocabulary: K classes, 1 or more, embedded by the teacher that the model learned from.
+
+        Raises:
+            ValueError: embeddings of another D or of another teacher; nothing is changed then.
+        """
+        self.box_predictor.set_vocabulary(vocabulary)
+        self.num_classes = self.box_predictor.num_classes
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """See :class:`detectron2.modeling.StandardROIHeads`.
+
+        Raises:
+            ValueError: training of a distilled variant, and the images come without regions.
+        """
+        if not self.training or self.variant not in DISTILLED:
+            return super().forward(images, features, proposals, targets)
+        if not isinstance(images, ImagesWithRegions):
+            raise ValueError(
+                f"the variant {self.variant!r} learns from regions, and the images came without: "
+                "expected MODEL.META_ARCHITECTURE: ViLDRCNN and a loader with `distill_regions` "
+                "(vild.engine.build_train_loader with MODEL.VILD.DISTILL.STORE)"
+            )
+        proposals = self.label_and_sample_proposals(proposals, targets)
+        losses = self._distilled_box_losses(features, proposals, images.regions)
+        losses.update(self._forward_mask(features, proposals))
+        losses.update(self._forward_keypoint(features, proposals))
+        return proposals, losses
+
+    def _distilled_box_losses(
+        self, features: dict[str, Tensor], proposals: list[Instances], regions: list[Instances]
+    ) -> dict[str, Tensor]:
+        """Losses of the box head or heads, of sampled proposals and of the teacher's regions."""
+        levels = [features[f] for f in self.box_in_features]
+        sampled = [p.proposal_boxes for p in proposals]
+        given = [r.proposal_boxes for r in regions]
+        if self.image_head is not None:
+            box_features = self.box_head(self.box_pooler(levels, sampled))
+            student = self.image_head(self.box_pooler(levels, given))
+        else:
+            # in one batch: all regions of the head share its normalisation's statistics [official]
+            pairs = list(zip(sampled, given, strict=True))
+            both = self.box_head(self.box_pooler(levels, [Boxes.cat(pair) for pair in pairs]))
+            parts = both.split([len(boxes) for pair in pairs for boxes in pair])
+            box_features = torch.cat(parts[0::2])
+            student = self.box_predictor.projection(torch.cat(parts[1::2]).flatten(1))
+        losses = self.box_predictor.losses(self.box_predictor(box_features), proposals)
+        teacher = torch.cat([r.teacher_embeddings for r in regions])
+        distillation = distillation_loss(student, teacher, world_mean=True)
+        losses["loss_distill"] = distillation * self.distill_weight
+        return losses
+
+    def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]) -> Any:
+        if self.training or self.image_head is None:
+            return super()._forward_box(features, proposals)
+        pooled = self.box_pooler(
+            [features[f] for f in self.box_in_features], [p.proposal_boxes for p in proposals]
+        )
+        predictions = self.box_predictor(self.box_head(pooled))
+        image_embeddings = self.image_head(pooled)
+        return self.box_predictor.inference(predictions, proposals, image_embeddings)[0]
+
+
+def load_text_embeddings(cfg: CfgNode) -> TextEmbeddings:
+    """The text embeddings that the configuration names.
+
+    Raises:
+        ValueError: none named, no such file, or one of another number of classes.
+    """
+    file = cfg.MODEL.VILD.TEXT_EMBEDDINGS
+    if not file:
+        raise ValueError(
+            "expected MODEL.VILD.TEXT_EMBEDDINGS to name the text embeddings of the classes. Make "
+            "them with tools/extract_text_embeddings.py --vocabulary DATASET --out FILE"
+        )
+    text = TextEmbeddings.load(file)
+    expected = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if len(text.vocabulary) != expected:
+        raise ValueError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {expected}, and {file} has {len(text.vocabulary)} "
+            "classes: set it to that number, or name the embeddings of the classes that are meant"
+        )
+    return text
+
+
+def _check_variant(variant: str) -> None:
+    if variant not in VARIANTS:
+        raise ValueError(f"expected MODEL.VILD.VARIANT to be one of {VARIANTS}, got {variant!r}")

@@ -1,0 +1,76 @@
+"""Text embeddings without a teacher and pictures without files, for tests of the detector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.structures import BitMasks, Boxes, Instances
+from torch import Tensor
+from torch.nn import functional
+
+from vild.data import Vocabulary
+from vild.embeddings import TextEmbeddings
+
+
+def unit_rows(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return functional.normalize(torch.randn(*shape, generator=generator), dim=1)
+
+
+def text_embeddings(
+    classes: int | Sequence[str],
+    dimension: int = 16,
+    *,
+    novel: Sequence[str] = (),
+    temperature: float = 0.05,
+    fingerprint: str = "",
+    seed: int = 0,
+) -> TextEmbeddings:
+    """Random rows for named or numbered classes."""
+    names = [f"class {n}" for n in range(classes)] if isinstance(classes, int) else classes
+    return TextEmbeddings(
+        unit_rows(len(names), dimension, seed=seed),
+        Vocabulary.from_names(names, novel),
+        temperature,
+        "stub",
+        fingerprint,
+    )
+
+
+def mapped_image(
+    objects: int = 2,
+    regions: int = 3,
+    *,
+    side: int = 96,
+    classes: Sequence[int] = (0,),
+    dimension: int = 16,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What ViLDDatasetMapper gives of a picture: objects of ``classes`` in turn, and regions."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def boxes(number: int) -> Boxes:
+        corner = torch.rand(number, 2, generator=generator) * side * 0.5
+        size = (torch.rand(number, 2, generator=generator) * 0.3 + 0.15) * side
+        return Boxes(torch.cat([corner, corner + size], dim=1))
+
+    instances = Instances((side, side))
+    instances.gt_boxes = boxes(objects)
+    instances.gt_classes = torch.tensor([classes[n % len(classes)] for n in range(objects)]).long()
+    masks = torch.zeros(objects, side, side, dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, instances.gt_boxes.tensor.int().tolist(), strict=True):
+        mask[y1:y2, x1:x2] = True
+    instances.gt_masks = BitMasks(masks)
+    given = Instances((side, side))
+    given.proposal_boxes = boxes(regions)
+    given.teacher_embeddings = unit_rows(regions, dimension, seed=seed)
+    picture = torch.randint(0, 256, (3, side, side), generator=generator, dtype=torch.uint8)
+    return {
+        "image": picture,
+        "height": side,
+        "width": side,
+        "instances": instances,
+        "distill_regions": given,
+    }
