@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from vild.config import add_vild_config
 from vild.data import Vocabulary
 from vild.embeddings import TextEmbeddings
+
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def unit_rows(*shape: int, seed: int = 0) -> Tensor:
@@ -56,6 +62,7 @@ def mapped_image(
         size = (torch.rand(number, 2, generator=generator) * 0.3 + 0.15) * side
         return Boxes(torch.cat([corner, corner + size], dim=1))
 
+    picture = torch.randint(0, 256, (3, side, side), generator=generator, dtype=torch.uint8)
     instances = Instances((side, side))
     instances.gt_boxes = boxes(objects)
     instances.gt_classes = torch.tensor([classes[n % len(classes)] for n in range(objects)]).long()
@@ -66,7 +73,6 @@ def mapped_image(
     given = Instances((side, side))
     given.proposal_boxes = boxes(regions)
     given.teacher_embeddings = unit_rows(regions, dimension, seed=seed)
-    picture = torch.randint(0, 256, (3, side, side), generator=generator, dtype=torch.uint8)
     return {
         "image": picture,
         "height": side,
@@ -74,3 +80,29 @@ def mapped_image(
         "instances": instances,
         "distill_regions": given,
     }
+
+
+def tiny_config(folder: Path, variant: str, text: TextEmbeddings, *changes: Any) -> CfgNode:
+    """A detector that takes a step on a small picture in a tenth of a second."""
+    cfg = get_cfg()
+    add_vild_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / "shapes" / f"vild_{variant}.yaml"))
+    file = folder / f"text{len(text.vocabulary)}.safetensors"
+    text.save(file)
+    cfg.merge_from_list(
+        [
+            *("MODEL.DEVICE", "cpu", "MODEL.VILD.TEXT_EMBEDDINGS", str(file)),
+            *("MODEL.ROI_HEADS.NUM_CLASSES", len(text.vocabulary)),
+            *("MODEL.ROI_BOX_HEAD.CONV_DIM", 32, "MODEL.ROI_BOX_HEAD.FC_DIM", 64),
+            *("MODEL.ROI_BOX_HEAD.NORM", "GN", "MODEL.ROI_MASK_HEAD.NORM", "GN"),
+            *("MODEL.ROI_MASK_HEAD.CONV_DIM", 32, "MODEL.RPN.POST_NMS_TOPK_TEST", 30),
+            *("INPUT.MIN_SIZE_TEST", 96, "TEST.DETECTIONS_PER_IMAGE", 20),
+            *changes,
+        ]
+    )
+    return cfg
+
+
+def tiny_model(folder: Path, variant: str, text: TextEmbeddings, *changes: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(tiny_config(folder, variant, text, *changes))

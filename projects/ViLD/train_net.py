@@ -24,7 +24,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from vild.config import add_vild_config, register_datasets, scale_schedule
-from vild.engine import build_test_loader, build_train_loader, launch
+from vild.engine import build_test_loader, build_train_loader, launch, reuse_freed_memory
 
 
 class Trainer(DefaultTrainer):
@@ -77,6 +77,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     register_datasets(cfg)
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
         cfg.MODEL.DEVICE = "cpu"
+    if cfg.MODEL.DEVICE == "cpu":
+        reuse_freed_memory()
     cfg.freeze()
     default_setup(cfg, args)
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="vild")

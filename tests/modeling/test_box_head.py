@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.utils import comm
 from torch import Tensor, nn
+from torch.nn.modules._functions import SyncBatchNorm as synchronised_batch_norm
 
-from vild.modeling import EmbeddingHead, ViLDBoxHead
+from vild.modeling import EmbeddingHead, ViLDBoxHead, norms
+from vild.modeling.norms import SyncBatchNorm
 
 NORMS = ("SyncBN", "BN", "GN", "none")
 
@@ -36,7 +39,8 @@ def test_layers_are_the_papers_by_default() -> None:
     assert [tuple(x.weight.shape) for x in head.fcs] == [(1024, 256 * 49), (1024, 1024)]
     assert all(x.bias is not None for x in (*head.convs, *head.fcs))
     for norm in (*head.conv_norms, *head.fc_norms):
-        assert isinstance(norm, nn.SyncBatchNorm)
+        assert isinstance(norm, SyncBatchNorm)
+        assert isinstance(norm, nn.BatchNorm2d)  # Detectron2 decays no weights of this type
         assert (norm.eps, norm.momentum) == (1e-4, 0.1)
     assert head.output_shape == ShapeSpec(channels=1024)
 
@@ -94,20 +98,25 @@ def test_statistics_move_by_the_momentum(norm: str) -> None:
     assert torch.allclose(layer.running_mean, 0.003 * mean, atol=1e-6)
 
 
-def test_a_process_without_regions_sends_its_peers_float32(
+def test_on_a_gpu_it_is_torchs_own_with_float32_from_processes_without_regions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Peers send float32 statistics of bfloat16 features; torch would send bfloat16 from here."""
-    head = small_head("SyncBN")
     seen = set()
 
-    def forward(self: nn.SyncBatchNorm, x: Tensor) -> Tensor:
-        seen.add((len(x), x.dtype))
-        return x
+    class Stub:
+        @staticmethod
+        def apply(*args: Any) -> Tensor:
+            call = inspect.signature(synchronised_batch_norm.forward).bind(None, *args).arguments
+            assert (call["eps"], call["momentum"], call["world_size"]) == (1e-4, 0.1, 2)
+            assert call["running_var"].shape == call["bias"].shape
+            seen.add((len(call["input"]), call["input"].dtype))
+            return call["input"]
 
+    head = small_head("SyncBN")
+    monkeypatch.setattr(norms, "synchronised_batch_norm", Stub)
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    monkeypatch.setattr(nn.SyncBatchNorm, "forward", forward)
-    monkeypatch.setattr(Tensor, "is_cpu", False)  # between CPU processes ours stands in for it
+    monkeypatch.setattr(Tensor, "is_cpu", False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         head(pooled(0))
         head(pooled(1))
@@ -129,13 +138,15 @@ def test_float32_embeddings_under_autocast(norm: str) -> None:
 
 
 def test_gradient() -> None:
-    head = small_head("GN", conv_dim=32, num_conv=1, fc_dim=32, num_fc=1).double()
-    features = torch.rand(2, 32, dtype=torch.float64, requires_grad=True)
+    head = small_head("GN", conv_dim=32, num_conv=1, fc_dim=64, num_fc=1).double()
+    features = torch.rand(2, 64, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(head.projection, features)
 
 
 def test_misuse() -> None:
     with pytest.raises(ValueError, match=r"SyncBN, BN, GN or none, got 'FrozenBN'"):
         small_head("FrozenBN")
+    with pytest.raises(ValueError, match=r"at least 64 values for GN.*got 32"):
+        small_head("GN", fc_dim=32)
     with pytest.raises(ValueError, match="channels, height and width"):
         ViLDBoxHead(ShapeSpec(channels=256))

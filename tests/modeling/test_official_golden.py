@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
+from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vild.data import Vocabulary
+from vild.embeddings import TextEmbeddings
 from vild.modeling import (
     EmbeddingHead,
-    TextClassifier,
     ViLDBoxHead,
+    ViLDOutputLayers,
     classification_loss,
     distillation_loss,
     fuse_scores,
@@ -101,18 +104,21 @@ def embedding_head(arrays: dict[str, np.ndarray], norm: str, image_branch: bool)
     return head
 
 
-def classifier_and_boxes(arrays: dict[str, np.ndarray]) -> tuple[TextClassifier, nn.Linear]:
-    text = functional.normalize(tensor(arrays["text_embeddings_DxK"].T), dim=1)
-    classifier = TextClassifier(dimension=text.shape[1], temperature=0.01)
-    classifier.set_text(text)
-    load(
-        classifier,
-        {"background": tensor(arrays[f"{SCOPE}background-class-predict/kernel:0"][:, 0])},
-    )
+def output_layers(arrays: dict[str, np.ndarray], head: EmbeddingHead) -> ViLDOutputLayers:
+    """Official variables in our output layers, with the head's projection."""
     kernel = tensor(arrays[f"{SCOPE}box-predict/kernel:0"])
-    boxes = nn.Linear(*kernel.shape)
-    load(boxes, {"weight": kernel.T, "bias": tensor(arrays[f"{SCOPE}box-predict/bias:0"])})
-    return classifier, boxes
+    text = functional.normalize(tensor(arrays["text_embeddings_DxK"].T), dim=1)
+    names = [f"class {n}" for n in range(len(text))]
+    layers = ViLDOutputLayers(
+        ShapeSpec(channels=kernel.shape[0]),
+        text_embeddings=TextEmbeddings(text, Vocabulary.from_names(names), 0.01, "official"),
+        box2box_transform=Box2BoxTransform(weights=(10, 10, 5, 5)),
+    )
+    background = tensor(arrays[f"{SCOPE}background-class-predict/kernel:0"][:, 0])
+    values = {f"projection.{k}": v for k, v in head.projection.state_dict().items()}
+    values |= {"classifier.background": background, "bbox_pred.weight": kernel.T}
+    load(layers, {**values, "bbox_pred.bias": tensor(arrays[f"{SCOPE}box-predict/bias:0"])})
+    return layers
 
 
 def regions(arrays: dict[str, np.ndarray]) -> Tensor:
@@ -125,21 +131,20 @@ def regions(arrays: dict[str, np.ndarray]) -> Tensor:
 def test_head_in_evaluation(name: str, norm: str) -> None:
     arrays = golden(f"head_{name}")
     head = embedding_head(arrays, norm, image_branch=False).eval()
-    classifier, box_predictor = classifier_and_boxes(arrays)
+    layers = output_layers(arrays, head)
     pooled = regions(arrays)
     shape = pooled.shape[:2]
-    features = head.box_head(pooled.flatten(0, 1))
-    logits = classifier(head.projection(features)).unflatten(0, shape)
+    embeddings, deltas = layers(head.box_head(pooled.flatten(0, 1)))
+    logits = layers.classifier(embeddings).unflatten(0, shape)
     official = background_last(tensor(arrays["eval/class_outputs"])).numpy()
     assert difference(logits, official) < 1e-3
-    boxes = box_predictor(features).unflatten(0, shape)
-    assert difference(boxes, arrays["eval/box_outputs"]) < 1e-4
+    assert difference(deltas.unflatten(0, shape), arrays["eval/box_outputs"]) < 1e-4
     if name == "vanilla":
         return
     image_head = embedding_head(arrays, norm, image_branch=True).eval()
     embeddings = image_head(pooled.flatten(0, 1))
     assert difference(embeddings.unflatten(0, shape), arrays["eval/distill_feat_outputs"]) < 1e-5
-    logits = classifier(embeddings, background=False).unflatten(0, shape)
+    logits = layers.classifier(embeddings, background=False).unflatten(0, shape)
     assert difference(logits, arrays["eval/distill_class_outputs"]) < 1e-3
 
 
@@ -148,22 +153,23 @@ def test_head_in_evaluation(name: str, norm: str) -> None:
 def test_head_in_training(name: str, norm: str) -> None:
     arrays = golden(f"head_{name}")
     head = embedding_head(arrays, norm, image_branch=False).train()
-    classifier, box_predictor = classifier_and_boxes(arrays)
+    layers = output_layers(arrays, head)
     pooled = regions(arrays)
     if name == "vanilla":  # one batch, one statistic
         features = head.box_head(pooled.flatten(0, 1)).unflatten(0, pooled.shape[:2])
         features, distilled = features[:, :SAMPLED], features[:, SAMPLED:]
-        embeddings = head.projection(distilled.flatten(0, 1))
+        student = layers.projection(distilled.flatten(0, 1))
     else:
         features = head.box_head(pooled[:, :SAMPLED].flatten(0, 1)).unflatten(0, (-1, SAMPLED))
         image_head = embedding_head(arrays, norm, image_branch=True).train()
-        embeddings = image_head(pooled[:, SAMPLED:].flatten(0, 1))
-    logits = classifier(head.projection(features.flatten(0, 1))).unflatten(0, features.shape[:2])
+        student = image_head(pooled[:, SAMPLED:].flatten(0, 1))
+    embeddings, deltas = layers(features.flatten(0, 1))
+    shape = features.shape[:2]
     official = background_last(tensor(arrays["train/class_outputs"])).numpy()
-    assert difference(logits, official) < 1e-3
-    assert difference(box_predictor(features), arrays["train/box_outputs"]) < 1e-4
+    assert difference(layers.classifier(embeddings).unflatten(0, shape), official) < 1e-3
+    assert difference(deltas.unflatten(0, shape), arrays["train/box_outputs"]) < 1e-4
     official = arrays["train/distill_feat_outputs"]
-    assert difference(embeddings.unflatten(0, official.shape[:2]), official) < 1e-5
+    assert difference(student.unflatten(0, official.shape[:2]), official) < 1e-5
 
 
 def test_classification_loss() -> None:

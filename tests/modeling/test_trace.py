@@ -7,12 +7,21 @@ import math
 import numpy as np
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
+from torch import nn
 from torch.nn import functional
 
-from vild.modeling import TextClassifier, fuse_scores, select_detections
+from vild.modeling import (
+    EmbeddingHead,
+    TextClassifier,
+    ViLDBoxHead,
+    fuse_scores,
+    select_detections,
+)
 
 TEMPERATURE = 0.05  # no probability so near to 1 that float32 makes two of them equal
 R, K, D = 6, 4, 8
+C, H, W = 2, 3, 2
 NOVEL = [False, True, False, True]
 BOXES = [
     [10.0, 10, 50, 50],
@@ -42,13 +51,49 @@ def iou(a: list[float], b: list[float]) -> float:
     return inter / (sum(areas) - inter)
 
 
+def slow_head(region: np.ndarray, head: EmbeddingHead) -> np.ndarray:
+    """Embedding (D,) of one pooled region (C, H, W), cell by cell."""
+
+    def weights(layer: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+        return layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy()
+
+    x = region
+    for conv in head.box_head.convs:
+        kernel, bias = weights(conv)
+        padded = np.zeros((x.shape[0], H + 2, W + 2))
+        padded[:, 1:-1, 1:-1] = x
+        x = np.zeros((len(kernel), H, W))
+        for o, i, j in np.ndindex(x.shape):
+            x[o, i, j] = max(0, (kernel[o] * padded[:, i : i + 3, j : j + 3]).sum() + bias[o])
+    x = x.reshape(-1)
+    for fc in head.box_head.fcs:
+        kernel, bias = weights(fc)
+        x = np.array([max(0, row @ x + b) for row, b in zip(kernel, bias, strict=True)])
+    kernel, bias = weights(head.projection)
+    return normalised(kernel @ x + bias)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_every_step(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     text = functional.normalize(torch.randn(K, D, generator=generator), dim=1)
     near = text[torch.randint(0, K, (2, R), generator=generator)]
-    raw = near + torch.randn(2, R, D, generator=generator) * 0.5
-    text_features, image_features = functional.normalize(raw, dim=2)
+    # heads: pooled cells to embeddings; the projection's bias draws them to some class
+    pooled = torch.randn(R, C, H, W, generator=generator)
+    features = []
+    for branch in range(2):
+        torch.manual_seed(10 * seed + branch)
+        box_head = ViLDBoxHead(
+            ShapeSpec(channels=C, height=H, width=W),
+            **{"conv_dim": 3, "num_conv": 2, "fc_dim": 5, "num_fc": 2, "norm": "none"},
+        )
+        head = EmbeddingHead(box_head, D)
+        with torch.no_grad():
+            head.projection.bias += near[branch, 0]
+            features.append(head(pooled))
+        expected = [slow_head(region, head) for region in pooled.double().numpy()]
+        assert np.abs(features[-1].numpy() - expected).max() < 1e-5
+    text_features, image_features = features
     classifier = TextClassifier(dimension=D, temperature=1.0)
     classifier.set_text(text, TEMPERATURE)
 

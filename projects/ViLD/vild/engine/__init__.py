@@ -2,6 +2,7 @@
 
 from vild.engine.launching import launch
 from vild.engine.loading import build_test_loader, build_train_loader
+from vild.engine.memory import reuse_freed_memory
 from vild.engine.workers import add_worker_arguments, run_workers
 
 __all__ = [
@@ -9,5 +10,6 @@ __all__ = [
     "build_test_loader",
     "build_train_loader",
     "launch",
+    "reuse_freed_memory",
     "run_workers",
 ]

@@ -7,30 +7,44 @@ from __future__ import annotations
 
 import torch
 from detectron2.utils import comm
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.nn import functional as collective
 from torch.nn import functional
+from torch.nn.modules._functions import SyncBatchNorm as synchronised_batch_norm
 
 NORMS = ("SyncBN", "BN", "GN", "none")
 GROUPS = 32
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """Statistics over all processes, also between CPU processes, where torch's own refuses.
+class SyncBatchNorm(nn.BatchNorm2d):
+    """Statistics over all processes, on GPUs and between CPU processes.
 
-    A process without regions takes part in the exchange; where no process has any, the running
-    statistics serve.
+    torch's own refuses the latter, and so does DistributedDataParallel for any module of its type;
+    on GPUs this runs the same function as torch's. A process without regions takes part in the
+    exchange; where no process has any, the running statistics serve.
     """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim not in (2, 4):
+            raise ValueError(f"expected (R, C) or (R, C, H, W), got shape {tuple(input.shape)}")
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x (R, C) or (R, C, H, W)."""
         if not self.training or comm.get_world_size() == 1:
             return super().forward(x)
-        if not x.is_cpu:
-            # Without regions torch would send statistics in the features' own type, while its peers
-            # send float32 even of half precision.
-            return super().forward(x if x.numel() else x.float())
-        return self._over_gloo(x)
+        self._check_input_dim(x)
+        if x.is_cpu:
+            return self._over_gloo(x)
+        if not x.numel():
+            # torch would send statistics in the features' own type, while its peers send float32
+            # even of half precision.
+            x = x.float()
+        self.num_batches_tracked += 1
+        statistics = (self.running_mean, self.running_var, self.eps, self.momentum)
+        group = distributed.group.WORLD
+        return synchronised_batch_norm.apply(
+            x, self.weight, self.bias, *statistics, group, comm.get_world_size()
+        )
 
     def _over_gloo(self, x: Tensor) -> Tensor:
         """Mean first, then the squares around it: no difference of large numbers."""
@@ -65,13 +79,18 @@ def make_norm(name: str, channels: int, *, flat: bool, eps: float, momentum: flo
         momentum: weight of a new batch in the running statistics of ``BN`` and ``SyncBN``.
 
     Raises:
-        ValueError: another name.
+        ValueError: another name, or too few channels for groups of them.
     """
     if name == "SyncBN":
         return SyncBatchNorm(channels, eps=eps, momentum=momentum)
     if name == "BN":
         return (nn.BatchNorm1d if flat else nn.BatchNorm2d)(channels, eps=eps, momentum=momentum)
     if name == "GN":
+        if flat and channels < 2 * GROUPS:
+            raise ValueError(
+                f"expected fully connected layers of at least {2 * GROUPS} values for GN, whose "
+                f"{GROUPS} groups would hold one value each and become 0; got {channels}"
+            )
         return nn.GroupNorm(GROUPS, channels)
     if name in ("none", ""):
         return nn.Identity()

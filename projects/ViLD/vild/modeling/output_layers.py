@@ -51,7 +51,8 @@ class ViLDOutputLayers(FastRCNNOutputLayers):
         teacher: fingerprint of the teacher; empty where it is not known.
 
     Raises:
-        ValueError: boxes by class: there is no telling how many classes there will be.
+        ValueError: boxes by class: there is no telling how many classes there will be; or weights
+            of the fusion outside of [0, 1].
     """
 
     novel: Tensor
@@ -74,6 +75,11 @@ class ViLDOutputLayers(FastRCNNOutputLayers):
             raise ValueError(
                 "expected class-agnostic boxes, since the vocabulary may change: set "
                 "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG: True"
+            )
+        if len(fusion_weights) != 2 or not all(0 <= weight <= 1 for weight in fusion_weights):
+            raise ValueError(
+                "expected two weights in [0, 1] as MODEL.VILD.FUSION_WEIGHTS, for base and for "
+                f"novel classes, got {list(fusion_weights)}"
             )
         super().__init__(input_shape, num_classes=1, cls_agnostic_bbox_reg=True, **kwargs)
         del self.cls_score

@@ -1,0 +1,108 @@
+"""Several CPU processes: a process without regions, and the loss of the whole batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.layers import ShapeSpec
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from vild.engine import launch
+from vild.modeling import EmbeddingHead, ViLDBoxHead
+
+from ..making import mapped_image, text_embeddings, tiny_model
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="with a GPU the launcher takes NCCL (gpu)"
+)
+
+
+def head(norm: str) -> EmbeddingHead:
+    torch.manual_seed(0)
+    sizes = {"conv_dim": 32, "num_conv": 2, "fc_dim": 64, "num_fc": 1}
+    return EmbeddingHead(
+        ViLDBoxHead(ShapeSpec(channels=8, height=3, width=3), norm=norm, **sizes), 16
+    )
+
+
+def pooled(regions: int) -> Tensor:
+    return torch.randn(regions, 8, 3, 3, generator=torch.Generator().manual_seed(1))
+
+
+def step(model: EmbeddingHead, regions: Tensor) -> dict[str, Tensor]:
+    """Embeddings, gradients of their sum of squares to a goal, statistics."""
+    regions = regions.clone().requires_grad_()
+    embeddings = model.train()(regions)
+    (embeddings * torch.linspace(0, 1, 16)).sum().backward()
+    found = {f"grad {k}": p.grad for k, p in model.named_parameters()}
+    found |= {k: v.clone() for k, v in model.named_buffers() if "running" in k}
+    return {**found, "embeddings": embeddings.detach(), "input": regions.grad}
+
+
+COUNTS = [(5, 0), (0, 4), (3, 2), (1, 0), (0, 0)]  # regions of each process
+
+
+def _uneven(folder: str) -> None:
+    rank, found = comm.get_rank(), {}
+    for dtype in (torch.float32, torch.bfloat16):
+        for counts in COUNTS:
+            own = pooled(sum(counts))[sum(counts[:rank]) :][: counts[rank]]
+            with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+                found[dtype, counts] = step(head("SyncBN"), own)
+    torch.save(found, Path(folder, f"{rank}.pth"))
+
+
+def test_synchronised_statistics_of_uneven_processes(tmp_path: Path) -> None:
+    """As one process with all regions, also where one of two has none (mistake 13)."""
+    launch(_uneven, 2, args=(str(tmp_path),))
+    ranks = [torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1)]
+    for counts in COUNTS:
+        parts = [rank[torch.float32, counts] for rank in ranks]
+        for key, expected in step(head("BN"), pooled(sum(counts))).items():
+            if key.startswith("grad"):
+                found = parts[0][key] + parts[1][key]
+            elif "running" in key:
+                assert torch.equal(parts[0][key], parts[1][key])
+                found = parts[0][key]
+            else:
+                found = torch.cat([parts[0][key], parts[1][key]])
+            message = f"{key} of {counts}"
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, msg=message)
+        for rank in ranks:
+            for value in rank[torch.bfloat16, counts].values():
+                assert torch.isfinite(value).all()
+
+
+def _train(folder: str) -> None:
+    text = text_embeddings(["crow", "owl", "kite"], novel=["owl"], temperature=0.05)
+    own = Path(folder, str(comm.get_rank()))
+    own.mkdir()
+    model = tiny_model(own, "ensemble", text, "MODEL.ROI_BOX_HEAD.NORM", "SyncBN").train()
+    model = create_ddp_model(model, broadcast_buffers=False, device_ids=None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    # the second process: a picture without objects or regions
+    batch = [mapped_image(3, 5) if comm.is_main_process() else mapped_image(0, 0)]
+    for _ in range(3):
+        with EventStorage():
+            losses = model(batch)
+        assert all(torch.isfinite(loss) for loss in losses.values())
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    assert isinstance(model, DistributedDataParallel)
+    torch.save(model.module.state_dict(), Path(folder, f"{comm.get_rank()}.pth"))
+
+
+def test_training_where_one_process_has_nothing_to_learn_from(tmp_path: Path) -> None:
+    launch(_train, 2, args=(str(tmp_path),))
+    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    for key, value in first.items():
+        assert torch.isfinite(value.float()).all(), key
+        if "roi_heads" in key:
+            assert torch.equal(value, second[key]), key

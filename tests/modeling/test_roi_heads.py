@@ -1,0 +1,249 @@
+"""The RoI heads: which loss sees what, empty batches, precision, misuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from vild.modeling import DISTILLED, VARIANTS, ViLDROIHeads
+
+from ..making import mapped_image, text_embeddings, tiny_config, tiny_model
+
+TEXT = text_embeddings(["crow", "owl", "kite"], novel=["owl"], temperature=0.05)
+
+
+def losses_of(model: nn.Module, batch: list[dict[str, Any]], seed: int = 0) -> dict[str, Tensor]:
+    torch.manual_seed(seed)  # of the sampling of regions
+    with EventStorage():
+        return model.train()(batch)
+
+
+@pytest.mark.parametrize("variant", DISTILLED)
+def test_distilled_regions_join_no_other_loss(variant: str, tmp_path: Path) -> None:
+    model = tiny_model(tmp_path, variant, TEXT)  # GN: a region's features depend on it alone
+    few = losses_of(model, [mapped_image(2, 1)])
+    many = losses_of(model, [mapped_image(2, 9)])
+    assert set(few) == set(many)
+    for key in few:
+        assert torch.allclose(few[key], many[key], atol=1e-6) == (key != "loss_distill")
+
+
+@pytest.mark.parametrize("variant", DISTILLED)
+def test_distillation_is_the_weighted_mean_over_regions_of_all_images(
+    variant: str, tmp_path: Path
+) -> None:
+    model = tiny_model(tmp_path, variant, TEXT, "MODEL.VILD.DISTILL.WEIGHT", 0.3).train()
+    batch = [mapped_image(2, 4, seed=1), mapped_image(0, 0), mapped_image(1, 3, seed=2)]
+    found = float(losses_of(model, batch)["loss_distill"].detach())
+
+    # each region by itself, pooled from its own image; float64 numpy for the formula
+    heads = model.roi_heads
+    images = model.preprocess_image(batch)
+    levels = [model.backbone(images.tensor)[f] for f in heads.box_in_features]
+    norms = []
+    for n, mapped in enumerate(batch):
+        regions = mapped["distill_regions"]
+        for row in range(len(regions)):
+            own = [x[n : n + 1] for x in levels]
+            pooled = heads.box_pooler(own, [regions.proposal_boxes[row]])
+            if variant == "ensemble":
+                student = heads.image_head(pooled)
+            else:
+                student = heads.box_predictor.projection(heads.box_head(pooled))
+            s = student[0].detach().double().numpy()
+            t = regions.teacher_embeddings[row].double().numpy()
+            norms.append(np.abs(s / np.linalg.norm(s) - t / np.linalg.norm(t)).sum())
+    assert abs(found - 0.3 * np.mean(norms)) < 1e-5
+    assert len(norms) == 7
+
+
+@pytest.mark.parametrize(
+    ("variant", "loss", "reached", "spared"),
+    [
+        ("text", "loss_cls", {"box_head", "projection", "background"}, {"bbox_pred"}),
+        ("text", "loss_box_reg", {"box_head", "bbox_pred"}, {"projection", "background"}),
+        ("image", "loss_distill", {"box_head", "projection"}, {"bbox_pred"}),
+        ("image", "loss_box_reg", {"box_head", "bbox_pred"}, {"projection"}),
+        ("vild", "loss_distill", {"box_head", "projection"}, {"bbox_pred", "background"}),
+        ("vild", "loss_cls", {"box_head", "projection", "background"}, {"bbox_pred"}),
+        ("ensemble", "loss_distill", {"image_head"}, {"box_head", "projection", "background"}),
+        ("ensemble", "loss_cls", {"box_head", "projection", "background"}, {"image_head"}),
+        ("ensemble", "loss_box_reg", {"box_head", "bbox_pred"}, {"image_head"}),
+    ],
+)
+def test_which_loss_reaches_what(
+    variant: str, loss: str, reached: set[str], spared: set[str], tmp_path: Path
+) -> None:
+    model = tiny_model(tmp_path, variant, TEXT)
+    losses_of(model, [mapped_image(3, 5)])[loss].backward()
+    heads = model.roi_heads
+    parts = {
+        "box_head": heads.box_head,
+        "projection": heads.box_predictor.projection,
+        "bbox_pred": heads.box_predictor.bbox_pred,
+        "background": heads.box_predictor.classifier,
+        "image_head": heads.image_head,
+    }
+
+    def is_reached(part: nn.Module) -> bool:
+        return all(p.grad is not None and bool(p.grad.any()) for p in part.parameters())
+
+    def is_spared(part: nn.Module) -> bool:
+        return all(p.grad is None or not p.grad.any() for p in part.parameters())
+
+    assert all(is_reached(parts[name]) for name in reached)
+    assert all(is_spared(parts[name]) for name in spared)
+    assert model.backbone.bottom_up.stem.conv1.weight.grad.any()
+
+
+@pytest.mark.parametrize("norm", ["SyncBN", "BN", "GN", "none"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_nothing_to_learn_from_is_zero_with_gradients(
+    variant: str, norm: str, tmp_path: Path
+) -> None:
+    model = tiny_model(tmp_path, variant, TEXT, "MODEL.ROI_BOX_HEAD.NORM", norm)
+    losses = losses_of(model, [mapped_image(0, 0), mapped_image(0, 0)])  # all is background
+    for key in {"loss_distill", "loss_box_reg", "loss_mask"} & set(losses):
+        assert losses[key] == 0
+    sum(losses.values()).backward()
+    for name, parameter in model.roi_heads.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize("norm", ["BN", "GN"])
+def test_not_even_a_proposal(norm: str, tmp_path: Path) -> None:
+    model = tiny_model(
+        tmp_path, "ensemble", TEXT, "MODEL.ROI_BOX_HEAD.NORM", norm, "MODEL.RPN.NMS_THRESH", -1.0
+    )
+    model.proposal_generator.min_box_size = 1e6  # every proposal is too small
+    losses = losses_of(model, [mapped_image(0, 0)])
+    assert losses["loss_cls"] == 0
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.roi_heads.parameters())
+    with torch.no_grad():
+        assert len(model.eval()([mapped_image(0, 0)])[0]["instances"]) == 0
+
+
+def test_novel_rows_are_out_of_the_softmax_unless_zero_shot_is_off(tmp_path: Path) -> None:
+    """The text row of a novel class may be anything; without zero-shot it matters."""
+    other = text_embeddings(["crow", "owl", "kite"], novel=["owl"], temperature=0.05, seed=1)
+    other.embeddings[0::2] = TEXT.embeddings[0::2]
+    for zero_shot in (True, False):
+        found = []
+        for text in (TEXT, other):
+            model = tiny_model(tmp_path, "text", text, "MODEL.VILD.ZERO_SHOT", zero_shot)
+            losses = losses_of(model, [mapped_image(2, 0, classes=(0, 2))])
+            found.append(losses["loss_cls"])
+        assert torch.equal(*found) == zero_shot
+
+
+def test_a_novel_label_stops_zero_shot_training(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path, "vild", TEXT)
+    with pytest.raises(ValueError, match="novel class 1 is the target of"):
+        losses_of(model, [mapped_image(2, 2, classes=(1,))])
+    model = tiny_model(tmp_path, "vild", TEXT, "MODEL.VILD.ZERO_SHOT", False)
+    losses_of(model, [mapped_image(2, 2, classes=(1,))])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_half_precision(variant: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Losses and scores are float32. Given regions: near to single precision; the RPN's differ."""
+    model = tiny_model(tmp_path, variant, TEXT)
+    batch = [mapped_image(3, 5), mapped_image(0, 0)]
+    expected = losses_of(model, batch)
+    with torch.autocast("cpu", dtype=dtype):
+        losses = losses_of(model, batch)
+    for key in {"loss_cls", "loss_distill", "loss_box_reg"} & set(losses):
+        assert losses[key].dtype == torch.float32
+    if variant in DISTILLED:
+        torch.testing.assert_close(
+            losses["loss_distill"], expected["loss_distill"], rtol=0.05, atol=0
+        )
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.roi_heads.parameters())
+    with torch.autocast("cpu", dtype=dtype), torch.no_grad():
+        found = model.eval()(batch)[0]["instances"]
+    assert found.scores.dtype == torch.float32
+    assert torch.isfinite(found.scores).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_half_precision_on_a_gpu(variant: str, tmp_path: Path) -> None:
+    model = tiny_model(tmp_path, variant, TEXT, "MODEL.DEVICE", "cuda")
+    batch = [mapped_image(3, 5), mapped_image(0, 0)]
+    expected = losses_of(model, batch)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cuda", dtype=dtype):
+            losses = losses_of(model, batch)
+        for key in {"loss_cls", "loss_distill"} & set(losses):
+            assert losses[key].dtype == torch.float32
+        if variant in DISTILLED:
+            torch.testing.assert_close(
+                losses["loss_distill"], expected["loss_distill"], rtol=0.05, atol=0
+            )
+
+
+@pytest.mark.parametrize("variant", DISTILLED)
+def test_images_without_regions_are_refused(variant: str, tmp_path: Path) -> None:
+    model = tiny_model(tmp_path, variant, TEXT)
+    mapped = mapped_image()
+    del mapped["distill_regions"]
+    with pytest.raises(ValueError, match=f"'{variant}' learns from regions.*ViLDRCNN"):
+        losses_of(model, [mapped])
+    with torch.no_grad():
+        model.eval()([mapped])  # detection needs none
+
+
+def test_the_teacher_of_another_dimension_is_refused(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path, "vild", TEXT)
+    with pytest.raises(ValueError, match=r"one shape \(R, D\), got \(3, 16\) and \(3, 8\)"):
+        losses_of(model, [mapped_image(dimension=8)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        (("MODEL.VILD.VARIANT", "both"), r"VARIANT to be one of \('text'.*got 'both'"),
+        (("MODEL.VILD.TEXT_EMBEDDINGS", ""), "TEXT_EMBEDDINGS to name .*extract_text_embeddings"),
+        (("MODEL.VILD.TEXT_EMBEDDINGS", "no.safetensors"), "no such file"),
+        (("MODEL.ROI_HEADS.NUM_CLASSES", 80), "NUM_CLASSES is 80, and .* has 3 classes"),
+        (("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False), "class-agnostic boxes"),
+        (("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False), "class-agnostic masks"),
+        (("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True), "TRAIN_ON_PRED_BOXES: False"),
+        (("MODEL.ROI_BOX_HEAD.NORM", "LN"), "expected the norm SyncBN, BN, GN or none, got 'LN'"),
+        (("MODEL.VILD.TEMPERATURE", -1.0), "positive temperature, got -1"),
+        (("MODEL.VILD.FUSION_WEIGHTS", [0.5, 1.5]), r"two weights in \[0, 1\]"),
+        (("MODEL.VILD.FUSION_WEIGHTS", [0.5]), r"two weights in \[0, 1\]"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_construction(
+    changes: tuple[Any, ...], complaint: str, tmp_path: Path
+) -> None:
+    cfg = tiny_config(tmp_path, "ensemble", TEXT, *changes)
+    with pytest.raises(ValueError, match=complaint):
+        build_model(cfg)
+
+
+def test_heads_that_do_not_fit_the_variant_are_refused(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path, "ensemble", TEXT)
+    heads = model.roi_heads
+    with pytest.raises(ValueError, match=r"an image head in the variant 'ensemble'.*got none"):
+        ViLDROIHeads(**_arguments(heads), variant="ensemble")
+    with pytest.raises(ValueError, match="got one in 'vild'"):
+        ViLDROIHeads(**_arguments(heads), variant="vild", image_head=heads.image_head)
+
+
+def _arguments(heads: ViLDROIHeads) -> dict[str, Any]:
+    names = ("batch_size_per_image", "positive_fraction", "proposal_matcher", "num_classes")
+    names += ("box_in_features", "box_pooler", "box_head", "box_predictor")
+    return {name: getattr(heads, name) for name in names}

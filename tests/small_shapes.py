@@ -1,0 +1,112 @@
+"""A few pictures of `shapes` with text embeddings and a store of the real teacher's regions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog
+from detectron2.engine import DefaultTrainer
+
+from vild.config import add_vild_config
+from vild.data import Vocabulary, read_categories, read_image, register_split
+from vild.data.shapes import generate_shapes, shapes_vocabulary
+from vild.embeddings import CropRule, OnlineEmbedder, Teacher, embed_vocabulary
+from vild.embeddings.store import KIND, embedding_source, fields, pack
+from vild.engine import build_test_loader, build_train_loader
+from vild.storage import StoreWriter, store_spec
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+BASE = "small_shapes_base"  # training on base classes
+SEEN = "small_shapes_seen"  # the same pictures, for evaluation on what training has seen
+NOVEL = list(shapes_vocabulary(0).novel)
+PER_OBJECT = 6  # regions of the store around each object
+
+
+def make(folder: Path, pictures: int) -> None:
+    """Write the pictures, text embeddings and the store, and register ``BASE`` and ``SEEN``."""
+    generate_shapes(folder / "shapes", train_images=pictures, val_images=1, progress=False)
+    register(folder)
+    teacher = Teacher.load("vild-shapes", device="cpu")
+    text = embed_vocabulary(teacher, Vocabulary.from_dataset(BASE), templates="single")
+    text.save(folder / "text.safetensors")
+    embedder, rng = OnlineEmbedder(teacher, CropRule()), np.random.RandomState(0)
+    records = {record["image_id"]: record for record in DatasetCatalog.get(BASE)}
+    images = list(records)
+    source = embedding_source(teacher.describe(), CropRule(), {"digest": ""}, 300, 256)
+    spec = store_spec(KIND, BASE, fields(teacher.dimension, "float16"), source, images, 4)
+    writer = StoreWriter(folder / "store", spec, images)
+    for number in writer.pending():
+        with writer.shard(number) as builder:
+            for image in builder.images:
+                record = records[image]
+                boxes = jittered(record["annotations"], rng)
+                picture = torch.from_numpy(read_image(record["file_name"]).copy())
+                embedded = pack(embedder.embed(picture, boxes), "float16")
+                arrays = {"boxes": boxes, "objectness": torch.zeros(len(boxes)), **embedded}
+                builder.add(image, 160, 160, arrays)
+    writer.finish({})
+
+
+def jittered(annotations: Sequence[dict[str, Any]], rng: np.random.RandomState) -> torch.Tensor:
+    """Boxes (R, 4) near the objects; one where there is none."""
+    found = [a["bbox"] for a in annotations] or [[40.0, 40.0, 40.0, 40.0]]
+    x, y, w, h = np.repeat(np.array(found, float), PER_OBJECT, axis=0).T
+    boxes = np.stack([x, y, x + w, y + h], axis=1)
+    boxes += rng.uniform(-0.2, 0.2, boxes.shape) * np.stack([w, h, w, h], axis=1)
+    return torch.from_numpy(boxes.clip(0, 160)).float()
+
+
+def register(folder: Path, change: Callable[[dict[str, Any]], None] | None = None) -> None:
+    """Register the data sets, after a change of the annotations if one is given."""
+    contents = json.loads((folder / "shapes/annotations/train.json").read_text(encoding="utf-8"))
+    if change is not None:
+        change(contents)
+    (folder / "all.json").write_text(json.dumps(contents), encoding="utf-8")
+    categories = read_categories(contents, "all.json")
+    rows = {category.id: row for row, category in enumerate(categories)}
+    contents["annotations"] = [
+        a for a in contents["annotations"] if not NOVEL[rows[a["category_id"]]]
+    ]
+    (folder / "seen.json").write_text(json.dumps(contents), encoding="utf-8")
+    for name, file in ((BASE, "all.json"), (SEEN, "seen.json")):
+        register_split(
+            *(name, folder / file, folder / "shapes" / "train", categories, NOVEL),
+            base_only=True,
+            evaluator_type="lvis",
+        )
+
+
+def config(folder: Path, variant: str, **changes: Any) -> CfgNode:
+    """The benchmark's own configuration of a variant, on these pictures."""
+    cfg = get_cfg()
+    add_vild_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / "shapes" / f"vild_{variant}.yaml"))
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.VILD.TEXT_EMBEDDINGS = str(folder / "text.safetensors")
+    cfg.MODEL.VILD.DISTILL.STORE = str(folder / "store")
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (BASE,), (SEEN,)
+    cfg.OUTPUT_DIR = str(folder / "run")
+    for key, value in changes.items():
+        cfg.merge_from_list([key.replace("__", "."), value])
+    return cfg
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's trainer with the project's loaders, and without evaluation on the way."""
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, name: str) -> Any:
+        return build_test_loader(cfg, name)
+
+    def build_hooks(self) -> list[Any]:
+        return [h for h in super().build_hooks() if type(h).__name__ != "EvalHook"]
