@@ -10,11 +10,14 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.data.transforms import ResizeScale
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
+from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
 
-from vild.config import add_vild_config, register_datasets
+from vild.config import add_vild_config, register_datasets, scale_schedule
 from vild.data.dataset_mapper import ViLDDatasetMapper
+from vild.modeling import ViLDBoxHead
 
 from .making import mapped_image, text_embeddings
 
@@ -130,3 +133,47 @@ def test_unknown_keys_are_refused(key: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(f"{text}{'  ' * len(sections)}{name}: 1\n", encoding="utf-8")
     with pytest.raises(KeyError, match=f"Non-existent config key: {key}"):
         cfg.merge_from_file(str(tmp_path / "a.yaml"))
+
+
+def test_another_batch_size_scales_the_schedule() -> None:
+    cfg = get_cfg()
+    add_vild_config(cfg)
+    cfg.merge_from_file(str(FOLDER / "LVIS" / "vild_ensemble_r50_fpn_lsj.yaml"))
+    solver = cfg.SOLVER
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER) == (256, 0.32, 180_000)
+    assert abs(solver.BASE_LR * solver.WARMUP_FACTOR - 0.0032) < 1e-9
+    assert scale_schedule(cfg, 256) == []
+
+    solver.IMS_PER_BATCH = 16
+    solver.CHECKPOINT_PERIOD = 1234
+    lines = scale_schedule(cfg, 256, keep=["SOLVER.CHECKPOINT_PERIOD"])
+    assert abs(solver.BASE_LR - 0.02) < 1e-9
+    assert solver.MAX_ITER == 2_880_000
+    assert solver.STEPS == (2_592_000, 2_736_000)
+    assert solver.WARMUP_ITERS == 16_000
+    assert solver.CHECKPOINT_PERIOD == 1234
+    assert cfg.TEST.EVAL_PERIOD == 0
+    assert lines[0] == "16 pictures a batch instead of the recipe's 256; so"
+    assert "SOLVER.BASE_LR: 0.32 -> 0.02" in lines
+    assert len(lines) == 5
+
+
+def test_the_official_weight_decay_spares_norms_and_biases() -> None:
+    cfg = get_cfg()
+    add_vild_config(cfg)
+    cfg.merge_from_file(str(FOLDER / "LVIS" / "vild_ensemble_r50_fpn_lsj.yaml"))
+    head = ViLDBoxHead(ShapeSpec(channels=4, height=2, width=2), conv_dim=4, fc_dim=4)
+    groups = build_optimizer(cfg, head).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    for name, parameter in head.named_parameters():
+        kernel = name.endswith("weight") and "norm" not in name
+        assert decay[id(parameter)] == (4e-5 if kernel else 0.0), name
+
+
+@pytest.mark.parametrize("jitter", [[0.1, 2.0], [0, 2.0, 1024], [2.0, 0.1, 1024]])
+def test_impossible_jitter_is_refused(jitter: list[float]) -> None:
+    cfg = get_cfg()
+    add_vild_config(cfg)
+    cfg.MODEL.VILD.LARGE_SCALE_JITTER = jitter
+    with pytest.raises(ValueError, match=r"\[smallest scale, largest scale, side in pixels\]"):
+        ViLDDatasetMapper(cfg, True, regions=None, proposals=None)

@@ -28,7 +28,7 @@ STAGES = (
         "tools/train_shapes_teacher.py --evaluate-only",
     ),
     (
-        "five training steps of the detector on base classes, to see that it runs",
+        "five training steps of ViLD-text on base classes, to see that it runs",
         "projects/ViLD/train_net.py --config-file configs/shapes/smoke.yaml "
         f"OUTPUT_DIR {OUTPUT}/smoke",
     ),
@@ -47,8 +47,8 @@ def main() -> int:
             return 1
         print(f"    {time.perf_counter() - begin:.0f} s", flush=True)
     print(
-        f"\nDone in {time.perf_counter() - start:.0f} s. Look at {OUTPUT}/shapes.png. Training the "
-        "open-vocabulary detector is not part of the project yet."
+        f"\nDone in {time.perf_counter() - start:.0f} s. Look at {OUTPUT}/shapes.png. Five "
+        "steps teach a detector nothing: the whole experiment is not part of the quickstart yet."
     )
     return 0
 

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from vild.modeling.precision import at_least_float32
 
+BLOCK = 64  # classes
+
 
 def select_detections(
     boxes: Tensor,
@@ -97,11 +99,12 @@ def select_from_chunks(
     candidates = _Candidates(score_threshold, max_detections, boxes.device)
     done = 0
     for scores in chunks:
-        end = done + len(scores)
-        candidates.add(at_least_float32(scores), usable[done:end], done)
-        done = end
+        own = usable[done : done + len(scores)]
+        if len(own) == len(scores):
+            candidates.add(at_least_float32(scores), own, done)
+        done += len(scores)
     if done != len(boxes):
-        raise ValueError(f"expected scores of {len(boxes)} regions, got those of {done}")
+        raise ValueError(f"expected scores of {len(boxes)} regions, got {done}")
     scores, regions, classes = candidates.best_first()
     kept = _suppress(boxes[regions], classes, nms_threshold, max_detections)
     return boxes[regions[kept]], scores[kept], classes[kept], regions[kept]
@@ -143,10 +146,10 @@ class _Candidates:
                 best = torch.maximum(best, self.class_best)
             self.class_best = best
             self.bound = float(best.topk(self.wanted).values[-1])
-        good_enough = (
-            scores >= self.bound if self.bound > self.threshold else scores > self.threshold
-        )
-        regions, classes = good_enough.nonzero(as_tuple=True)  # by region, then by class
+        if self.bound > self.threshold:
+            regions, classes = _where_at_least(scores, self.bound)
+        else:
+            regions, classes = (scores > self.threshold).nonzero(as_tuple=True)
         found = scores[regions, classes]
         if rows is not None:
             regions = rows[regions]
@@ -160,6 +163,19 @@ class _Candidates:
             scores, regions, classes = scores[late], regions[late], classes[late]
         order = scores.sort(descending=True, stable=True).indices
         return scores[order], regions[order], classes[order]
+
+
+def _where_at_least(scores: Tensor, bound: float) -> tuple[Tensor, Tensor]:
+    """``(scores >= bound).nonzero(as_tuple=True)``; maxima of blocks say where to look for them."""
+    classes = scores.shape[1]
+    whole = classes // BLOCK
+    blocks = scores[:, : whole * BLOCK].unflatten(1, (whole, BLOCK))
+    rows, numbers = (blocks.amax(dim=2) >= bound).nonzero(as_tuple=True)
+    which, within = (blocks[rows, numbers] >= bound).nonzero(as_tuple=True)
+    in_blocks = rows[which] * classes + numbers[which] * BLOCK + within
+    rows, within = (scores[:, whole * BLOCK :] >= bound).nonzero(as_tuple=True)
+    flat = torch.cat([in_blocks, rows * classes + whole * BLOCK + within]).sort().values
+    return flat // classes, flat % classes
 
 
 def _finite_rows(scores: Tensor) -> Tensor:
