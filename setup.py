@@ -40,10 +40,12 @@ setup(
     ],
     extras_require={
         "demo": ["gradio>=5"],  # the web page
+        "slurm": ["submitit>=1.5"],  # tools/submit_train.py
         "dev": [
             "clip-anytorch",  # OpenAI's own CLIP code, which tests compare the teacher with
             "pytest>=8",
             "pytest-xdist",
+            "submitit>=1.5",
             # pinned here and nowhere else: `make lint`, CI and pre-commit run these
             "ruff==0.17.6",
             "mypy==2.4.1",

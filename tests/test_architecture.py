@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "projects" / "ViLD" / "vild"
 ORDER = (
-    *("data", "storage", "proposals", "embeddings", "modeling", "evaluation", "engine"),
-    "inference",
+    *("data", "storage", "proposals", "embeddings", "modeling", "evaluation", "inference"),
+    "engine",
 )
 # what only one part may import, so that everything else stays light and testable
 ONLY_IN = {"open_clip": "embeddings"}
@@ -58,6 +58,7 @@ def test_every_part_of_the_package_is_in_the_order() -> None:
     [
         ("data/a.py", "from vild.modeling import heads", "modeling comes later"),
         ("data/b.py", "import vild.inference", "inference comes later"),
+        ("inference/d.py", "from vild.engine import launch", "engine comes later"),
         ("modeling/c.py", "import open_clip", "only embeddings may"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +15,13 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
+from torch import nn
 
-from vild.config import add_vild_config, register_datasets, scale_schedule
+from vild.config import add_vild_config, register_datasets, scale_schedule, set_zero_shot
 from vild.data.dataset_mapper import ViLDDatasetMapper
-from vild.modeling import ViLDBoxHead
+from vild.modeling import WITH_TEACHER, ViLDBoxHead
 
-from .making import mapped_image, text_embeddings
+from .making import mapped_image, text_embeddings, with_proposals
 
 FOLDER = Path(__file__).parents[1] / "configs"
 # parts that others are put together from
@@ -106,6 +108,11 @@ def test_recipe_takes_a_step_and_detects(path: Path, tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     model = build_model(cfg)
+    seen = {"image": mapped_image()["image"], "height": 48, "width": 48}
+    if own and variant in WITH_TEACHER:  # for evaluation alone
+        seen["proposals"] = with_proposals(mapped_image(0, 5, dimension=768))["proposals"]
+        detect(model, seen)
+        return
     with EventStorage():
         losses = model([mapped_image(2, 3, dimension=768), mapped_image(0, 0, dimension=768)])
     expected = {"loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
@@ -116,8 +123,12 @@ def test_recipe_takes_a_step_and_detects(path: Path, tmp_path: Path) -> None:
     for name, parameter in model.named_parameters():
         assert not parameter.requires_grad or parameter.grad is not None, name
         assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
+    detect(model, seen)
+
+
+def detect(model: nn.Module, seen: dict[str, Any]) -> None:
     with torch.no_grad():
-        found = model.eval()([{"image": mapped_image()["image"], "height": 48, "width": 48}])
+        found = model.eval()([seen])
     assert len(found[0]["instances"]) <= 5
     assert found[0]["instances"].pred_masks.shape[1:] == (48, 48)
 
@@ -133,6 +144,17 @@ def test_unknown_keys_are_refused(key: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(f"{text}{'  ' * len(sections)}{name}: 1\n", encoding="utf-8")
     with pytest.raises(KeyError, match=f"Non-existent config key: {key}"):
         cfg.merge_from_file(str(tmp_path / "a.yaml"))
+
+
+def test_zero_shot_switches_softmax_and_training_sets() -> None:
+    cfg = get_cfg()
+    add_vild_config(cfg)
+    cfg.DATASETS.TRAIN = ("lvis_v1_train_base",)
+    for zero_shot, name in ((False, "lvis_v1_train"), (True, "lvis_v1_train_base")):
+        for _ in range(2):
+            set_zero_shot(cfg, zero_shot)
+            assert list(cfg.DATASETS.TRAIN) == [name]
+            assert bool(cfg.MODEL.VILD.ZERO_SHOT) is zero_shot
 
 
 def test_another_batch_size_scales_the_schedule() -> None:

@@ -59,6 +59,6 @@ def test_trains_resumes_and_evaluates(repository: Path, tmp_path: Path) -> None:
     log = run(
         repository, tmp_path, "--eval-only", "MODEL.WEIGHTS", f"{tmp_path}/run/model_final.pth"
     )
-    assert "Evaluation results for bbox" in log
-    assert "Evaluation results for segm" in log
+    assert "Task: bbox" in log
+    assert "Task: segm" in log
     assert "APr" in log

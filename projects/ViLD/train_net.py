@@ -1,69 +1,36 @@
 #!/usr/bin/env python
 """Train and evaluate, in the manner of Detectron2's tools/train_net.py.
 
-python projects/ViLD/train_net.py --config-file configs/Base-ViLD-R50-FPN.yaml \
-        --num-gpus 1 DATASETS.TRAIN "('my_train',)" OUTPUT_DIR output/mine
+python projects/ViLD/train_net.py --config-file configs/LVIS/vild_ensemble_r50_fpn_1x.yaml \
+        --num-gpus 8 OUTPUT_DIR output/mine
+python projects/ViLD/train_net.py --config-file configs/LVIS/vild_ensemble_r50_fpn_1x.yaml \
+        --eval-only --out detections.json MODEL.WEIGHTS output/mine/model_final.pth
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
+from datetime import timedelta
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import MetadataCatalog
-from detectron2.engine import (
-    DefaultTrainer,
-    default_argument_parser,
-    default_setup,
-)
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, LVISEvaluator
+from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from vild.config import add_vild_config, register_datasets, scale_schedule
-from vild.engine import build_test_loader, build_train_loader, launch, reuse_freed_memory
-
-
-class Trainer(DefaultTrainer):
-    """Detectron2's trainer with this project's evaluators, and an optimizer that is saved."""
-
-    @classmethod
-    def build_evaluator(
-        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
-    ) -> DatasetEvaluator:
-        """The evaluator that the data set's metadata names (``coco`` or ``lvis``)."""
-        kind = MetadataCatalog.get(dataset_name).evaluator_type
-        evaluators = {"coco": COCOEvaluator, "lvis": LVISEvaluator}
-        if kind not in evaluators:
-            raise ValueError(
-                f"{dataset_name} asks for the evaluator {kind!r}; expected one of "
-                f"{sorted(evaluators)}. Set evaluator_type in its metadata."
-            )
-        return evaluators[kind](dataset_name, output_dir=output_folder or cfg.OUTPUT_DIR)
-
-    @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """Training pictures with the regions and proposals that the configuration asks for."""
-        return build_train_loader(cfg)
-
-    @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """Pictures of a test set, with precomputed proposals where they are asked for."""
-        return build_test_loader(cfg, dataset_name)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The trainer's state; v0.6 leaves out the optimizer's (upstream issue 4110)."""
-        state = super().state_dict()
-        state.setdefault("_trainer", self._trainer.state_dict())
-        return state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
-        super().load_state_dict(state_dict)
-        self._trainer.load_state_dict(state_dict["_trainer"])
+from vild.config import add_vild_config, register_datasets, scale_schedule, set_zero_shot
+from vild.engine import (
+    Trainer,
+    evaluate,
+    launch,
+    parse,
+    require_same_config,
+    resolve_seed,
+    reuse_freed_memory,
+)
+from vild.evaluation import evaluate_results
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -73,16 +40,20 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.merge_from_file(args.config_file)
     recipe_batch = cfg.SOLVER.IMS_PER_BATCH
     cfg.merge_from_list(args.opts)
-    scaled = scale_schedule(cfg, recipe_batch, keep=args.opts[0::2])
+    notes = scale_schedule(cfg, recipe_batch, keep=args.opts[0::2])
+    if args.zero_shot is not None:
+        set_zero_shot(cfg, args.zero_shot)
     register_datasets(cfg)
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
         cfg.MODEL.DEVICE = "cpu"
     if cfg.MODEL.DEVICE == "cpu":
         reuse_freed_memory()
+    require_same_config(cfg)
+    resolve_seed(cfg, resume=args.resume or args.resume_from is not None)
     cfg.freeze()
     default_setup(cfg, args)
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="vild")
-    for line in scaled:
+    for line in notes:
         logger.info(line)
     return cfg
 
@@ -90,24 +61,34 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """Run one process of the job."""
     cfg = setup(args)
+    if args.eval_results:
+        (dataset,) = cfg.DATASETS.TEST
+        return evaluate_results(dataset, args.eval_results, args.eval, cfg.OUTPUT_DIR)
     if args.eval_only:
-        model = Trainer.build_model(cfg)
-        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-            cfg.MODEL.WEIGHTS, resume=args.resume
+        return evaluate(
+            cfg,
+            tasks=args.eval,
+            out=args.out,
+            show_dir=args.show_dir,
+            vocabulary=args.vocabulary_from,
+            resume=args.resume,
         )
-        return Trainer.test(cfg, model)
     trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
+    trainer.resume_or_load(args.resume, args.resume_from)
     return trainer.train()
 
 
 if __name__ == "__main__":
-    arguments = default_argument_parser().parse_args()
-    launch(
-        main,
-        arguments.num_gpus,
-        num_machines=arguments.num_machines,
-        machine_rank=arguments.machine_rank,
-        dist_url=arguments.dist_url,
-        args=(arguments,),
-    )
+    arguments = parse(sys.argv[1:])
+    try:
+        launch(
+            main,
+            arguments.num_gpus,
+            num_machines=arguments.num_machines,
+            machine_rank=arguments.machine_rank,
+            dist_url=arguments.dist_url,
+            args=(arguments,),
+            timeout=timedelta(minutes=arguments.timeout),
+        )
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from vild.engine import launch
-from vild.engine.launching import _run_and_leave
+from vild.engine import launch, parse
+from vild.engine.launching import _launched_by_another, _run
 
 
 def _write(folder: str, text: str) -> None:
@@ -32,6 +32,66 @@ def test_an_error_of_one_process_reaches_the_caller() -> None:
 def test_the_process_group_is_taken_down(tmp_path: Path) -> None:
     rendezvous = f"file://{tmp_path}/rendezvous"
     dist.init_process_group("gloo", init_method=rendezvous, rank=0, world_size=1)
-    _run_and_leave(_write, str(tmp_path), "there")
+    _run(_write, str(tmp_path), "there")
     assert (tmp_path / "done").exists()
     assert not dist.is_initialized()
+
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+TORCHRUN |= {"GROUP_RANK": "3", "WORLD_SIZE": "8"}
+SRUN = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "16", "SLURM_NNODES": "2", "SLURM_LOCALID": "5"}
+SRUN |= {"SLURM_NODEID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "place"),
+    [
+        (TORCHRUN, (1, 2, 3, 8, "env://")),
+        (SRUN, (5, 8, 1, 16, None)),
+        ({key: value for key, value in SRUN.items() if key != "SLURM_STEP_ID"}, None),
+        (SRUN | {"SLURM_NTASKS": "1"}, None),
+        ({}, None),
+    ],
+)
+def test_places_that_other_launchers_give(
+    environ: dict[str, str],
+    place: tuple[int | str | None, ...] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for key in TORCHRUN | SRUN:
+        monkeypatch.delenv(key, raising=False)
+    for key, value in environ.items():
+        monkeypatch.setenv(key, value)
+    assert _launched_by_another() == place
+
+
+@pytest.mark.parametrize(
+    ("numbers", "complaint"),
+    [
+        ({"num_machines": 2, "machine_rank": 2}, "machine 2 of 2"),
+        ({"num_machines": 0}, "machine 0 of 0"),
+        ({"num_processes": -1}, "with -1 processes"),
+        ({"num_machines": 2}, "expected --dist-url tcp.* for 2 machines, got auto"),
+    ],
+)
+def test_impossible_numbers(numbers: dict[str, int], complaint: str) -> None:
+    processes = numbers.pop("num_processes", 1)
+    with pytest.raises(ValueError, match=complaint):
+        launch(_fail, processes, **numbers)
+
+
+def test_tasks_before_overrides() -> None:
+    words = ["--eval-only", "--eval", "bbox", "segm", "MODEL.WEIGHTS", "a.pth"]
+    args = parse(words)
+    assert (args.eval, args.opts) == (("bbox", "segm"), ["MODEL.WEIGHTS", "a.pth"])
+    args = parse(["--eval", "segm", "--out", "a.json", "--no-zero-shot"])
+    assert (args.eval, args.out, args.zero_shot) == (("segm",), "a.json", False)
+    args = parse(["--resume", "--resume-from", "model_0000001.pth"])
+    assert (args.resume, args.resume_from, args.zero_shot, args.eval) == (
+        True,
+        "model_0000001.pth",
+        None,
+        None,
+    )
+    with pytest.raises(SystemExit):
+        parse(["--eval", "boxes"])

@@ -17,7 +17,8 @@ def add_vild_config(cfg: CfgNode) -> None:
     """
     cfg.MODEL.VILD = CfgNode()
     # "text" (ViLD-text), "image" (ViLD-image), "vild" (one head with both losses) or "ensemble"
-    # (ViLD-ensemble, two heads); sec. 3.2 to 3.4
+    # (ViLD-ensemble, two heads); sec. 3.2 to 3.4. For evaluation also "clip" (CLIP on cropped
+    # regions) and "text_clip" (ViLD-text + CLIP), the baselines of sec. 4
     cfg.MODEL.VILD.VARIANT = "ensemble"
     # file of tools/extract_text_embeddings.py: names, novel flags, embeddings, temperature
     cfg.MODEL.VILD.TEXT_EMBEDDINGS = ""
@@ -63,6 +64,18 @@ def register_datasets(cfg: CfgNode) -> list[str]:
         ValueError: see :func:`vild.data.register_custom`.
     """
     return [name for file in cfg.MODEL.VILD.DATASETS for name in register_custom(file)]
+
+
+def set_zero_shot(cfg: CfgNode, zero_shot: bool) -> None:
+    """Train on base classes alone, or on all: the softmax and the training sets.
+
+    Args:
+        cfg: changed in place. A training set's name ends on ``_base`` or not accordingly.
+        zero_shot: which of the two.
+    """
+    cfg.MODEL.VILD.ZERO_SHOT = zero_shot
+    names = [name.removesuffix("_base") for name in cfg.DATASETS.TRAIN]
+    cfg.DATASETS.TRAIN = tuple(f"{name}_base" if zero_shot else name for name in names)
 
 
 def scale_schedule(cfg: CfgNode, recipe_batch: int, keep: Sequence[str] = ()) -> list[str]:

@@ -55,7 +55,9 @@ class ViLDDatasetMapper(DatasetMapper):
     - ``original_image``: (3, H, W) uint8 RGB, where the teacher runs online: its crops come from
       original pixels, whatever the augmentation;
 
-    and with ``proposals``: ``proposals``, Detectron2's field for precomputed proposals.
+    and with ``proposals``: ``proposals``, Detectron2's field for precomputed proposals, with
+    ``teacher_embeddings`` (R, D) float32 where the store has them. Where ``online_proposals`` is
+    on they have ``original_boxes`` instead, and there is ``original_image``.
 
     Args:
         is_train: training or inference.
@@ -65,6 +67,7 @@ class ViLDDatasetMapper(DatasetMapper):
         min_visible: regions of which less than this fraction is left by the augmentation are not
             distilled: their embedding describes what the picture does not show any more.
         proposals: store of precomputed proposals that replace the RPN; None for none.
+        online_proposals: whether the teacher computes the embeddings of the proposals.
         seed: of the draw. The draw follows from it, from the image and from the record's entry
             ``draw`` (how often the image was drawn before; 0 without one), not from the worker.
         class_agnostic: whether all objects are of class 0.
@@ -81,6 +84,7 @@ class ViLDDatasetMapper(DatasetMapper):
         limit: int = 300,
         min_visible: float = 0.5,
         proposals: RegionSource | None = None,
+        online_proposals: bool = False,
         seed: int = 0,
         class_agnostic: bool = False,
         **kwargs: Any,
@@ -93,7 +97,7 @@ class ViLDDatasetMapper(DatasetMapper):
             )
         self.regions, self.online, self.limit = regions, online, limit
         self.min_visible, self.proposals, self.seed = min_visible, proposals, seed
-        self.class_agnostic = class_agnostic
+        self.class_agnostic, self.online_proposals = class_agnostic, online_proposals
         if proposals is not None and self.proposal_topk is None:
             raise ValueError("precomputed proposals need MODEL.LOAD_PROPOSALS: True")
 
@@ -105,6 +109,7 @@ class ViLDDatasetMapper(DatasetMapper):
         *,
         regions: RegionSource | None = None,
         proposals: RegionSource | None = None,
+        online_proposals: bool = False,
     ) -> dict[str, Any]:
         """Arguments from the configuration; the stores are opened by the caller."""
         distill = cfg.MODEL.VILD.DISTILL
@@ -120,6 +125,7 @@ class ViLDDatasetMapper(DatasetMapper):
             "limit": distill.REGIONS,
             "min_visible": distill.MIN_VISIBLE,
             "proposals": proposals,
+            "online_proposals": online_proposals,
             "seed": max(cfg.SEED, 0),
             "class_agnostic": cfg.MODEL.ROI_HEADS.NUM_CLASSES == 1,
         }
@@ -146,6 +152,8 @@ class ViLDDatasetMapper(DatasetMapper):
         if self.proposals is not None:
             record = _record(self.proposals, mapped, original)
             mapped["proposals"] = self._proposals(record, transforms, shape)
+            if self.online_proposals:
+                mapped["original_image"] = _channels_first(original)
         if not self.is_train:
             mapped.pop("annotations", None)
             return mapped
@@ -153,8 +161,7 @@ class ViLDDatasetMapper(DatasetMapper):
             record = _record(self.regions, mapped, original)
             mapped["distill_regions"] = self._distilled(record, mapped, transforms, shape)
             if self.online:
-                channels_first = original.transpose(2, 0, 1)
-                mapped["original_image"] = torch.as_tensor(np.ascontiguousarray(channels_first))
+                mapped["original_image"] = _channels_first(original)
         if "annotations" in mapped:
             if self.class_agnostic:
                 for annotation in mapped["annotations"]:
@@ -169,6 +176,10 @@ class ViLDDatasetMapper(DatasetMapper):
         proposals = Instances(shape)
         proposals.proposal_boxes = Boxes(boxes)
         proposals.objectness_logits = record.objectness
+        if self.online_proposals:
+            proposals.original_boxes = Boxes(record.boxes)
+        elif hasattr(record, "embeddings"):
+            proposals.teacher_embeddings = record.embeddings.float()
         return proposals[visible > 0][: self.proposal_topk]
 
     def _distilled(
@@ -213,6 +224,10 @@ def large_scale_jitter(parameters: Sequence[float]) -> list[T.Augmentation]:
         )
     smallest, largest, side = parameters[0], parameters[1], int(parameters[2])
     return [T.ResizeScale(smallest, largest, side, side), T.FixedSizeCrop((side, side))]
+
+
+def _channels_first(picture: np.ndarray) -> Tensor:
+    return torch.as_tensor(np.ascontiguousarray(picture.transpose(2, 0, 1)))
 
 
 def _record(source: RegionSource, mapped: Mapping[str, Any], picture: np.ndarray) -> RegionRecord:

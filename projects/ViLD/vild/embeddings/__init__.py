@@ -2,7 +2,7 @@
 
 from vild.embeddings.crops import CROP_MODES, crop_and_resize, enlarge_boxes, valid_boxes
 from vild.embeddings.extraction import RegionCropper, extract_embeddings
-from vild.embeddings.online import EmbeddedLoader, OnlineEmbedder
+from vild.embeddings.online import OnlineEmbedder
 from vild.embeddings.store import CropRule, EmbeddingStore, Regions
 from vild.embeddings.teacher import Teacher
 from vild.embeddings.text import (
@@ -15,7 +15,6 @@ from vild.embeddings.text import (
 __all__ = [
     "CROP_MODES",
     "CropRule",
-    "EmbeddedLoader",
     "EmbeddingStore",
     "OnlineEmbedder",
     "RegionCropper",

@@ -1,4 +1,4 @@
-"""The teacher's embeddings of a training batch's regions, computed when the batch is there.
+"""The teacher's embeddings of a batch's regions, computed when the batch is there.
 
 For data sets too small or too short-lived to be worth a store: the teacher embeds the same regions
 again in every epoch.
@@ -8,7 +8,6 @@ Shapes: R regions of an image, D embedding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -25,24 +24,31 @@ class OnlineEmbedder:
     Args:
         teacher: computes them, on its own device.
         rule: how regions are cropped.
+        field: of a mapped image, whose regions are meant: ``distill_regions`` or ``proposals``.
         batch_size: crops at a time.
     """
 
-    def __init__(self, teacher: Teacher, rule: CropRule, batch_size: int = 256) -> None:
-        self.teacher, self.rule, self.batch_size = teacher, rule, batch_size
+    def __init__(
+        self,
+        teacher: Teacher,
+        rule: CropRule,
+        field: str = "distill_regions",
+        batch_size: int = 256,
+    ) -> None:
+        self.teacher, self.rule, self.field, self.batch_size = teacher, rule, field, batch_size
 
     def __call__(self, mapped: dict[str, Any]) -> dict[str, Any]:
         """Complete one image of :class:`vild.data.ViLDDatasetMapper`.
 
         Args:
-            mapped: with ``original_image``, which is taken out of it, and ``distill_regions``,
-                which receive ``teacher_embeddings`` (R, D) float32 on the CPU.
+            mapped: with ``original_image``, which is taken out of it, and the regions with
+                ``original_boxes``, which receive ``teacher_embeddings`` (R, D) float32 on the CPU.
 
         Returns:
             ``mapped`` itself.
         """
         picture = mapped.pop("original_image").permute(1, 2, 0)  # H, W, C
-        regions = mapped["distill_regions"]
+        regions = mapped[self.field]
         regions.teacher_embeddings = self.embed(picture, regions.original_boxes.tensor)
         return mapped
 
@@ -59,19 +65,3 @@ class OnlineEmbedder:
             )
             rows.append(self.teacher.encode_image(crops, normalised=True).cpu())
         return combine_scales(torch.cat(rows), len(self.rule.scales))
-
-
-class EmbeddedLoader:
-    """A training loader whose batches have been through an :class:`OnlineEmbedder`.
-
-    Args:
-        loader: yields lists of mapped images.
-        embedder: completes each.
-    """
-
-    def __init__(self, loader: Any, embedder: OnlineEmbedder) -> None:
-        self.loader, self.embedder = loader, embedder
-
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        for batch in self.loader:
-            yield [self.embedder(mapped) for mapped in batch]

@@ -1,15 +1,28 @@
-"""Running the parts: processes and the training loop's hooks."""
+"""Running the parts: command line, processes, the training loop and its hooks."""
 
+from vild.engine.agreement import require_same_config
+from vild.engine.arguments import parse
+from vild.engine.checkpointing import AtomicCheckpointer, require_all_weights
 from vild.engine.launching import launch
 from vild.engine.loading import build_test_loader, build_train_loader
 from vild.engine.memory import reuse_freed_memory
+from vild.engine.seeding import resolve_seed
+from vild.engine.testing import evaluate
+from vild.engine.trainer import Trainer
 from vild.engine.workers import add_worker_arguments, run_workers
 
 __all__ = [
+    "AtomicCheckpointer",
+    "Trainer",
     "add_worker_arguments",
     "build_test_loader",
     "build_train_loader",
+    "evaluate",
     "launch",
+    "parse",
+    "require_all_weights",
+    "require_same_config",
+    "resolve_seed",
     "reuse_freed_memory",
     "run_workers",
 ]

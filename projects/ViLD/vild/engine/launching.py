@@ -1,12 +1,47 @@
-"""A thin adapter to Detectron2's launcher."""
+"""A thin adapter to Detectron2's launcher, to torchrun and to srun.
+
+No launcher of our own: Detectron2's starts the processes of a machine, or torchrun or SLURM has
+started this one. What is added: errors as one line, signals that reach the processes, and a process
+group that is taken down.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from multiprocessing import active_children
+from types import FrameType
+from typing import Any, NamedTuple
 
 import detectron2.engine
+import torch
 import torch.distributed as dist
+from detectron2.engine.launch import _distributed_worker
+from torch import multiprocessing
+
+from vild.engine.hooks import STOP_SIGNALS
+
+logger = logging.getLogger(__name__)
+
+EXIT_ERROR = 2  # a message for the user has been given
+# how torch words that a process of the group is gone or silent
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out",
+         "timed out", "NCCL", "Socket Timeout")  # fmt: skip
+
+
+class _Place(NamedTuple):
+    """Where in a job a launcher has put this process."""
+
+    local_rank: int
+    per_machine: int
+    machine: int
+    world_size: int
+    url: str | None
 
 
 def launch(
@@ -17,31 +52,146 @@ def launch(
     machine_rank: int = 0,
     dist_url: str = "auto",
     args: Sequence[Any] = (),
+    timeout: timedelta = timedelta(minutes=30),
 ) -> None:
-    """Run ``main(*args)`` in every process of a job, with a process group that is taken down.
+    """Run ``main(*args)`` in every process of a job.
 
-    Detectron2's launcher leaves the group to the interpreter's end, where gloo's threads may still
-    run: now and then a process that did its work then dies with SIGABRT.
+    Under torchrun and under srun this process is one of them, and the numbers here are not looked
+    at. Otherwise they are started on this machine. GPUs speak by NCCL, CPU processes by gloo.
 
     Args:
         main: function of a module (it is pickled).
         num_processes: on this machine; 0 or 1 on a single machine run in this very process.
         num_machines: machines of the job.
         machine_rank: which of them this is, from 0.
-        dist_url: where they meet; ``auto`` is for one machine.
+        dist_url: where they meet, such as ``tcp://first-machine:29500``; ``auto`` is for one
+            machine.
         args: positional arguments of ``main``.
+        timeout: how long processes wait for each other, at the start and in every exchange.
+
+    Raises:
+        ValueError: impossible numbers, no meeting at ``dist_url``, or a process that failed; its
+            own message is above.
+        SystemExit: the processes were stopped by a signal, after a checkpoint.
     """
-    detectron2.engine.launch(
-        _run_and_leave,
-        num_processes,
-        num_machines=num_machines,
-        machine_rank=machine_rank,
-        dist_url=dist_url,
-        args=(main, *args),
+    place = _launched_by_another()
+    if place is not None:
+        url = place.url or dist_url
+        if url == "auto":
+            raise ValueError("expected --dist-url tcp://FIRST_MACHINE:PORT under srun, got auto")
+        group = (place.world_size, place.per_machine, place.machine, url)
+        with _errors_of_a_process(dist_url):
+            _distributed_worker(place.local_rank, _run, *group, (main, *args), timeout)
+        return
+    if num_machines < 1 or not 0 <= machine_rank < num_machines or num_processes < 0:
+        raise ValueError(
+            "expected --machine-rank from 0 to --num-machines - 1, got machine "
+            f"{machine_rank} of {num_machines} with {num_processes} processes"
+        )
+    if num_machines > 1 and dist_url == "auto":
+        raise ValueError(
+            f"expected --dist-url tcp://FIRST_MACHINE:PORT for {num_machines} machines, got auto"
+        )
+    if torch.cuda.is_available() and num_processes > torch.cuda.device_count():
+        raise ValueError(
+            f"expected at most {torch.cuda.device_count()} processes, one a GPU of this machine, "
+            f"got --num-gpus {num_processes}"
+        )
+    processes = max(num_processes, 1)
+    if processes * num_machines == 1:
+        main(*args)
+        return
+    with _signals_passed_on(), _errors_of_a_process(dist_url):
+        detectron2.engine.launch(
+            _run,
+            processes,
+            num_machines=num_machines,
+            machine_rank=machine_rank,
+            dist_url=dist_url,
+            args=(main, *args),
+            timeout=timeout,
+        )
+
+
+def _launched_by_another() -> _Place | None:
+    """Torchrun's place for this process, or srun's; None where neither has started it."""
+    environ = os.environ
+    if "TORCHELASTIC_RUN_ID" in environ:
+        local, per_machine = int(environ["LOCAL_RANK"]), int(environ["LOCAL_WORLD_SIZE"])
+        machine, world_size = int(environ["GROUP_RANK"]), int(environ["WORLD_SIZE"])
+        return _Place(local, per_machine, machine, world_size, "env://")
+    # a batch script has these numbers, too, but is no step
+    if "SLURM_STEP_ID" in environ and int(environ.get("SLURM_NTASKS", 1)) > 1:
+        tasks, machines = int(environ["SLURM_NTASKS"]), int(environ["SLURM_NNODES"])
+        local, machine = int(environ["SLURM_LOCALID"]), int(environ["SLURM_NODEID"])
+        return _Place(local, tasks // machines, machine, tasks, None)
+    return None
+
+
+def _run(main: Callable[..., Any], *args: Any) -> None:
+    """One process of several: its errors are told by itself."""
+    rank = dist.get_rank()
+    try:
+        main(*args)
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+        _tell(rank, str(error) or type(error).__name__)
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            _tell(rank, f"{error} Lower SOLVER.IMS_PER_BATCH or the size of the pictures.")
+        if not any(word in str(error) for word in _LOST):
+            raise
+        _tell(
+            rank,
+            f"another process of the job ended or fell silent ({str(error).splitlines()[0]:.200}). "
+            "Its own message says why; --resume goes on from the last checkpoint",
+        )
+    # Not after an error: the others may never come. Left to the interpreter's end, gloo's threads
+    # now and then abort a process that did its work.
+    dist.destroy_process_group()
+
+
+def _tell(rank: int, message: str) -> None:
+    print(f"error: process {rank}: {message}", file=sys.stderr, flush=True)  # noqa: T201
+    # without the interpreter's end, where the process group waits for those that are gone
+    os._exit(EXIT_ERROR)
+
+
+@contextmanager
+def _signals_passed_on() -> Iterator[None]:
+    """This process only waits for the others: what it is told is meant for them."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for child in active_children():
+            if child.pid is not None:
+                os.kill(child.pid, number)
+
+    before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _errors_of_a_process(url: str) -> Iterator[None]:
+    try:
+        yield
+    except multiprocessing.ProcessExitedException as error:
+        if error.exit_code > 128:
+            sys.exit(error.exit_code)
+        raise ValueError(f"a process of this machine stopped ({error}); see above") from None
+    except multiprocessing.ProcessRaisedException as error:
+        if "init_process_group" not in str(error):
+            raise
+        raise ValueError(_no_meeting(url, str(error).strip().splitlines()[-1])) from None
+    except dist.DistError as error:
+        raise ValueError(_no_meeting(url, str(error).splitlines()[0])) from None
+
+
+def _no_meeting(url: str, why: str) -> str:
+    return (
+        f"the processes of the job did not meet at {url}: {why:.300}. Expected the same --dist-url,"
+        " --num-machines and --num-gpus on every machine, each --machine-rank once, and a port of "
+        "machine 0 that is free and can be reached"
     )
-
-
-def _run_and_leave(main: Callable[..., Any], *args: Any) -> None:
-    main(*args)
-    if dist.is_initialized():  # not after an error: the other processes may never come
-        dist.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,15 @@ from detectron2.config import CfgNode
 from detectron2.data import (
     MetadataCatalog,
     build_detection_test_loader,
-    build_detection_train_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.modeling import ROI_HEADS_REGISTRY
 
 from vild.data.dataset_mapper import SOURCES, ViLDDatasetMapper
-from vild.embeddings import CropRule, EmbeddedLoader, EmbeddingStore, OnlineEmbedder, Teacher
-from vild.modeling import DISTILLED, ViLDROIHeads, load_text_embeddings
+from vild.data.stream import TrainingLoader
+from vild.embeddings import CropRule, EmbeddingStore, OnlineEmbedder, Teacher
+from vild.modeling import DISTILLED, WITH_TEACHER, ViLDROIHeads, load_text_embeddings
 from vild.proposals import ProposalStore
 
 
@@ -47,8 +49,7 @@ def build_region_source(cfg: CfgNode) -> EmbeddingStore | ProposalStore | None:
         )
     if distill.SOURCE == "online":
         return ProposalStore(distill.STORE)
-    text = load_text_embeddings(cfg)
-    return EmbeddingStore(distill.STORE, teacher=text.fingerprint or None, dimension=text.dimension)
+    return _embedding_store(cfg, distill.STORE)
 
 
 def is_distilled(cfg: CfgNode) -> bool:
@@ -60,8 +61,12 @@ def _is_vild(cfg: CfgNode) -> bool:
     return issubclass(ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME), ViLDROIHeads)
 
 
-def build_online_embedder(cfg: CfgNode) -> OnlineEmbedder:
-    """The teacher that runs in training (``MODEL.VILD.TEACHER``, ``DISTILL.SOURCE: online``).
+def build_online_embedder(cfg: CfgNode, field: str) -> OnlineEmbedder:
+    """The teacher that runs beside the model (``MODEL.VILD.TEACHER``, ``DISTILL.SOURCE: online``).
+
+    Args:
+        cfg: configuration.
+        field: of a mapped image, whose regions are meant.
 
     Raises:
         ValueError: no such teacher, or one of another dimension or other weights than the one that
@@ -79,11 +84,16 @@ def build_online_embedder(cfg: CfgNode) -> OnlineEmbedder:
                 f"expected the teacher that made the text embeddings, {text.teacher} ({what} "
                 f"{expected}), got MODEL.VILD.TEACHER {teacher.name} ({what} {own})"
             )
-    return OnlineEmbedder(teacher, CropRule(cfg.MODEL.VILD.CROP_MODE))
+    return OnlineEmbedder(teacher, CropRule(cfg.MODEL.VILD.CROP_MODE), field)
 
 
-def build_proposal_source(cfg: CfgNode, is_train: bool, index: int = 0) -> ProposalStore | None:
+def build_proposal_source(
+    cfg: CfgNode, is_train: bool, index: int = 0
+) -> EmbeddingStore | ProposalStore | None:
     """The store of precomputed proposals that replaces the RPN (``MODEL.LOAD_PROPOSALS``).
+
+    Variants that detect with the teacher's help take one of region embeddings, unless the teacher
+    runs online.
 
     Args:
         cfg: configuration; ``DATASETS.PROPOSAL_FILES_TRAIN`` and ``_TEST`` name folders.
@@ -103,11 +113,24 @@ def build_proposal_source(cfg: CfgNode, is_train: bool, index: int = 0) -> Propo
             f"each data set, got {tuple(files)}. tools/convert_proposals.py reads Detectron2's "
             "pickles."
         )
+    if not is_train and _detects_with_teacher(cfg) and cfg.MODEL.VILD.DISTILL.SOURCE == "store":
+        return _embedding_store(cfg, files[index])
     return ProposalStore(files[index])
 
 
-def build_train_loader(cfg: CfgNode) -> Any:
-    """Detectron2's training loader with this project's mapper.
+def _embedding_store(cfg: CfgNode, folder: str) -> EmbeddingStore:
+    text = load_text_embeddings(cfg)
+    return EmbeddingStore(folder, teacher=text.fingerprint or None, dimension=text.dimension)
+
+
+def _detects_with_teacher(cfg: CfgNode) -> bool:
+    return _is_vild(cfg) and cfg.MODEL.VILD.VARIANT in WITH_TEACHER
+
+
+def build_train_loader(cfg: CfgNode) -> TrainingLoader:
+    """Training pictures, mapped, with the regions that the model learns from.
+
+    What is drawn follows from ``cfg.SEED`` (0 where it is negative) and the place in the stream.
 
     Raises:
         ValueError: stores, teacher or class lists that do not fit the configuration.
@@ -123,18 +146,57 @@ def build_train_loader(cfg: CfgNode) -> Any:
     records = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
-    loader = build_detection_train_loader(cfg, mapper=mapper, dataset=records)
-    if is_distilled(cfg) and cfg.MODEL.VILD.DISTILL.SOURCE == "online":
-        return EmbeddedLoader(loader, build_online_embedder(cfg))
-    return loader
+    is_online = is_distilled(cfg) and cfg.MODEL.VILD.DISTILL.SOURCE == "online"
+    return TrainingLoader(
+        records,
+        mapper,
+        lambda: _sampler(cfg, records)._infinite_indices(),
+        batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        seed=max(cfg.SEED, 0),
+        group=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        workers=cfg.DATALOADER.NUM_WORKERS,
+        complete=build_online_embedder(cfg, "distill_regions") if is_online else None,
+    )
+
+
+def _sampler(cfg: CfgNode, records: list[dict[str, Any]]) -> TrainingSampler:
+    """Detectron2's sampler of ``DATALOADER.SAMPLER_TRAIN``, with a seed of its own."""
+    name, seed = cfg.DATALOADER.SAMPLER_TRAIN, max(cfg.SEED, 0)
+    if name == "TrainingSampler":
+        return TrainingSampler(len(records), seed=seed)
+    if name == "RepeatFactorTrainingSampler":
+        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            records, cfg.DATALOADER.REPEAT_THRESHOLD
+        )
+        return RepeatFactorTrainingSampler(factors, seed=seed)
+    raise ValueError(
+        "expected DATALOADER.SAMPLER_TRAIN to be TrainingSampler or RepeatFactorTrainingSampler, "
+        f"got {name!r}"
+    )
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> Any:
     """Detectron2's test loader for one of ``DATASETS.TEST`` with this project's mapper."""
     index = list(cfg.DATASETS.TEST).index(name) if cfg.MODEL.LOAD_PROPOSALS else 0
-    mapper = ViLDDatasetMapper(cfg, False, proposals=build_proposal_source(cfg, False, index))
-    return build_detection_test_loader(
+    online = _detects_with_teacher(cfg) and cfg.MODEL.VILD.DISTILL.SOURCE == "online"
+    proposals = build_proposal_source(cfg, False, index)
+    mapper = ViLDDatasetMapper(cfg, False, proposals=proposals, online_proposals=online)
+    loader = build_detection_test_loader(
         get_detection_dataset_dicts(name, filter_empty=False),
         mapper=mapper,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
+    return _Completed(loader, build_online_embedder(cfg, "proposals")) if online else loader
+
+
+class _Completed:
+    """A loader whose mapped images go through one more step in this very process."""
+
+    def __init__(self, loader: Any, step: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        self.loader, self.step = loader, step
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        return ([self.step(mapped) for mapped in batch] for batch in self.loader)

@@ -10,12 +10,19 @@ from vild.modeling.fusion import fuse_scores
 from vild.modeling.losses import classification_loss, distillation_loss
 from vild.modeling.meta_arch import ImagesWithRegions, ViLDRCNN
 from vild.modeling.output_layers import ViLDOutputLayers
-from vild.modeling.roi_heads import DISTILLED, VARIANTS, ViLDROIHeads, load_text_embeddings
+from vild.modeling.roi_heads import (
+    DISTILLED,
+    VARIANTS,
+    WITH_TEACHER,
+    ViLDROIHeads,
+    load_text_embeddings,
+)
 from vild.modeling.selection import select_detections, select_from_chunks
 
 __all__ = [
     "DISTILLED",
     "VARIANTS",
+    "WITH_TEACHER",
     "EmbeddingHead",
     "ImagesWithRegions",
     "Projection",

@@ -37,7 +37,7 @@ class ViLDOutputLayers(FastRCNNOutputLayers):
     Args:
         input_shape: of the box head's features.
         text_embeddings: the vocabulary to begin with; :meth:`set_vocabulary` brings another.
-        background: whether the classifier has a background (all but ViLD-image).
+        background: whether the classifier has a background (all but ViLD-image and CLIP on crops).
         temperature: tau; None: that of the text embeddings, which is their teacher's own.
         fusion_weights: weight of the text head's probabilities for base and for novel classes
             (ViLD-ensemble, sec. 3.4).
@@ -104,7 +104,7 @@ class ViLDOutputLayers(FastRCNNOutputLayers):
         own = cfg.MODEL.VILD
         return {
             **found,
-            "background": own.VARIANT != "image",
+            "background": own.VARIANT not in ("image", "clip"),
             "temperature": own.TEMPERATURE or None,
             "fusion_weights": own.FUSION_WEIGHTS,
             "use_objectness": own.OBJECTNESS,

@@ -15,6 +15,7 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads import build_box_head
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from vild.data import Vocabulary
 from vild.embeddings import TextEmbeddings
@@ -23,25 +24,29 @@ from vild.modeling.losses import distillation_loss
 from vild.modeling.meta_arch import ImagesWithRegions
 from vild.modeling.output_layers import ViLDOutputLayers
 
-VARIANTS = ("text", "image", "vild", "ensemble")
+VARIANTS = ("text", "image", "vild", "ensemble", "clip", "text_clip")
 DISTILLED = ("image", "vild", "ensemble")  # those that learn from the teacher's region embeddings
+WITH_TEACHER = ("clip", "text_clip")  # those that need its embeddings of the proposals to detect
 
 
 @ROI_HEADS_REGISTRY.register()
 class ViLDROIHeads(StandardROIHeads):
     """Box and mask heads of ViLD.
 
-    ========  ==========================================  =========================================
-    variant   one head or two                             scores
-    ========  ==========================================  =========================================
-    text      classified by text embeddings               softmax with background
-    image     distilled                                   softmax without background
-    vild      one head: classified, and distilled         softmax with background
-    ensemble  a text head, and an image head of its own   both, fused by base and novel (sec. 3.4)
-    ========  ==========================================  =========================================
+    =========  ==========================================  =======================================
+    variant    one head or two                             scores
+    =========  ==========================================  =======================================
+    text       classified by text embeddings               softmax with background
+    image      distilled                                   softmax without background
+    vild       one head: classified, and distilled         softmax with background
+    ensemble   a text head, and an image head of its own   both, fused by base and novel, sec. 3.4
+    clip       none: the teacher on cropped regions        softmax without background
+    text_clip  that of text, and the teacher on crops      both, fused
+    =========  ==========================================  =======================================
 
-    Boxes and masks are class-agnostic and learned from base objects in every variant. Distilled
-    regions take part in no loss but their own.
+    Boxes and masks are class-agnostic and learned from base objects in every variant; those of
+    ``clip`` are the proposals themselves. Distilled regions take part in no loss but their own. The
+    last two need proposals with ``teacher_embeddings`` (R, D) of each image.
 
     Args:
         variant: one of ``VARIANTS``.
@@ -51,7 +56,8 @@ class ViLDROIHeads(StandardROIHeads):
 
     Raises:
         ValueError: an unknown variant; an image head where there should be none, or the reverse;
-            masks by class; training of later heads on predicted boxes.
+            masks by class; training of later heads on predicted boxes; no precomputed proposals
+            where the teacher's embeddings come with them.
     """
 
     box_predictor: ViLDOutputLayers
@@ -85,6 +91,12 @@ class ViLDROIHeads(StandardROIHeads):
             raise ValueError(
                 "expected class-agnostic masks, since the vocabulary may change: set "
                 "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK: True"
+            )
+        if cfg.MODEL.VILD.VARIANT in WITH_TEACHER and not cfg.MODEL.LOAD_PROPOSALS:
+            raise ValueError(
+                f"the variant {cfg.MODEL.VILD.VARIANT!r} takes proposals with the teacher's "
+                "embeddings: expected MODEL.LOAD_PROPOSALS: True and "
+                "MODEL.PROPOSAL_GENERATOR.NAME: PrecomputedProposals"
             )
         return {
             **super().from_config(cfg, input_shape),
@@ -140,6 +152,8 @@ class ViLDROIHeads(StandardROIHeads):
         Raises:
             ValueError: training of a distilled variant, and the images come without regions.
         """
+        if self.training and self.variant == "clip":
+            raise ValueError("the variant 'clip' has nothing to learn: expected --eval-only")
         if not self.training or self.variant not in DISTILLED:
             return super().forward(images, features, proposals, targets)
         if not isinstance(images, ImagesWithRegions):
@@ -178,14 +192,32 @@ class ViLDROIHeads(StandardROIHeads):
         return losses
 
     def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]) -> Any:
-        if self.training or self.image_head is None:
+        if self.training or self.variant in ("text", "image", "vild"):
             return super()._forward_box(features, proposals)
+        if self.variant == "clip":
+            teacher = _teacher_embeddings(proposals)
+            predictions = teacher, teacher.new_zeros(len(teacher), 4)  # boxes stay as they are
+            return self.box_predictor.inference(predictions, proposals)[0]
         pooled = self.box_pooler(
             [features[f] for f in self.box_in_features], [p.proposal_boxes for p in proposals]
         )
+        if self.image_head is not None:
+            image_embeddings = self.image_head(pooled)
+        else:
+            image_embeddings = _teacher_embeddings(proposals)
         predictions = self.box_predictor(self.box_head(pooled))
-        image_embeddings = self.image_head(pooled)
         return self.box_predictor.inference(predictions, proposals, image_embeddings)[0]
+
+
+def _teacher_embeddings(proposals: list[Instances]) -> Tensor:
+    """(R, D) of unit norm, float32."""
+    if not all(p.has("teacher_embeddings") for p in proposals):
+        raise ValueError(
+            "expected proposals with the teacher's embeddings: DATASETS.PROPOSAL_FILES_TEST has to "
+            "name a store of tools/extract_image_embeddings.py, or one of proposals with "
+            "MODEL.VILD.DISTILL.SOURCE: online"
+        )
+    return normalize(torch.cat([p.teacher_embeddings for p in proposals]).float(), dim=1)
 
 
 def load_text_embeddings(cfg: CfgNode) -> TextEmbeddings:

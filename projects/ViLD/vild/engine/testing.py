@@ -1,0 +1,155 @@
+"""Evaluation of a checkpoint: which classes, which files, which pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import (
+    DatasetEvaluator,
+    DatasetEvaluators,
+    inference_on_dataset,
+    print_csv_format,
+)
+from detectron2.utils import comm
+from torch import nn
+
+from vild.data import Vocabulary
+from vild.embeddings import Teacher, TextEmbeddings, embed_vocabulary
+from vild.engine.checkpointing import AtomicCheckpointer, require_all_weights
+from vild.engine.trainer import Trainer
+from vild.evaluation import OpenVocabularyEvaluator
+from vild.inference import PictureWriter
+from vild.modeling import ViLDROIHeads
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    cfg: CfgNode,
+    *,
+    tasks: Sequence[str] | None = None,
+    out: str | None = None,
+    show_dir: str | None = None,
+    vocabulary: str | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Evaluate a checkpoint on ``DATASETS.TEST``.
+
+    Args:
+        cfg: configuration.
+        tasks: ``bbox``, ``segm`` or both; None: what the model gives.
+        out: json of the detections; with several test sets the name of each goes into it.
+        show_dir: folder for pictures.
+        vocabulary: file of the classes to detect instead of the configuration's; see
+            :func:`read_vocabulary`.
+        resume: take the last checkpoint of ``OUTPUT_DIR`` if there is one.
+
+    Returns:
+        metrics by task (and by data set, where there are several) in the main process.
+
+    Raises:
+        ValueError: a checkpoint that is missing or of another model, masks that the model does not
+            give, or classes that are not the data set's.
+    """
+    cfg = _for_tasks(cfg, tasks, resume)
+    model = Trainer.build_model(cfg)
+    checkpointer = AtomicCheckpointer(model, cfg.OUTPUT_DIR)
+    weights = cfg.MODEL.WEIGHTS
+    if resume and checkpointer.has_checkpoint():
+        weights = checkpointer.get_checkpoint_file()
+    checkpointer.load(weights, checkpointables=[])
+    # CLIP on crops takes no more than masks from a checkpoint
+    unused = ("roi_heads.box_",) if cfg.MODEL.VILD.VARIANT == "clip" else ()
+    require_all_weights(model, weights, unused)
+    if vocabulary is not None:
+        model.roi_heads.set_vocabulary(read_vocabulary(cfg, vocabulary))
+    results = {}
+    for name in cfg.DATASETS.TEST:
+        _require_classes(model, name)
+        evaluator: DatasetEvaluator = OpenVocabularyEvaluator(
+            dataset_name=name,
+            tasks=tasks or (("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)),
+            output_dir=cfg.OUTPUT_DIR,
+            out=_named(out, name, len(cfg.DATASETS.TEST)),
+        )
+        if show_dir is not None:
+            evaluator = DatasetEvaluators([evaluator, _Pictures(show_dir, name)])
+        results[name] = inference_on_dataset(model, Trainer.build_test_loader(cfg, name), evaluator)
+        if comm.is_main_process():
+            print_csv_format(results[name])
+    return next(iter(results.values())) if len(results) == 1 else results
+
+
+def read_vocabulary(cfg: CfgNode, file: str) -> TextEmbeddings:
+    """Classes of a file, embedded by the teacher of the configuration unless they are already.
+
+    Args:
+        cfg: ``MODEL.VILD.TEACHER`` names the teacher.
+        file: ``.safetensors`` of tools/extract_text_embeddings.py, or a json; see
+            :meth:`vild.data.Vocabulary.from_json`.
+    """
+    if Path(file).suffix == ".safetensors":
+        return TextEmbeddings.load(file)
+    model, pretrained = cfg.MODEL.VILD.TEACHER
+    teacher = Teacher.load(model, pretrained or None, cfg.MODEL.DEVICE)
+    return embed_vocabulary(teacher, Vocabulary.from_json(file))
+
+
+class _Pictures(DatasetEvaluator):
+    """Writes a picture of each image's detections; measures nothing."""
+
+    def __init__(self, folder: str, dataset_name: str) -> None:
+        self.writer = PictureWriter(
+            folder, Vocabulary.from_dataset(dataset_name), DatasetCatalog.get(dataset_name)
+        )
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        for mapped, output in zip(inputs, outputs, strict=True):
+            self.writer.write(mapped, output["instances"].to("cpu"))
+
+
+def _for_tasks(cfg: CfgNode, tasks: Sequence[str] | None, resume: bool) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    if not cfg.MODEL.WEIGHTS and not resume:
+        if cfg.MODEL.VILD.VARIANT != "clip":
+            raise ValueError(
+                "expected a checkpoint to evaluate: MODEL.WEIGHTS FILE, or --resume for the last "
+                "one of OUTPUT_DIR"
+            )
+        logger.info("no masks: name a checkpoint of the class-agnostic detector for them")
+        cfg.MODEL.MASK_ON = False
+    if tasks is not None and "segm" in tasks and not cfg.MODEL.MASK_ON:
+        raise ValueError(
+            "expected a model with masks for --eval segm: MODEL.MASK_ON: True, and a checkpoint"
+        )
+    if tasks is not None and "segm" not in tasks:
+        cfg.MODEL.MASK_ON = False
+    cfg.freeze()
+    return cfg
+
+
+def _require_classes(model: nn.Module, dataset_name: str) -> None:
+    heads = model.roi_heads
+    if not isinstance(heads, ViLDROIHeads):
+        return
+    names = tuple(MetadataCatalog.get(dataset_name).thing_classes)
+    if heads.vocabulary.names != names:
+        own = heads.vocabulary.names
+        raise ValueError(
+            f"the model detects {len(own)} classes ({', '.join(own[:3])}, ...), {dataset_name} has "
+            f"{len(names)} ({', '.join(names[:3])}, ...), or in another order: expected text "
+            "embeddings of its classes, by MODEL.VILD.TEXT_EMBEDDINGS or --vocabulary-from"
+        )
+
+
+def _named(out: str | None, dataset_name: str, count: int) -> str | None:
+    if out is None or count == 1:
+        return out
+    path = Path(out)
+    return str(path.with_name(f"{path.stem}_{dataset_name}{path.suffix}"))

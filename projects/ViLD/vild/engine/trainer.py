@@ -1,0 +1,96 @@
+"""The training loop: Detectron2's, made to resume exactly and to run on CPU processes."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.engine.hooks import HookBase
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+from vild.engine.checkpointing import AtomicCheckpointer
+from vild.engine.hooks import CheckpointAndStop, StepSeeds, refuse_bad_losses
+from vild.engine.loading import build_test_loader, build_train_loader
+from vild.evaluation import OpenVocabularyEvaluator
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's DefaultTrainer with this project's loaders, evaluators and checkpoints.
+
+    What a step computes follows from the configuration, the seed and the iteration alone.
+
+    Args:
+        cfg: with ``SEED`` of 0 or more.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # DefaultTrainer's own, but for processes on the CPU, which may not name a device, and for
+        # the checkpointer, which its hooks take hold of
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        refuse_bad_losses(model)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        devices = None if cfg.MODEL.DEVICE == "cpu" else [comm.get_local_rank()]
+        model = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
+        kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = kind(model, loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = AtomicCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
+        self.register_hooks(self.build_hooks())
+
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's, between seeds for each step and the answer to signals."""
+        seeds = StepSeeds(max(self.cfg.SEED, 0))
+        return [seeds, *super().build_hooks(), CheckpointAndStop(self.checkpointer)]
+
+    def resume_or_load(self, resume: bool = True, file: str | None = None) -> None:
+        """Load the last checkpoint if there is one, otherwise ``MODEL.WEIGHTS``.
+
+        Args:
+            resume: whether to go on from the last checkpoint.
+            file: go on from this one instead.
+        """
+        if file is not None:
+            self.checkpointer.load(file)
+            self.start_iter = self.iter + 1
+        else:
+            super().resume_or_load(resume)
+        self.data_loader.start = self.start_iter
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        """The evaluator that the data set's metadata names (``coco`` or ``lvis``)."""
+        tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+        return OpenVocabularyEvaluator(
+            dataset_name=dataset_name, tasks=tasks, output_dir=output_folder or cfg.OUTPUT_DIR
+        )
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Training pictures with the regions and proposals that the configuration asks for."""
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Pictures of a test set, with precomputed proposals where they are asked for."""
+        return build_test_loader(cfg, dataset_name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The trainer's state; v0.6 leaves out the optimizer's (upstream issue 4110)."""
+        state = super().state_dict()
+        state.setdefault("_trainer", self._trainer.state_dict())
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])

@@ -1,0 +1,31 @@
+"""Evaluation: results files, LVIS's and open-vocabulary COCO's metrics, Detectron2's evaluator."""
+
+from vild.evaluation.coco_metrics import evaluate_coco_open_vocabulary
+from vild.evaluation.detections import Detections
+from vild.evaluation.evaluator import OpenVocabularyEvaluator, Protocol, evaluate_results
+from vild.evaluation.figures import TaskFigures
+from vild.evaluation.ground_truth import GroundTruth
+from vild.evaluation.lvis_metrics import evaluate_lvis
+from vild.evaluation.results import (
+    ResultsWriter,
+    encode_masks,
+    iterate_results,
+    merge_parts,
+    read_results,
+)
+
+__all__ = [
+    "Detections",
+    "GroundTruth",
+    "OpenVocabularyEvaluator",
+    "Protocol",
+    "ResultsWriter",
+    "TaskFigures",
+    "encode_masks",
+    "evaluate_coco_open_vocabulary",
+    "evaluate_lvis",
+    "evaluate_results",
+    "iterate_results",
+    "merge_parts",
+    "read_results",
+]

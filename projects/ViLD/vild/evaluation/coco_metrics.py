@@ -1,0 +1,121 @@
+"""COCO's metrics over the classes of a vocabulary, by pycocotools, with little memory.
+
+The generalised protocol: base and novel classes compete in one classifier, and AP50 is reported
+over the novel ones, the base ones and all of them. The COCO json has 80 classes; only those of the
+vocabulary count, 65 in ``coco_2017_ovd``.
+
+pycocotools keeps an entry for every picture, class and size. No class depends on another, so here
+it evaluates one class at a time, over the pictures that have an object or a detection of it. The
+precisions of all classes then go back to it for its summary. Every figure is what ``COCOeval``
+with ``params.catIds`` set gives on the same files; a test compares them.
+
+As there, the size of a detection that has both a box and a mask is that of its box, for APs, APm
+and APl of masks too.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from typing import Any
+
+import numpy as np
+from detectron2.utils.logger import log_every_n_seconds
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from vild.evaluation.detections import Detections, Results
+from vild.evaluation.figures import TaskFigures, group_mean, with_groups
+from vild.evaluation.ground_truth import GroundTruth
+
+logger = logging.getLogger(__name__)
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+def evaluate_coco_open_vocabulary(
+    json_file: str | os.PathLike[str] | GroundTruth,
+    results: Results | Detections,
+    tasks: Sequence[str],
+    novel: Mapping[int, bool],
+) -> dict[str, TaskFigures]:
+    """COCO's metrics of detections, for novel and base classes apart.
+
+    Args:
+        json_file: annotations in COCO's format.
+        results: a results file, or its contents. Detections of the json's other classes are left
+            out.
+        tasks: ``bbox``, ``segm`` or both.
+        novel: category id -> whether the class is novel, for every class of the vocabulary.
+
+    Returns:
+        for each task: AP, AP50, AP75, APs, APm, APl over the vocabulary, AP-novel, AP-base,
+        AP50-novel, AP50-base and AP50-all, and the figures of the classes.
+
+    Raises:
+        ValueError: results that do not fit; see :meth:`GroundTruth.check`.
+    """
+    truth = json_file if isinstance(json_file, GroundTruth) else GroundTruth.read(json_file, novel)
+    found = results if isinstance(results, Detections) else Detections.read(results)
+    truth.check(found, tasks)
+    with redirect_stdout(io.StringIO()):  # pycocotools prints, for every class
+        return {task: _evaluate(truth, found, task, novel) for task in tasks}
+
+
+def _evaluate(
+    truth: GroundTruth, found: Detections, task: str, novel: Mapping[int, bool]
+) -> TaskFigures:
+    ids = list(truth.categories)
+    rows = found.rows_by_category()
+    whole = COCOeval(iouType=task)
+    params = whole.params
+    shape = (
+        *(len(params.iouThrs), len(params.recThrs), len(ids)),
+        *(len(params.areaRng), len(params.maxDets)),
+    )
+    precision, recall = -np.ones(shape), -np.ones((shape[0], *shape[2:]))
+    for k, category_id in enumerate(ids):
+        annotations = truth.annotations[category_id]
+        if not annotations:  # false positives alone make no precision
+            continue
+        items = found.items(rows.get(category_id, np.zeros(0, np.int64)), masks=task == "segm")
+        involved = {item["image_id"] for item in (*annotations, *items)}
+        pictures = [truth.images[i] for i in sorted(involved)]
+        objects = _indexed(pictures, truth.categories[category_id], annotations)
+        detected = (
+            objects.loadRes(items)
+            if items
+            else _indexed(pictures, truth.categories[category_id], [])
+        )
+        one = COCOeval(objects, detected, task)
+        one.evaluate()
+        one.accumulate()
+        precision[:, :, k], recall[:, k] = one.eval["precision"][:, :, 0], one.eval["recall"][:, 0]
+        log_every_n_seconds(
+            logging.INFO, f"{task}: {k + 1} of {len(ids)} classes evaluated", n=30, name=__name__
+        )
+    whole.eval = {"precision": precision, "recall": recall}
+    whole.summarize()
+    official = dict(zip(METRICS, whole.stats, strict=False))
+    figures = with_groups(official, ids, precision[..., 0, -1], novel)
+    figures.metrics.update(
+        {
+            "AP50-novel": group_mean(figures.ap50, novel, True),
+            "AP50-base": group_mean(figures.ap50, novel, False),
+            "AP50-all": figures.metrics["AP50"],
+        }
+    )
+    return figures
+
+
+def _indexed(
+    pictures: list[dict[str, Any]], category: dict[str, Any], annotations: list[dict[str, Any]]
+) -> COCO:
+    """COCO annotations with contents that are in memory already."""
+    coco = COCO()
+    coco.dataset = {"images": pictures, "categories": [category], "annotations": annotations}
+    coco.createIndex()
+    return coco

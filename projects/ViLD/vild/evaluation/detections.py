@@ -1,0 +1,147 @@
+"""Detections in columns, a tenth of the memory of the objects that the official packages want.
+
+Those objects are made for one class at a time; see :mod:`vild.evaluation.lvis_metrics`.
+
+Legend: N detections.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vild.evaluation.results import checked_detection, iterate_results
+
+Results = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """All detections of a data set.
+
+    Attributes:
+        where: the file they came from, for messages.
+        image_ids: (N,) int64.
+        category_ids: (N,) int64, as in the annotations.
+        scores: (N,) float64.
+        boxes: (N, 4) float64, XYWH; None if they have none.
+        mask_sizes: (N, 2) int32, height and width; None if they have no masks.
+        mask_counts: N compressed run lengths; None if they have no masks.
+    """
+
+    where: str
+    image_ids: npt.NDArray[np.int64]
+    category_ids: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float64]
+    boxes: npt.NDArray[np.float64] | None
+    mask_sizes: npt.NDArray[np.int32] | None
+    mask_counts: list[str] | None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @classmethod
+    def read(cls, results: Results) -> Detections:
+        """From a results file, or from such objects in memory, which are not changed.
+
+        Raises:
+            ValueError: see :func:`vild.evaluation.iterate_results`; or boxes or masks that some
+                detections have and others lack.
+        """
+        if isinstance(results, (str, os.PathLike)):
+            where, items = str(Path(results)), iter(iterate_results(results))
+        else:
+            where = "the results"
+            items = (checked_detection(r, n, where) for n, r in enumerate(results))
+        image_ids, category_ids, scores = array("q"), array("q"), array("d")
+        boxes, sizes, counts = array("d"), array("i"), []
+        for item in items:
+            image_ids.append(item["image_id"])
+            category_ids.append(item["category_id"])
+            scores.append(item["score"])
+            if "bbox" in item:
+                boxes.extend(item["bbox"])
+            if "segmentation" in item:
+                sizes.extend(item["segmentation"]["size"])
+                counts.append(item["segmentation"]["counts"])
+            # found at the first that differs from those before it
+            for key, number in (("bbox", len(boxes) // 4), ("segmentation", len(counts))):
+                if number not in (0, len(scores)):
+                    raise ValueError(
+                        f"{where}: expected {key!r} for all detections or for none, but "
+                        f"detections {len(scores) - 2} and {len(scores) - 1} (image "
+                        f"{item['image_id']}) differ"
+                    )
+        return cls(
+            where,
+            np.frombuffer(image_ids, np.int64),
+            np.frombuffer(category_ids, np.int64),
+            np.frombuffer(scores, np.float64),
+            np.frombuffer(boxes, np.float64).reshape(-1, 4) if boxes or not scores else None,
+            np.frombuffer(sizes, np.int32).reshape(-1, 2) if counts or not scores else None,
+            counts if counts or not scores else None,
+        )
+
+    def tasks(self) -> tuple[str, ...]:
+        """What can be evaluated: ``bbox``, ``segm``, or both; both too if there are none."""
+        found = (("bbox", self.boxes), ("segm", self.mask_counts))
+        return tuple(task for task, values in found if values is not None)
+
+    def best(self, limit: int) -> Detections:
+        """At most ``limit`` of each picture; of equal scores the earlier ones, as LVIS chooses."""
+        order = np.argsort(-self.scores, kind="stable")
+        order = order[np.argsort(self.image_ids[order], kind="stable")]
+        images = self.image_ids[order]
+        rank = np.arange(len(self)) - np.searchsorted(images, images, side="left")
+        if not len(self) or rank.max() < limit:
+            return self
+        kept = np.sort(order[rank < limit])
+        return replace(
+            self,
+            image_ids=self.image_ids[kept],
+            category_ids=self.category_ids[kept],
+            scores=self.scores[kept],
+            boxes=None if self.boxes is None else self.boxes[kept],
+            mask_sizes=None if self.mask_sizes is None else self.mask_sizes[kept],
+            mask_counts=(
+                None if self.mask_counts is None else [self.mask_counts[n] for n in kept.tolist()]
+            ),
+        )
+
+    def rows_by_category(self) -> dict[int, npt.NDArray[np.int64]]:
+        """Category id -> indices of its detections, ascending."""
+        order = np.argsort(self.category_ids, kind="stable")
+        ids, starts = np.unique(self.category_ids[order], return_index=True)
+        return dict(zip(ids.tolist(), np.split(order, starts[1:]), strict=True)) if len(ids) else {}
+
+    def items(self, rows: npt.NDArray[np.int64], *, masks: bool) -> list[dict[str, Any]]:
+        """Some detections as objects of the results format, which are the caller's.
+
+        Args:
+            rows: their indices.
+            masks: whether with ``segmentation``.
+        """
+        found: list[dict[str, Any]] = [
+            {"image_id": image, "category_id": category, "score": score}
+            for image, category, score in zip(
+                self.image_ids[rows].tolist(),
+                self.category_ids[rows].tolist(),
+                self.scores[rows].tolist(),
+                strict=True,
+            )
+        ]
+        if self.boxes is not None:
+            for item, box in zip(found, self.boxes[rows].tolist(), strict=True):
+                item["bbox"] = box
+        if masks and self.mask_sizes is not None and self.mask_counts is not None:
+            sizes = self.mask_sizes[rows].tolist()
+            for item, row, size in zip(found, rows.tolist(), sizes, strict=True):
+                item["segmentation"] = {"size": size, "counts": self.mask_counts[row]}
+        return found

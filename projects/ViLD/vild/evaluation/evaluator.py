@@ -1,0 +1,248 @@
+"""Evaluation of a detector on a registered data set, in Detectron2's loop or of a saved file."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+
+from vild.data.files import remove_leftovers
+from vild.evaluation.coco_metrics import evaluate_coco_open_vocabulary
+from vild.evaluation.detections import Detections
+from vild.evaluation.ground_truth import TASKS, GroundTruth
+from vild.evaluation.lvis_metrics import evaluate_lvis
+from vild.evaluation.reports import log_figures, write_metrics, write_per_class
+from vild.evaluation.results import ResultsWriter, merge_parts
+
+logger = logging.getLogger(__name__)
+
+Metrics = OrderedDict[str, dict[str, float]]
+
+_MEASURES = {"lvis": evaluate_lvis, "coco": evaluate_coco_open_vocabulary}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a registered data set is evaluated.
+
+    Attributes:
+        dataset_name: its name in Detectron2's catalogues.
+        kind: ``lvis`` or ``coco``.
+        json_file: its annotations.
+        dataset_ids: the category id of each row of the classifier.
+        novel: category id -> whether the class is novel.
+        frequency: category id -> ``r``, ``c`` or ``f``, where known.
+    """
+
+    dataset_name: str
+    kind: str
+    json_file: str
+    dataset_ids: tuple[int, ...]
+    novel: Mapping[int, bool]
+    frequency: Mapping[int, str]
+
+    @classmethod
+    def of_dataset(cls, name: str) -> Protocol:
+        """From the catalogues.
+
+        Raises:
+            ValueError: the data set is not registered, has another evaluator, or its metadata or
+                its json are missing.
+        """
+        if name not in DatasetCatalog:
+            known = ", ".join(sorted(n for n in DatasetCatalog.list() if n.endswith("_val")))
+            raise ValueError(
+                f"the data set {name!r} is not registered; among those that are: {known}"
+            )
+        metadata = MetadataCatalog.get(name)
+        kind = metadata.get("evaluator_type")
+        if kind not in _MEASURES:
+            raise ValueError(
+                f"{name}: expected evaluator_type 'lvis' or 'coco', got {kind!r}. Register the "
+                "data set with vild.data.register_split."
+            )
+        rows = metadata.get("thing_dataset_id_to_contiguous_id")
+        if not rows or sorted(rows.values()) != list(range(len(rows))):
+            raise ValueError(
+                f"{name}: expected thing_dataset_id_to_contiguous_id with one category id for each "
+                f"row of the classifier, got {rows!r:.60}"
+            )
+        json_file = PathManager.get_local_path(metadata.get("json_file", ""))
+        if not Path(json_file).is_file():
+            raise ValueError(
+                f"{name}: expected annotations at {json_file or 'json_file of its metadata'}, but "
+                "there is no such file. Run datasets/check_datasets.py."
+            )
+        ids = tuple(sorted(rows, key=rows.__getitem__))
+        novel = metadata.get("novel") or [False] * len(ids)
+        frequency = metadata.get("frequency") or []
+        return cls(
+            *(name, kind, json_file, ids, dict(zip(ids, novel, strict=True))),
+            dict(zip(ids, frequency, strict=bool(frequency))),
+        )
+
+
+class OpenVocabularyEvaluator(DatasetEvaluator):
+    """Writes the detections of all processes to one file, then measures that file.
+
+    Written are ``<dataset>_results.json``, ``<dataset>_per_class.csv`` and
+    ``<dataset>_metrics.json``. All processes must see the same folder. Annotations that name no
+    object, as those of a test set, give no metrics: only the results are written.
+
+    Args:
+        dataset_name: a registered data set; its ``evaluator_type`` says whether LVIS's or COCO's
+            metrics are taken.
+        tasks: ``bbox``, ``segm`` or both. Masks are written only for ``segm``.
+        output_dir: folder of the files.
+        out: results file; ``<output_dir>/<dataset>_results.json`` by default.
+
+    Raises:
+        ValueError: an unknown task or a data set that cannot be evaluated.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset_name: str,
+        tasks: Sequence[str] = TASKS,
+        output_dir: str | os.PathLike[str],
+        out: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if not tasks or not set(tasks) <= set(TASKS) or len(set(tasks)) < len(tasks):
+            raise ValueError(f"expected tasks among {TASKS}, each once, got {tuple(tasks)}")
+        self._protocol = Protocol.of_dataset(dataset_name)
+        self._tasks = tuple(tasks)
+        self._folder = Path(output_dir)
+        self._out = Path(out) if out else self._folder / f"{dataset_name}_results.json"
+        self._writer: ResultsWriter | None = None
+        self._pictures = 0
+
+    def reset(self) -> None:
+        """Begin anew; whatever was not evaluated is dropped."""
+        if self._writer is not None:
+            self._writer.abandon()
+        part = self._part(comm.get_rank())
+        remove_leftovers(part)
+        self._writer = ResultsWriter(part, masks="segm" in self._tasks)
+        self._pictures = 0
+
+    def process(
+        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Write the detections of some pictures.
+
+        Args:
+            inputs: a dict a picture, with its ``image_id``.
+            outputs: a dict a picture with ``instances``; see :meth:`ResultsWriter.add`.
+
+        Raises:
+            ValueError: no ``reset`` before, no masks for the task ``segm``, or see there.
+        """
+        if self._writer is None:
+            raise ValueError("the evaluator has no file to write to: call reset() first")
+        for given, output in zip(inputs, outputs, strict=True):
+            instances = output["instances"]
+            if "segm" in self._tasks and len(instances) and not instances.has("pred_masks"):
+                raise ValueError(
+                    "the task 'segm' needs masks, but the detector gave none for image "
+                    f"{given['image_id']}. Set MODEL.MASK_ON, or evaluate tasks=('bbox',)."
+                )
+            self._writer.add(given["image_id"], instances, self._protocol.dataset_ids)
+            self._pictures += 1
+
+    def evaluate(self) -> Metrics:
+        """Join the files of all processes and measure the result, in the main process.
+
+        Returns:
+            task -> metric -> percent; empty in the other processes, and where nothing is annotated.
+
+        Raises:
+            ValueError: no ``reset`` before, or see :meth:`GroundTruth.check`.
+        """
+        if self._writer is None:
+            raise ValueError("there is nothing to evaluate: call reset() and process() first")
+        self._writer.close()
+        self._writer = None
+        pictures = comm.gather(self._pictures)  # waits for the files of all
+        if not comm.is_main_process():
+            return OrderedDict()
+        parts = [self._part(rank) for rank in range(comm.get_world_size())]
+        merge_parts(parts, self._out)
+        for part in parts:
+            part.unlink()
+        logger.info("Wrote the detections of %d pictures to %s", sum(pictures), self._out)
+        return _measure(self._protocol, self._out, self._tasks, self._folder, sum(pictures))
+
+    def _part(self, rank: int) -> Path:
+        return self._out.with_name(f"{self._out.stem}.part{rank}.json")
+
+
+def evaluate_results(
+    dataset_name: str,
+    results_file: str | os.PathLike[str],
+    tasks: Sequence[str] | None = None,
+    output_dir: str | os.PathLike[str] | None = None,
+) -> Metrics:
+    """The metrics of a saved results file, without the model.
+
+    Args:
+        dataset_name: a registered data set.
+        results_file: detections in COCO's results format, from any detector.
+        tasks: ``bbox``, ``segm`` or both; by default those for which the file has boxes or masks.
+        output_dir: folder of the csv and the json; nothing is written by default.
+
+    Returns:
+        task -> metric -> percent.
+
+    Raises:
+        ValueError: a data set that cannot be evaluated, or results that are malformed or not of
+            it; see :func:`vild.evaluation.iterate_results` and :meth:`GroundTruth.check`.
+    """
+    folder = Path(output_dir) if output_dir is not None else None
+    return _measure(Protocol.of_dataset(dataset_name), Path(results_file), tasks, folder)
+
+
+def _measure(
+    protocol: Protocol,
+    results: Path,
+    tasks: Sequence[str] | None,
+    folder: Path | None,
+    pictures: int | None = None,
+) -> Metrics:
+    """Measure a file; write and log the figures."""
+    truth = GroundTruth.read(protocol.json_file, protocol.dataset_ids)
+    if pictures is not None and pictures != len(truth.images):
+        logger.warning(
+            "%d pictures were processed, %s has %d; objects of the others count as missed",
+            *(pictures, truth.path, len(truth.images)),
+        )
+    if not len(truth):
+        logger.info("%s has no annotations of these classes: no metrics", truth.path)
+        return OrderedDict()
+    found = Detections.read(results)
+    if not len(found):
+        logger.warning("%s holds no detections", results)
+    figures = _MEASURES[protocol.kind](truth, found, tasks or found.tasks(), protocol.novel)
+    log_figures(truth, protocol.novel, figures)
+    if folder is not None:
+        stem, detections = folder / protocol.dataset_name, len(found)
+        per_class = stem.with_name(f"{stem.name}_per_class.csv")
+        write_per_class(per_class, truth, protocol.novel, protocol.frequency, figures)
+        write_metrics(
+            *(stem.with_name(f"{stem.name}_metrics.json"), truth, figures),
+            dataset=protocol.dataset_name,
+            protocol=protocol.kind,
+            results=str(results),
+            detections=detections,
+        )
+        logger.info("Wrote the figures of each class to %s", per_class)
+    return OrderedDict((task, dict(found.metrics)) for task, found in figures.items())

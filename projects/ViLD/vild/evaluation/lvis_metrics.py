@@ -1,0 +1,152 @@
+"""LVIS's metrics by the official package, with little memory.
+
+The official evaluation keeps three tables with an entry for every picture and every class, 24
+million each on LVIS's validation set, most of them empty. No class depends on another, though: here
+the package evaluates one class at a time, over the pictures in which that class was looked for. The
+precisions of all classes then go back to the package for its summary. Every figure is what
+``LVISEval(annotations, results, task)`` gives on the same files; a test compares them.
+
+As there, the size of a detection that has both a box and a mask is that of its box, for APs, APm
+and APl of masks too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from detectron2.utils.logger import log_every_n_seconds
+from lvis import LVIS, LVISEval, LVISResults
+
+from vild.evaluation.detections import Detections, Results
+from vild.evaluation.figures import TaskFigures, with_groups
+from vild.evaluation.ground_truth import GroundTruth
+
+logger = logging.getLogger(__name__)
+
+MAX_DETECTIONS = 300  # of a picture; the official value
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
+
+
+def evaluate_lvis(
+    json_file: str | os.PathLike[str] | GroundTruth,
+    results: Results | Detections,
+    tasks: Sequence[str],
+    novel: Mapping[int, bool],
+) -> dict[str, TaskFigures]:
+    """LVIS's metrics of detections.
+
+    Args:
+        json_file: annotations in LVIS's format.
+        results: a results file, or its contents.
+        tasks: ``bbox``, ``segm`` or both.
+        novel: category id -> whether the class is novel, for every class that counts. If that is
+            not all of the json's, the others are as if they did not exist.
+
+    Returns:
+        for each task: AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AP-novel and AP-base, and the
+        figures of the classes.
+
+    Raises:
+        ValueError: annotations without LVIS's lists of the classes that were looked for, or
+            results that do not fit; see :meth:`GroundTruth.check`.
+    """
+    truth = json_file if isinstance(json_file, GroundTruth) else GroundTruth.read(json_file, novel)
+    truth.check_federated()
+    found = results if isinstance(results, Detections) else Detections.read(results)
+    truth.check(found, tasks)
+    found = found.best(MAX_DETECTIONS)
+    with _quiet():
+        return {task: _evaluate(truth, found, task, novel) for task in tasks}
+
+
+def _evaluate(
+    truth: GroundTruth, found: Detections, task: str, novel: Mapping[int, bool]
+) -> TaskFigures:
+    ids = list(truth.categories)
+    rows = found.rows_by_category()
+    looked_for = _pictures_of(truth)
+    some_picture = next(iter(truth.images.values()))
+    everything = _Annotations([some_picture], list(truth.categories.values()), [])
+    whole = LVISEval(everything, _results([some_picture], []), task)
+    params = whole.params
+    shape = (len(params.iou_thrs), len(params.rec_thrs), len(ids), len(params.area_rng))
+    precision, recall = -np.ones(shape), -np.ones((shape[0], *shape[2:]))
+    for k, category_id in enumerate(ids):
+        pictures = [truth.images[i] for i in looked_for[category_id]]
+        if not pictures:
+            continue
+        own = rows.get(category_id, np.zeros(0, np.int64))
+        own = own[np.isin(found.image_ids[own], looked_for[category_id])]
+        # the official class wants to know the frequency, though a single class needs none
+        category = {"frequency": "f", **truth.categories[category_id]}
+        one = LVISEval(
+            _Annotations(pictures, [category], truth.annotations[category_id]),
+            _results(pictures, found.items(own, masks=task == "segm")),
+            task,
+        )
+        one.evaluate()
+        one.accumulate()
+        precision[:, :, k], recall[:, k] = one.eval["precision"][:, :, 0], one.eval["recall"][:, 0]
+        log_every_n_seconds(
+            logging.INFO, f"{task}: {k + 1} of {len(ids)} classes evaluated", n=30, name=__name__
+        )
+    whole.eval = {"precision": precision, "recall": recall}
+    groups = [category.get("frequency") for category in truth.categories.values()]
+    whole.freq_groups = [
+        [k for k, group in enumerate(groups) if group == label] for label in params.img_count_lbl
+    ]
+    whole.summarize()
+    official = {name: whole.results[name] for name in METRICS}
+    return with_groups(official, ids, precision[..., 0], novel)
+
+
+class _Annotations(LVIS):
+    """The official class reads a file; this has its contents already."""
+
+    def __init__(
+        self,
+        images: Sequence[Mapping[str, Any]],
+        categories: Sequence[Mapping[str, Any]],
+        annotations: Sequence[Mapping[str, Any]],
+    ) -> None:
+        super().__init__({"images": images, "categories": categories, "annotations": annotations})
+
+    def _load_json(self, path: dict[str, Any]) -> dict[str, Any]:
+        return path
+
+
+def _results(pictures: Sequence[Mapping[str, Any]], items: list[dict[str, Any]]) -> LVISResults:
+    """The official class of results, which copies the annotations and refuses an empty list."""
+    if not items:
+        # without an area: LVIS.get_ann_ids leaves it out
+        nothing = {"category_id": 0, "bbox": [0, 0, 0, 0], "score": 0.0}
+        items = [{"image_id": pictures[0]["id"], **nothing}]
+    sizes = [{key: picture[key] for key in ("id", "height", "width")} for picture in pictures]
+    return LVISResults(_Annotations(sizes, [], []), items, max_dets=MAX_DETECTIONS)
+
+
+def _pictures_of(truth: GroundTruth) -> dict[int, list[int]]:
+    """Category id -> ids of the pictures that have it or are known not to, ascending."""
+    found = {i: {a["image_id"] for a in items} for i, items in truth.annotations.items()}
+    for image_id, image in truth.images.items():
+        for category_id in image["neg_category_ids"]:
+            if category_id in found:
+                found[category_id].add(image_id)
+    return {category_id: sorted(images) for category_id, images in found.items()}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the package's messages, which come anew for every class."""
+    official = logging.getLogger("lvis")
+    level = official.level
+    official.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        official.setLevel(level)

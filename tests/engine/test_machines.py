@@ -1,0 +1,243 @@
+"""Two "machines" on loopback, torchrun, and what happens when one of them fails."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+
+from vild.engine import Trainer, launch
+
+from .. import small_shapes
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="with a GPU the launcher takes NCCL (gpu)"
+)
+ROOT = Path(__file__).parents[2]
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("machines")
+    small_shapes.make(made, 4)
+    return made
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def command(folder: Path, output: Path, *arguments: str, **changes: Any) -> list[str]:
+    settings = {
+        "OUTPUT_DIR": output,
+        "MODEL.VILD.TEXT_EMBEDDINGS": folder / "text.safetensors",
+        "MODEL.VILD.DISTILL.STORE": folder / "store",
+        "DATASETS.TEST": "()",
+        "SOLVER.IMS_PER_BATCH": 4,
+        "SOLVER.MAX_ITER": 3,
+        "SOLVER.STEPS": "()",
+        "SOLVER.CHECKPOINT_PERIOD": 1,
+        **{key.replace("__", "."): value for key, value in changes.items()},
+    }
+    return [
+        *("projects/ViLD/train_net.py", "--config-file", "configs/shapes/vild_vild.yaml"),
+        *arguments,
+        *(str(word) for pair in settings.items() for word in pair),
+    ]
+
+
+def start(folder: Path, words: list[str], *python: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*(python or (sys.executable, "-W", "ignore")), *words],
+        cwd=ROOT,
+        env={**os.environ, "DETECTRON2_DATASETS": str(folder), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def machines(
+    folder: Path, output: Path, *extra: str, gpus: int = 1, **changes: Any
+) -> list[subprocess.Popen[str]]:
+    url = f"tcp://127.0.0.1:{free_port()}"
+    flags = ("--num-machines", "2", "--num-gpus", str(gpus), "--dist-url", url, *extra)
+    return [
+        start(folder, command(folder, output, *flags, "--machine-rank", str(rank), **changes))
+        for rank in (0, 1)
+    ]
+
+
+def outputs(processes: list[subprocess.Popen[str]], timeout: float = 240) -> list[str]:
+    try:
+        return [process.communicate(timeout=timeout)[0] for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def losses(output: Path) -> dict[str, float]:
+    state = torch.load(output / "model_final.pth", weights_only=False)
+    assert state["iteration"] == 2
+    return state
+
+
+@pytest.mark.parametrize("gpus", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_two_machines_train_and_resume(gpus: int, folder: Path, tmp_path: Path) -> None:
+    processes = machines(folder, tmp_path / "run", gpus=gpus)
+    first, _ = outputs(processes)
+    assert [p.returncode for p in processes] == [0, 0], first[-3000:]
+    assert f"World size: {2 * gpus}" in first
+    losses(tmp_path / "run")
+    processes = machines(folder, tmp_path / "run", "--resume", gpus=gpus, SOLVER__MAX_ITER=4)
+    first, _ = outputs(processes)
+    assert [p.returncode for p in processes] == [0, 0], first[-3000:]
+    assert "Starting training from iteration 3" in first
+
+
+def test_torchrun_trains_and_restarts_after_a_killed_process(folder: Path, tmp_path: Path) -> None:
+    elastic = ("--nproc-per-node", "2", "--max-restarts", "2", "--master-port", str(free_port()))
+    words = command(folder, tmp_path / "run", "--resume", SOLVER__MAX_ITER=6)
+    process = start(folder, words, *TORCHRUN, *elastic)
+    deadline = time.monotonic() + 180
+    while not (tmp_path / "run" / "model_0000001.pth").exists() and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    (output,) = outputs([process])
+    assert process.returncode == 0, output[-3000:]
+    starts = [int(n) for n in re.findall(r"Starting training from iteration (\d+)", output)]
+    assert starts[0] == 0
+    assert 0 < starts[-1] < 6
+    assert (tmp_path / "run" / "model_final.pth").exists()
+
+
+def test_a_killed_process_ends_the_job_and_it_resumes(folder: Path, tmp_path: Path) -> None:
+    """The machine whose process is killed and the other one say so, and do not hang."""
+    processes = machines(folder, tmp_path / "run", SOLVER__MAX_ITER=500)
+    deadline = time.monotonic() + 180
+    while not (tmp_path / "run" / "model_0000000.pth").exists() and time.monotonic() < deadline:
+        assert all(p.poll() is None for p in processes)
+        time.sleep(0.05)
+    (child,) = [
+        int(pid)
+        for pid in Path(f"/proc/{processes[1].pid}/task/{processes[1].pid}/children")
+        .read_text()
+        .split()
+        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    os.kill(child, signal.SIGKILL)
+    begin = time.monotonic()
+    first, second = outputs(processes)
+    assert time.monotonic() - begin < 60
+    assert all(p.returncode not in (0, None) for p in processes)
+    assert "error: process 0: another process of the job ended or fell silent" in first
+    assert "error: a process of this machine stopped" in second
+    last = int((tmp_path / "run" / "last_checkpoint").read_text()[6:13])
+    processes = machines(folder, tmp_path / "run", "--resume", SOLVER__MAX_ITER=last + 2)
+    first, _ = outputs(processes)
+    assert [p.returncode for p in processes] == [0, 0], first[-3000:]
+    assert f"Starting training from iteration {last + 1}" in first
+
+
+def test_configurations_that_differ_are_refused_on_every_machine(
+    folder: Path, tmp_path: Path
+) -> None:
+    url = f"tcp://127.0.0.1:{free_port()}"
+    processes = [
+        start(
+            folder,
+            command(
+                folder,
+                tmp_path / str(rank),  # may differ
+                *("--num-machines", "2", "--machine-rank", str(rank), "--dist-url", url),
+                SOLVER__BASE_LR=0.01 * (rank + 1),
+            ),
+        )
+        for rank in (0, 1)
+    ]
+    for process, output in zip(processes, outputs(processes), strict=True):
+        assert process.returncode not in (0, None)
+        assert "SOLVER.BASE_LR: 0.01 and 0.02" in output
+        assert "Traceback" not in output
+
+
+def test_nobody_there_and_a_port_in_use(folder: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        flags = ("--num-machines", "2", "--timeout", "0.1", "--dist-url", f"tcp://127.0.0.1:{port}")
+        nobody = ("--num-machines", "2", "--timeout", "0.1")
+        nobody += ("--dist-url", f"tcp://127.0.0.1:{free_port()}")
+        begin = time.monotonic()
+        processes = [
+            start(folder, command(folder, tmp_path, *flags, "--machine-rank", "0")),
+            start(folder, command(folder, tmp_path, *nobody, "--machine-rank", "1")),
+        ]
+        for process, output in zip(processes, outputs(processes), strict=True):
+            assert process.returncode not in (0, None)
+            assert "error: the processes of the job did not meet at tcp://127.0.0.1" in output
+            assert "Traceback" not in output
+        assert time.monotonic() - begin < 60
+
+
+def _gradients(folder: str) -> None:
+    """One step's gradients where nothing is random and nothing is normalised by a process."""
+    torch.set_num_threads(1)
+    small_shapes.register(Path(folder))
+    cfg = small_shapes.config(
+        Path(folder),
+        "ensemble",
+        OUTPUT_DIR=f"{folder}/run",
+        MODEL__MASK_ON=False,  # its loss is a mean over the objects of a process
+        MODEL__RESNETS__NORM="GN",
+        MODEL__FPN__NORM="GN",
+        MODEL__RESNETS__RES2_OUT_CHANNELS=64,
+        MODEL__ROI_BOX_HEAD__NORM="GN",
+        MODEL__RPN__BATCH_SIZE_PER_IMAGE=100_000,  # every anchor
+        MODEL__RPN__POST_NMS_TOPK_TRAIN=40,
+        MODEL__ROI_HEADS__PROPOSAL_APPEND_GT=False,  # as many regions of every picture
+        MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE=80,  # all of them
+        MODEL__ROI_HEADS__POSITIVE_FRACTION=1.0,
+        DATASETS__TEST=(),
+        SOLVER__IMS_PER_BATCH=4,
+    )
+    torch.manual_seed(0)
+    trainer = Trainer(cfg)
+    batch = next(iter(trainer.data_loader))
+    with EventStorage():
+        found = trainer.model(batch)
+    sum(found.values()).backward()
+    if comm.is_main_process():
+        model = getattr(trainer.model, "module", trainer.model)
+        grads = {name: p.grad for name, p in model.named_parameters()}
+        torch.save(grads, f"{folder}/gradients{comm.get_world_size()}.pth")
+
+
+def test_two_processes_have_the_gradients_of_one(folder: Path) -> None:
+    for processes in (1, 2):
+        launch(_gradients, processes, args=(str(folder),))
+    one, two = (torch.load(folder / f"gradients{n}.pth") for n in (1, 2))
+    assert set(one) == set(two)
+    for name, expected in one.items():
+        scale = float(expected.norm())
+        assert scale > 0, name
+        assert float((two[name] - expected).norm()) <= 1e-5 * scale, name

@@ -1,0 +1,188 @@
+"""A training that was interrupted ends where it would have ended."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+
+from vild.engine import AtomicCheckpointer, Trainer, require_all_weights
+from vild.engine.hooks import CheckpointAndStop
+
+from .. import small_shapes
+from ..making import text_embeddings, tiny_model
+from .run_training import read_losses
+
+ITERATIONS = 14
+
+
+def start(folder: Path, run: str, workers: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "ignore", "-m", "tests.engine.run_training"]
+    return subprocess.Popen(
+        [*command, str(folder), run, str(ITERATIONS), str(workers)],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # its loader workers are killed with it
+    )
+
+
+def test_killed_at_five_moments_and_resumed(tmp_path: Path) -> None:
+    """Four times by SIGKILL and once by SIGTERM, with 0 and with 2 loader workers in turn."""
+    small_shapes.make(tmp_path, 6)
+    whole = start(tmp_path, "whole", 0)
+    output, _ = whole.communicate(timeout=300)
+    assert whole.returncode == 0, output[-3000:]
+    expected = read_losses(tmp_path / "whole" / "losses.jsonl")
+    assert sorted(expected) == list(range(ITERATIONS))
+    assert len({losses["lr"] for losses in expected.values()}) > 4  # warm-up and both steps
+
+    rng = random.Random(0)
+    log = tmp_path / "broken" / "losses.jsonl"
+    for turn, number in enumerate([signal.SIGKILL] * 2 + [signal.SIGTERM] + [signal.SIGKILL] * 2):
+        process = start(tmp_path, "broken", workers=2 * (turn % 2))
+        done = len(log.read_text().splitlines()) if log.is_file() else 0
+        wanted = done + rng.randint(1, 3)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if log.is_file() and len(log.read_text().splitlines()) >= wanted:
+                break
+            time.sleep(0.01)
+        assert process.poll() is None, "it ended before it was to be killed"
+        time.sleep(rng.random() * 0.2)
+        if number == signal.SIGKILL:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number), output
+        if number == signal.SIGTERM:
+            assert "SIGTERM: a checkpoint follows this step" in output
+            last = (tmp_path / "broken" / "last_checkpoint").read_text()
+            assert last == f"model_{max(read_losses(log)):07d}.pth"
+    process = start(tmp_path, "broken", 2)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+
+    found = read_losses(log)
+    assert sorted(found) == sorted(expected)
+    for iteration, losses in expected.items():
+        assert set(found[iteration]) == set(losses)
+        for key, value in losses.items():
+            assert abs(found[iteration][key] - value) <= 1e-6 * abs(value), (iteration, key)
+    final = [
+        torch.load(tmp_path / run / "model_final.pth", weights_only=False)["model"]
+        for run in ("whole", "broken")
+    ]
+    assert all(torch.equal(value, final[1][key]) for key, value in final[0].items())
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> torch.nn.Module:
+    return tiny_model(tmp_path, "ensemble", text_embeddings(3))
+
+
+def test_a_checkpoint_is_whole_or_not_there(
+    model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpointer = AtomicCheckpointer(model, str(tmp_path))
+    checkpointer.save("model_0000001")
+
+    def breaks_off(data: Any, file: Any) -> None:
+        Path(file).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", breaks_off)
+    with pytest.raises(KeyboardInterrupt):
+        checkpointer.save("model_0000003")
+    assert [f.name for f in tmp_path.glob("*.pth")] == ["model_0000001.pth"]
+    assert not list(tmp_path.glob("*tmp*"))
+    assert checkpointer.get_checkpoint_file().endswith("model_0000001.pth")
+
+
+def test_a_truncated_last_checkpoint_is_named_and_not_passed_over(
+    model: torch.nn.Module, tmp_path: Path
+) -> None:
+    checkpointer = AtomicCheckpointer(model, str(tmp_path))
+    checkpointer.save("model_0000001")
+    checkpointer.save("model_0000003")
+    file = tmp_path / "model_0000003.pth"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"model_0000003\.pth is not whole.*") as error:
+        checkpointer.resume_or_load("", resume=True)
+    assert "--resume-from model_0000001.pth" in str(error.value)
+    checkpointer.load(str(tmp_path / "model_0000001.pth"))
+    (tmp_path / "model_0000001.pth").unlink()
+    with pytest.raises(ValueError, match="no other one beside it"):
+        checkpointer.load(str(file))
+    with pytest.raises(ValueError, match=r"expected a checkpoint at .*gone\.pth"):
+        checkpointer.load(str(tmp_path / "gone.pth"))
+
+
+def test_a_checkpoint_of_another_variant_is_refused(tmp_path: Path) -> None:
+    text = text_embeddings(3)
+    single = tiny_model(tmp_path, "vild", text)
+    DetectionCheckpointer(single, str(tmp_path)).save("single")
+    file = str(tmp_path / "single.pth")
+    require_all_weights(tiny_model(tmp_path, "text", text), file)
+    ensemble = tiny_model(tmp_path, "ensemble", text)
+    with pytest.raises(ValueError, match=r"lacks .*roi_heads\.image_head.*another variant"):
+        require_all_weights(ensemble, file)
+    other = tiny_model(tmp_path, "vild", text_embeddings(3, 8))
+    with pytest.raises(ValueError, match=r"another shape \(roi_heads\.box_predictor\.projection"):
+        require_all_weights(other, file)
+    require_all_weights(ensemble, file, unused=("roi_heads.image_head",))
+
+
+def test_losses_that_are_no_numbers_name_their_images(tmp_path: Path) -> None:
+    small_shapes.make(tmp_path, 3)
+    cfg = small_shapes.config(tmp_path, "vild", SOLVER__IMS_PER_BATCH=2, SOLVER__MAX_ITER=3)
+    trainer = Trainer(cfg)
+    with torch.no_grad():
+        trainer.model.roi_heads.box_predictor.projection.bias[0] = torch.nan
+    batch = next(iter(trainer.data_loader))
+    images = [mapped["image_id"] for mapped in batch]
+    with pytest.raises(FloatingPointError, match=r"'loss_cls': nan.*BASE_LR") as error:
+        trainer.train()
+    assert f"the images of this step: {images}" in str(error.value)
+
+
+def test_the_one_who_listened_before_is_told_after_the_checkpoint(tmp_path: Path) -> None:
+    """As submitit does, which then submits the job again."""
+    events: list[str] = []
+
+    class Checkpointer:
+        def save(self, name: str, **_: Any) -> None:
+            events.append(name)
+
+    class Told(Exception):
+        pass
+
+    def listener(number: int, _: Any) -> None:
+        events.append(f"told {number}")
+        raise Told
+
+    before = signal.signal(signal.SIGUSR1, listener)
+    try:
+        hook = CheckpointAndStop(Checkpointer())  # type: ignore[arg-type]
+        hook.trainer = type("T", (), {"iter": 7})()
+        hook.before_train()
+        hook.after_step()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        with pytest.raises(Told):
+            hook.after_step()
+        hook.after_train()
+        assert signal.getsignal(signal.SIGUSR1) is listener
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert events == ["model_0000007", f"told {signal.SIGUSR1}"]

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+from detectron2.structures import Instances
+
+from vild.evaluation import (
+    ResultsWriter,
+    encode_masks,
+    iterate_results,
+    merge_parts,
+    read_results,
+)
+from vild.evaluation import results as results_module
+
+from .perturbing import instances
+
+IDS = [3, 5, 8]
+
+
+def picture(number: int, *, seed: int = 0) -> Instances:
+    rng = np.random.RandomState(seed)
+    masks = rng.rand(number, 20, 30) > 0.5
+    return instances(list(masks), rng.randint(0, 3, number), (20, 30), rng)
+
+
+def test_detections_are_read_back_equal(tmp_path: Path) -> None:
+    found = picture(7)
+    with ResultsWriter(tmp_path / "new" / "r.json") as writer:
+        writer.add(11, found, IDS)
+    items = read_results(tmp_path / "new" / "r.json")
+    assert json.loads((tmp_path / "new" / "r.json").read_text(encoding="utf-8")) == items
+    assert [item["image_id"] for item in items] == [11] * 7
+    assert [item["category_id"] for item in items] == [IDS[c] for c in found.pred_classes]
+    assert [item["score"] for item in items] == found.scores.tolist()
+    x1, y1, x2, y2 = found.pred_boxes.tensor.unbind(1)
+    expected = torch.stack([x1, y1, x2 - x1, y2 - y1], dim=1)
+    assert torch.equal(torch.tensor([item["bbox"] for item in items]), expected)
+    for item, mask in zip(items, found.pred_masks.numpy(), strict=True):
+        assert item["segmentation"]["size"] == [20, 30]
+        assert np.array_equal(mask_util.decode(item["segmentation"]).astype(bool), mask)
+
+
+def test_masks_are_encoded_as_pycocotools_does() -> None:
+    masks = picture(7).pred_masks
+    encoded = encode_masks(masks)
+    for mask, item in zip(masks.numpy(), encoded, strict=True):
+        expected = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
+        assert item == {"size": [20, 30], "counts": expected["counts"].decode()}
+    strided = masks.transpose(1, 2).contiguous().transpose(1, 2)
+    assert encode_masks(strided) == encoded
+    assert encode_masks(masks[:0]) == []
+
+
+@pytest.mark.parametrize(
+    "masks", [torch.zeros(1, 1, 28, 28), torch.zeros(1, 28, 28), torch.zeros(28, 28).bool()]
+)
+def test_masks_that_are_not_pasted_are_refused(masks: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="expected masks"):
+        encode_masks(masks)
+
+
+def test_masks_are_left_out_where_there_are_none_or_none_are_wanted(tmp_path: Path) -> None:
+    without = picture(2)
+    without.remove("pred_masks")
+    with ResultsWriter(tmp_path / "a.json") as writer:
+        writer.add(1, without, IDS)
+    with ResultsWriter(tmp_path / "b.json", masks=False) as writer:
+        writer.add(1, picture(2), IDS)
+    first, second = read_results(tmp_path / "a.json"), read_results(tmp_path / "b.json")
+    assert first == second
+    assert set(first[0]) == {"image_id", "category_id", "bbox", "score"}
+
+
+@pytest.mark.parametrize("numbers", [(), (0,), (0, 2, 0), (2, 0, 3)])
+def test_pictures_without_detections(tmp_path: Path, numbers: tuple[int, ...]) -> None:
+    with ResultsWriter(tmp_path / "r.json") as writer:
+        for image_id, number in enumerate(numbers):
+            writer.add(image_id, picture(number), IDS)
+    items = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    expected = [image_id for image_id, number in enumerate(numbers) for _ in range(number)]
+    assert [item["image_id"] for item in items] == expected
+    assert read_results(tmp_path / "r.json") == items
+    assert writer.detections == len(items)
+
+
+def write_and_die(target: Path) -> None:
+    writer = ResultsWriter(target)
+    for image_id in range(50):
+        writer.add(image_id, picture(5), IDS)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_leaves_the_old_file_or_none(tmp_path: Path) -> None:
+    target = tmp_path / "r.json"
+    process = multiprocessing.get_context("fork").Process(target=write_and_die, args=(target,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert not target.exists()
+    assert list(tmp_path.iterdir())  # the kill came while it was being written
+
+
+def write_and_fail(target: Path) -> None:
+    with ResultsWriter(target) as writer:
+        writer.add(2, picture(3), IDS)
+        raise RuntimeError("on the way")
+
+
+def test_an_error_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    target = tmp_path / "r.json"
+    with ResultsWriter(target) as writer:
+        writer.add(1, picture(2), IDS)
+    before = target.read_bytes()
+    with pytest.raises(RuntimeError, match="on the way"):
+        write_and_fail(target)
+    assert target.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [target]
+    with pytest.raises(ValueError, match="closed already"):
+        writer.add(3, picture(1), IDS)
+
+
+def test_a_writer_that_nobody_closes_leaves_nothing(tmp_path: Path) -> None:
+    writer = ResultsWriter(tmp_path / "r.json")
+    writer.add(1, picture(2), IDS)
+    del writer
+    assert not (tmp_path / "r.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda d: d.scores.fill_(float("nan")), "expected finite"),
+        (lambda d: d.pred_boxes.tensor.fill_(float("inf")), "expected finite"),
+        (lambda d: d.pred_classes.fill_(3), "expected classes below 3, got 3"),
+        (lambda d: d.pred_classes.fill_(-1), "expected classes below 3, got -1"),
+    ],
+)
+def test_impossible_detections_are_refused(tmp_path: Path, change: Any, complaint: str) -> None:
+    writer = ResultsWriter(tmp_path / "r.json")
+    writer.add(1, picture(1), IDS)
+    bad = picture(2)
+    change(bad)
+    with pytest.raises(ValueError, match=complaint) as error:
+        writer.add(77, bad, IDS)
+    assert "77" in str(error.value)
+    writer.close()
+    assert len(read_results(tmp_path / "r.json")) == 1  # nothing of the bad picture
+
+
+@pytest.mark.parametrize("chunk", [1 << 20, 100, 7])
+def test_parts_are_merged(tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, expected = [], []
+    for rank, number in enumerate((0, 3, 2, 0)):
+        with ResultsWriter(tmp_path / f"part{rank}.json") as writer:
+            writer.add(rank, picture(number, seed=rank), IDS)
+        parts.append(writer.path)
+        expected += read_results(writer.path)
+    foreign = tmp_path / "foreign.json"  # another program's layout
+    foreign.write_text(" [" + json.dumps(expected[0]) + ",\n" + json.dumps(expected[1]) + "  ] \n")
+    monkeypatch.setattr(results_module, "_CHUNK", chunk)
+    merged = merge_parts([*parts, foreign], tmp_path / "all.json")
+    assert json.loads(merged.read_text(encoding="utf-8")) == expected + expected[:2]
+    assert read_results(merged) == expected + expected[:2]
+    assert json.loads(merge_parts(parts[:1], tmp_path / "no.json").read_text()) == []
+
+
+def test_parts_that_are_missing_or_cut_off_are_refused(tmp_path: Path) -> None:
+    with ResultsWriter(tmp_path / "part0.json") as writer:
+        writer.add(1, picture(3), IDS)
+    with pytest.raises(ValueError, match=r"expected a part of the results at .*part1"):
+        merge_parts([writer.path, tmp_path / "part1.json"], tmp_path / "all.json")
+    writer.path.write_bytes(writer.path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="no whole json array"):
+        merge_parts([writer.path], tmp_path / "all.json")
+    assert not (tmp_path / "all.json").exists()
+
+
+GOOD = {"image_id": 1, "category_id": 2, "bbox": [0, 1, 2, 3.5], "score": 0.5}
+
+
+def text_with(**changes: Any) -> str:
+    return json.dumps([GOOD, {k: v for k, v in {**GOOD, **changes}.items() if v is not None}])
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "got an empty file"),
+        ("hello", "expected a list of detections, got 'hello'"),
+        ('{"images": []}', "expected a list of detections"),
+        (json.dumps([GOOD, GOOD])[:-1], "cut off after 2 detections"),
+        (json.dumps([GOOD, GOOD])[:-9], "detection 1 is cut off or no json"),
+        ("[", "cut off after 0 detections"),
+        (json.dumps([GOOD])[:-1] + ",]", "detection 1 is cut off or no json"),
+        (json.dumps([GOOD]) + "]", "expected nothing after the list"),
+        (json.dumps([GOOD])[:-1] + json.dumps(GOOD) + "]", "expected ',' after detection 0"),
+        ("[1, 2]", "expected detection 0 to be an object, got 1"),
+        (text_with(score=None), "detection 1 lacks 'score'"),
+        (text_with(image_id=None, category_id=None), "lacks 'image_id', 'category_id'"),
+        (text_with(bbox=None), "lacks 'bbox' or 'segmentation'"),
+        (text_with(category_id="cat"), "whole number as 'category_id' of detection 1, got 'cat'"),
+        (text_with(score=float("nan")), "finite score, got nan for detection 1"),
+        (text_with(bbox=[1, 2, float("nan"), 4]), r"finite numbers .* for detection 1 \(image 1\)"),
+        (text_with(bbox=[1, 2, 3]), r"4 finite numbers .* got \[1, 2, 3\]"),
+        (text_with(segmentation=[[1, 2, 3, 4, 5, 6]]), "expected a compressed run length"),
+    ],
+)
+@pytest.mark.parametrize("chunk", [1 << 20, 5])
+def test_malformed_files_are_refused(
+    tmp_path: Path, text: str, complaint: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results_module, "_CHUNK", chunk)
+    file = tmp_path / "r.json"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=complaint) as error:
+        read_results(file)
+    assert str(file) in str(error.value)
+
+
+def test_a_missing_and_a_binary_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected results at .*r\.json: No such file"):
+        read_results(tmp_path / "r.json")
+    (tmp_path / "r.json").write_bytes(b"\x80\x04\x95" * 10)
+    with pytest.raises(ValueError, match="is no json file"):
+        read_results(tmp_path / "r.json")
+
+
+@pytest.mark.parametrize("layout", [{}, {"indent": 2}, {"separators": (",", ":")}])
+@pytest.mark.parametrize("chunk", [1, 13, 1 << 20])
+def test_any_layout_is_read_in_any_portions(
+    tmp_path: Path, layout: dict[str, Any], chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [{**GOOD, "image_id": n, "score": n / 7} for n in range(5)]
+    (tmp_path / "r.json").write_text(json.dumps(items, **layout), encoding="utf-8")
+    monkeypatch.setattr(results_module, "_CHUNK", chunk)
+    assert list(iterate_results(tmp_path / "r.json")) == items

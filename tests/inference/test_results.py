@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+
+from vild.inference import instances_from_results, read_results_by_picture
+
+from .scenes import CROW, OWL, found
+
+ROWS = {7: CROW, 3: OWL}
+IDS = {row: category for category, row in ROWS.items()}
+
+
+def results(masks: bool = True) -> tuple[Any, list[dict[str, Any]]]:
+    """Detections and what Detectron2's evaluator writes of them."""
+    mask = torch.zeros(2, 120, 160, dtype=torch.bool)
+    mask[0, 45:60, 50:95] = True
+    mask[1, 5:20, 10:30] = True
+    fields = {"pred_masks": mask} if masks else {}
+    instances = found(([40, 40, 100, 90], 0.9, OWL), ([5.5, 1, 31, 22], 0.25, CROW), **fields)
+    written = instances_to_coco_json(instances, 12)
+    for entry in written:
+        entry["category_id"] = IDS[entry["category_id"]]
+    return instances, json.loads(json.dumps(written))
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_round_trip(masks: bool) -> None:
+    instances, written = results(masks)
+    back = instances_from_results(written, (120, 160), ROWS)
+    assert back.image_size == (120, 160)
+    assert torch.equal(back.pred_boxes.tensor, instances.pred_boxes.tensor)
+    assert torch.equal(back.scores, instances.scores)
+    assert torch.equal(back.pred_classes, instances.pred_classes)
+    assert back.has("pred_masks") == masks
+    if masks:
+        assert torch.equal(back.pred_masks, instances.pred_masks)
+
+
+def test_of_nothing() -> None:
+    back = instances_from_results([], (120, 160), ROWS)
+    assert len(back) == 0
+    assert back.pred_boxes.tensor.shape == (0, 4)
+
+
+def test_a_box_is_taken_from_the_mask_where_there_is_none() -> None:
+    _, written = results()
+    del written[0]["bbox"]
+    back = instances_from_results(written, (120, 160), ROWS)
+    assert back.pred_boxes.tensor[0].tolist() == [50, 45, 95, 60]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: e[0].update(category_id=99), "category 99"),
+        (lambda e: e[0].update(image_id=99), "of one picture"),
+        (lambda e: e[0].update(bbox=[1, 2, 3]), "bbox of x, y, width and height"),
+        (lambda e: e[0].pop("segmentation"), "in every result"),
+        (lambda e: e[0]["segmentation"].update(size=[10, 10]), "another picture"),
+        (lambda e: e[0].update(segmentation="ab"), "polygons or an RLE"),
+    ],
+)
+def test_broken_results_are_named(change: Any, message: str) -> None:
+    _, written = results()
+    change(written)
+    with pytest.raises(ValueError, match=message):
+        instances_from_results(written, (120, 160), ROWS)
+
+
+def test_a_file_is_sorted_by_picture(tmp_path: Path) -> None:
+    entries = [{"image_id": i, "category_id": 3, "score": s} for i, s in ((2, 1), (1, 0.5), (2, 0))]
+    (tmp_path / "r.json").write_text(json.dumps(entries), encoding="utf-8")
+    assert read_results_by_picture(tmp_path / "r.json", [1, 2, 3], ROWS) == {
+        2: [entries[0], entries[2]],
+        1: [entries[1]],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "No such file"),
+        ("{", "not a json file"),
+        ('{"images": []}', "not of annotations"),
+        ("[3]", "result 0 has no 'image_id'"),
+        ('[{"image_id": 1, "category_id": 3}]', "result 0 has no 'score'"),
+        ('[{"image_id": 5, "category_id": 3, "score": 1}]', "image_id 5"),
+        ('[{"image_id": 1, "category_id": 4, "score": 1}]', "category_id 4"),
+    ],
+)
+def test_broken_files_are_named(tmp_path: Path, text: str | None, message: str) -> None:
+    file = tmp_path / "r.json"
+    if text is not None:
+        file.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message) as caught:
+        read_results_by_picture(file, [1], ROWS)
+    assert str(file) in str(caught.value)

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import visualize_results
+
+from .conftest import SIZES, SmallData
+
+Run = Callable[..., int]
+Draw = Callable[..., int]
+
+
+@pytest.fixture
+def draw(small: SmallData, run: Run) -> Draw:
+    def call(*more: object, entries: list[dict[str, Any]] | None = None) -> int:
+        if entries is None:
+            entries = [
+                {"image_id": i, "category_id": 2, "bbox": [5, 5, 30, 30], "score": 0.9 - 0.1 * i}
+                for i in range(1, len(SIZES) + 1)
+            ]
+        file = small.folder / "results.json"
+        file.write_text(json.dumps(entries), encoding="utf-8")
+        return run(
+            visualize_results,
+            *("--dataset", small.split, "--dataset-yaml", small.folder / "small.yaml"),
+            *("--results", file, "--out-dir", small.folder / "out", *more),
+        )
+
+    return call
+
+
+def drawn(small: SmallData) -> dict[str, np.ndarray]:
+    return {p.stem: np.array(Image.open(p)) for p in sorted((small.folder / "out").glob("*.jpg"))}
+
+
+def test_every_picture_is_drawn_beside_its_ground_truth(
+    draw: Draw, small: SmallData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert draw() == 0
+    pictures = drawn(small)
+    assert list(pictures) == [str(i) for i in range(1, len(SIZES) + 1)]
+    assert pictures["1"].shape[1] > 1600  # 80 pixels, twice, enlarged
+    assert "out: 7 pictures" in capsys.readouterr().out
+
+
+def test_images_limit_threshold_and_no_ground_truth(draw: Draw, small: SmallData) -> None:
+    assert draw("--images", 7, 2, 1, "--limit", 2, "--no-ground-truth", "--threshold", 0.75) == 0
+    pictures = drawn(small)
+    assert list(pictures) == ["1", "2"]
+    assert pictures["1"].shape == (600, 800, 3)
+    # 0.8 is drawn and 0.7 is not: owls are novel, and their boxes warm
+    for name, expected in (("1", True), ("2", False)):
+        height, width = SIZES[int(name) - 1]
+        scale = 800 / max(height, width)
+        edge = pictures[name][round(20 * scale), round(5 * scale), :].astype(int)
+        original = np.array(Image.open(small.picture(int(name))))[20, 5].astype(int)
+        assert (edge[0] > max(edge[2], 150) + 50) == expected, (edge, original)
+
+
+def test_a_broken_picture_is_reported_and_the_rest_goes_on(
+    draw: Draw, small: SmallData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small.picture(3).write_bytes(b"no picture")
+    small.picture(5).unlink()
+    assert draw() == 3
+    assert list(drawn(small)) == ["1", "2", "4", "6", "7"]
+    printed = capsys.readouterr().out
+    assert "failed: image 3: " in printed
+    assert "failed: image 5: " in printed
+    assert "out: 5 pictures" in printed
+
+
+def test_a_broken_mask_fails_its_picture_alone(draw: Draw, small: SmallData) -> None:
+    entry = {"image_id": 2, "category_id": 1, "bbox": [1, 1, 9, 9], "score": 0.9}
+    assert draw(entries=[{**entry, "segmentation": {"size": [3, 3], "counts": "a"}}]) == 3
+    assert "2" not in drawn(small)
+    assert len(drawn(small)) == len(SIZES) - 1
+
+
+def test_without_detections_the_ground_truth_is_there(draw: Draw, small: SmallData) -> None:
+    assert draw(entries=[]) == 0
+    assert len(drawn(small)) == len(SIZES)
+
+
+@pytest.mark.parametrize(
+    ("more", "entries", "message"),
+    [
+        (["--images", "99"], [], "no image 99"),
+        (["--limit", "0"], [], "--limit of at least 1"),
+        ([], [{"image_id": 99, "category_id": 1, "score": 1}], "image_id 99"),
+        ([], [{"image_id": 1, "category_id": 99, "score": 1}], "category_id 99"),
+        (["--dataset", "nothing"], [], "nothing"),
+    ],
+)
+def test_errors_are_one_line(
+    draw: Draw,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    entries: list[dict[str, Any]],
+    message: str,
+) -> None:
+    assert draw(*more, entries=entries) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error

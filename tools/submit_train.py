@@ -1,0 +1,104 @@
+#!/usr/bin/env python
+"""Train on a SLURM cluster by submitit (pip install submitit), or try it on this machine.
+
+python tools/submit_train.py --nodes 2 --gpus-per-node 8 --timeout-min 1440 --partition gpu \
+    --config-file configs/LVIS/vild_ensemble_r50_fpn_lsj.yaml OUTPUT_DIR output/mine
+
+What comes after the arguments of this tool goes to train_net.py. A job that is preempted or out of
+time checkpoints and is submitted again; it goes on with --resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+TRAIN = Path(__file__).parents[1] / "projects" / "ViLD" / "train_net.py"
+
+
+class Training:
+    """What every task of the job runs.
+
+    Args:
+        arguments: of train_net.py.
+        port: where the processes meet, on the first machine.
+    """
+
+    def __init__(self, arguments: list[str], port: int) -> None:
+        self.arguments, self.port = arguments, port
+
+    def __call__(self) -> None:
+        """Run this task's process."""
+        import submitit
+
+        job = submitit.JobEnvironment()
+        # the places of the processes in torchrun's words, which vild.engine.launch reads
+        os.environ.update(
+            TORCHELASTIC_RUN_ID=str(job.job_id),
+            RANK=str(job.global_rank),
+            LOCAL_RANK=str(job.local_rank),
+            WORLD_SIZE=str(job.num_tasks),
+            LOCAL_WORLD_SIZE=str(job.num_tasks // job.num_nodes),
+            GROUP_RANK=str(job.node),
+            MASTER_ADDR=job.hostnames[0],
+            MASTER_PORT=str(self.port),
+        )
+        sys.argv = [str(TRAIN), *self.arguments]
+        runpy.run_path(str(TRAIN), run_name="__main__")
+
+    def checkpoint(self) -> Any:
+        """Go on after a preemption; the training wrote its own checkpoint before."""
+        from submitit.helpers import DelayedSubmission
+
+        arguments = self.arguments
+        if "--resume" not in arguments:
+            arguments = ["--resume", *arguments]
+        return DelayedSubmission(Training(arguments, self.port))
+
+
+def main() -> int:
+    """Command line entry; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cluster", choices=("slurm", "local"), default="slurm")
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--gpus-per-node", type=int, default=8, help="and processes")
+    parser.add_argument("--cpus-per-task", type=int, default=6)
+    parser.add_argument("--timeout-min", type=int, default=24 * 60, help="of the job, in minutes")
+    parser.add_argument("--partition")
+    parser.add_argument("--log-dir", default="output/submitit")
+    parser.add_argument("--port", type=int, default=29500)
+    parser.add_argument("--wait", action="store_true", help="for the end of the job")
+    args, rest = parser.parse_known_args()
+    try:
+        import submitit
+    except ImportError:
+        print("error: expected submitit: pip install submitit", file=sys.stderr)
+        return 2
+    executor = submitit.AutoExecutor(folder=args.log_dir, cluster=args.cluster)
+    executor.update_parameters(
+        name="vild",
+        nodes=args.nodes,
+        tasks_per_node=max(args.gpus_per_node, 1),
+        timeout_min=args.timeout_min,
+    )
+    if args.cluster == "slurm":
+        executor.update_parameters(
+            gpus_per_node=args.gpus_per_node, cpus_per_task=args.cpus_per_task
+        )
+        if args.partition:
+            executor.update_parameters(slurm_partition=args.partition)
+    job = executor.submit(Training(rest, args.port))
+    print(f"job {job.job_id}, logs in {args.log_dir}")
+    if args.wait:
+        job.results()  # of every task; raises if one failed
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+#!/usr/bin/env python
+"""Put several runs into one table in the paper's form, with their curves.
+
+python tools/summarize.py output/vild output/ensemble --names ViLD ViLD-ensemble --out-dir output
+python tools/summarize.py output/eval/lvis_v1_val_metrics.json --reference --out-dir output
+
+A run is its folder, its metrics.json, or a <data set>_metrics.json of an evaluation. Runs on LVIS
+are reported as APr, APc, APf and AP of masks, those on COCO as box AP50 of novel, base and all
+classes. Writes summary.md, summary.csv and summary.png. Exit code: 0, or 2 for an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from vild.inference.runs import TASKS, read_runs
+from vild.inference.summary import build_tables, to_markdown, write_summary
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, nargs="+", help="folder of a run, or file of its metrics")
+    parser.add_argument("--names", nargs="+", help="one a run; the folders' by default")
+    parser.add_argument("--out-dir", type=Path, required=True)
+    parser.add_argument(
+        "--task", choices=TASKS, help="what the paper reports by default: masks, or boxes on COCO"
+    )
+    parser.add_argument(
+        "--reference", action="store_true", help="add the paper's rows, marked as published"
+    )
+    return parser
+
+
+def main() -> int:
+    """Command line entry; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = build_parser()
+    args = parser.parse_args()
+    try:
+        runs = read_runs(args.run, args.names)
+        tables = build_tables(runs, args.task, args.reference)
+        files = write_summary(args.out_dir, runs, tables)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    print(to_markdown(tables))
+    print(f"wrote {', '.join(map(str, files))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+#!/usr/bin/env python
+r"""Draw the detections of a results file beside the ground truth, one picture an image.
+
+python tools/visualize_results.py --dataset lvis_v1_val --results detections.json \
+    --out-dir output/pictures --limit 50
+
+The file is in COCO's or LVIS's result format, as train_net.py --eval-only and Detectron2's
+evaluators write it. Names of novel classes begin with a star. Exit code: 0, or 3 where pictures
+could not be drawn, or 2 for an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import MetadataCatalog
+from tqdm import tqdm
+
+from vild.data import Vocabulary, add_data_arguments, find_split, register_from_arguments
+from vild.inference import PictureWriter, instances_from_results, read_results_by_picture
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dataset", required=True, help="registered data set of the results")
+    parser.add_argument("--results", type=Path, required=True, help="json of the detections")
+    parser.add_argument("--out-dir", type=Path, required=True)
+    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that is drawn")
+    parser.add_argument("--limit", type=int, help="draw this many pictures, the first ones")
+    parser.add_argument("--images", nargs="+", metavar="ID", help="draw these pictures")
+    parser.add_argument("--no-ground-truth", action="store_true", help="draw the detections alone")
+    add_data_arguments(parser)
+    return parser
+
+
+def choose(records: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The records to draw, in the data set's order.
+
+    Raises:
+        ValueError: an image that the data set lacks, or a limit below 1.
+    """
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"expected a --limit of at least 1, got {args.limit}")
+    if args.images:
+        wanted = set(args.images)
+        absent = sorted(wanted - {str(record["image_id"]) for record in records})
+        if absent:
+            raise ValueError(f"{args.dataset} has no image {', '.join(absent[:5])}: see --images")
+        records = [record for record in records if str(record["image_id"]) in wanted]
+    return records[: args.limit]
+
+
+def main() -> int:
+    """Command line entry; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = build_parser()
+    args = parser.parse_args()
+    try:
+        register_from_arguments(args)
+        records = find_split(args.dataset)
+        rows = MetadataCatalog.get(args.dataset).thing_dataset_id_to_contiguous_id
+        results = read_results_by_picture(
+            args.results, [record["image_id"] for record in records], rows
+        )
+        chosen = choose(records, args)
+        writer = PictureWriter(
+            args.out_dir,
+            Vocabulary.from_dataset(args.dataset),
+            [] if args.no_ground_truth else chosen,
+            args.threshold,
+        )
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    failed = {}
+    for record in tqdm(chosen, unit="img", disable=None):
+        # those below the threshold are never drawn, and their masks need not be decoded
+        own = [e for e in results.get(record["image_id"], ()) if e["score"] >= args.threshold]
+        try:
+            size = (record["height"], record["width"])
+            writer.write(record, instances_from_results(own, size, rows))
+        except (ValueError, OSError) as error:
+            failed[record["image_id"]] = error
+    print(f"{args.out_dir}: {writer.written} pictures")
+    for image, reason in failed.items():
+        print(f"failed: image {image}: {reason}")
+    return 3 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
