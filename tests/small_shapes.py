@@ -19,7 +19,8 @@ from vild.data.shapes import generate_shapes, shapes_vocabulary
 from vild.embeddings import CropRule, OnlineEmbedder, Teacher, embed_vocabulary
 from vild.embeddings.store import KIND, embedding_source, fields, pack
 from vild.engine import build_test_loader, build_train_loader
-from vild.storage import StoreWriter, store_spec
+from vild.proposals.store import FIELDS as PROPOSAL_FIELDS
+from vild.storage import Field, StoreWriter, store_spec
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BASE = "small_shapes_base"  # training on base classes
@@ -39,17 +40,33 @@ def make(folder: Path, pictures: int) -> None:
     records = {record["image_id"]: record for record in DatasetCatalog.get(BASE)}
     images = list(records)
     source = embedding_source(teacher.describe(), CropRule(), {"digest": ""}, 300, 256)
-    spec = store_spec(KIND, BASE, fields(teacher.dimension, "float16"), source, images, 4)
-    writer = StoreWriter(folder / "store", spec, images)
+    boxes = {image: jittered(records[image]["annotations"], rng) for image in images}
+
+    def proposals(image: int) -> dict[str, torch.Tensor]:
+        return {"boxes": boxes[image], "objectness": torch.zeros(len(boxes[image]))}
+
+    def regions(image: int) -> dict[str, torch.Tensor]:
+        picture = torch.from_numpy(read_image(records[image]["file_name"]).copy())
+        return {**proposals(image), **pack(embedder.embed(picture, boxes[image]), "float16")}
+
+    write_store(folder / "proposals", "proposals", PROPOSAL_FIELDS, {}, images, proposals)
+    own = fields(teacher.dimension, "float16")
+    write_store(folder / "store", KIND, own, source, images, regions)
+
+
+def write_store(
+    folder: Path,
+    kind: str,
+    own_fields: dict[str, Field],
+    source: dict[str, Any],
+    images: list[int],
+    arrays: Callable[[int], dict[str, torch.Tensor]],
+) -> None:
+    writer = StoreWriter(folder, store_spec(kind, BASE, own_fields, source, images, 4), images)
     for number in writer.pending():
         with writer.shard(number) as builder:
             for image in builder.images:
-                record = records[image]
-                boxes = jittered(record["annotations"], rng)
-                picture = torch.from_numpy(read_image(record["file_name"]).copy())
-                embedded = pack(embedder.embed(picture, boxes), "float16")
-                arrays = {"boxes": boxes, "objectness": torch.zeros(len(boxes)), **embedded}
-                builder.add(image, 160, 160, arrays)
+                builder.add(image, 160, 160, arrays(image))
     writer.finish({})
 
 

@@ -24,6 +24,7 @@ from vild.config import add_vild_config, register_datasets, scale_schedule, set_
 from vild.engine import (
     Trainer,
     evaluate,
+    explained,
     launch,
     parse,
     require_same_config,
@@ -90,5 +91,8 @@ if __name__ == "__main__":
             args=(arguments,),
             timeout=timedelta(minutes=arguments.timeout),
         )
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    except Exception as error:
+        message = explained(error)
+        if message is None:
+            raise
+        sys.exit(f"error: {message}")

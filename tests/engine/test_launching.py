@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from vild.engine import launch, parse
+from vild.engine import explained, launch, parse
 from vild.engine.launching import _launched_by_another, _run
 
 
@@ -95,3 +96,24 @@ def test_tasks_before_overrides() -> None:
     )
     with pytest.raises(SystemExit):
         parse(["--eval", "boxes"])
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("say this"), "say this"),
+        (MemoryError(), "out of memory.*IMS_PER_BATCH"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "out of memory.*IMS_PER_BATCH"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            "out of memory",
+        ),
+        (RuntimeError("[x.cc:1] Connection closed by peer [::1]:3"), "another process.*--resume"),
+        (RuntimeError("shape '[2]' is invalid"), None),
+        (TypeError("a defect"), None),
+    ],
+)
+def test_errors_for_the_user(error: Exception, told: str | None) -> None:
+    message = explained(error)
+    assert (message is None) == (told is None)
+    assert told is None or re.search(told, message or "")

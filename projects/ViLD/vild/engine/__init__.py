@@ -3,7 +3,7 @@
 from vild.engine.agreement import require_same_config
 from vild.engine.arguments import parse
 from vild.engine.checkpointing import AtomicCheckpointer, require_all_weights
-from vild.engine.launching import launch
+from vild.engine.launching import explained, launch
 from vild.engine.loading import build_test_loader, build_train_loader
 from vild.engine.memory import reuse_freed_memory
 from vild.engine.seeding import resolve_seed
@@ -18,6 +18,7 @@ __all__ = [
     "build_test_loader",
     "build_train_loader",
     "evaluate",
+    "explained",
     "launch",
     "parse",
     "require_all_weights",

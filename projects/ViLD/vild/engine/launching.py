@@ -133,21 +133,32 @@ def _run(main: Callable[..., Any], *args: Any) -> None:
     rank = dist.get_rank()
     try:
         main(*args)
-    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-        _tell(rank, str(error) or type(error).__name__)
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            _tell(rank, f"{error} Lower SOLVER.IMS_PER_BATCH or the size of the pictures.")
-        if not any(word in str(error) for word in _LOST):
+    except Exception as error:
+        message = explained(error)
+        if message is None:
             raise
-        _tell(
-            rank,
-            f"another process of the job ended or fell silent ({str(error).splitlines()[0]:.200}). "
-            "Its own message says why; --resume goes on from the last checkpoint",
-        )
+        _tell(rank, message)
     # Not after an error: the others may never come. Left to the interpreter's end, gloo's threads
     # now and then abort a process that did its work.
     dist.destroy_process_group()
+
+
+def explained(error: Exception) -> str | None:
+    """What to tell the user of an error; None where only a traceback would do."""
+    if isinstance(error, ValueError | OSError | FloatingPointError):
+        return str(error)
+    # on the CPU torch has no type for it
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+        return (
+            f"out of memory ({str(error).splitlines()[0] if str(error) else 'no more is given'}). "
+            "Lower SOLVER.IMS_PER_BATCH or the size of the pictures (INPUT.*)"
+        )
+    if isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST):
+        return (
+            f"another process of the job ended or fell silent ({str(error).splitlines()[0]:.200}). "
+            "Its own message says why; --resume goes on from the last checkpoint"
+        )
+    return None
 
 
 def _tell(rank: int, message: str) -> None:

@@ -1,0 +1,166 @@
+"""Evaluation of a checkpoint under several vocabularies, with files and pictures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+
+from vild.data import register_custom
+from vild.engine import build_test_loader, evaluate
+
+from .. import small_shapes
+
+FEW = {"TEST__DETECTIONS_PER_IMAGE": 10, "MODEL__RPN__POST_NMS_TOPK_TEST": 10}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three pictures and a checkpoint of the variant `vild`."""
+    made = tmp_path_factory.mktemp("evaluate")
+    small_shapes.make(made, 3)
+    torch.manual_seed(0)
+    model = build_model(small_shapes.config(made, "vild"))
+    DetectionCheckpointer(model, str(made)).save("model")
+    return made
+
+
+def config(folder: Path, output: Path, **changes: object) -> CfgNode:
+    small_shapes.register(folder)
+    weights = str(folder / "model.pth")
+    return small_shapes.config(
+        folder, "vild", **{"MODEL__WEIGHTS": weights, "OUTPUT_DIR": str(output), **FEW, **changes}
+    )
+
+
+def test_the_vocabulary_of_the_configuration(folder: Path, tmp_path: Path) -> None:
+    out, shown = tmp_path / "found.json", tmp_path / "shown"
+    cfg = config(folder, tmp_path)
+    results = evaluate(cfg, out=str(out), show_dir=str(shown))
+    assert {"AP", "APr", "APc", "APf", "AP-novel", "AP-base"} <= set(results["bbox"])
+    assert set(results) == {"bbox", "segm"}
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert len(found) == 30
+    assert len(list(shown.iterdir())) == 3
+    assert set(evaluate(cfg, tasks=("bbox",))) == {"bbox"}
+
+
+def test_other_vocabularies_in_coco_format(folder: Path, tmp_path: Path) -> None:
+    """A COCO-style data set and custom words, embedded by the teacher, of the same checkpoint."""
+    image = next(iter(DatasetCatalog.get(small_shapes.SEEN)))
+    names = [MetadataCatalog.get(small_shapes.SEEN).thing_classes[n] for n in (3, 0, 7)]
+    contents = {
+        "images": [
+            {"id": 5, "file_name": Path(image["file_name"]).name, "height": 160, "width": 160}
+        ],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 5,
+                "category_id": 9,
+                "bbox": [20, 20, 40, 40],
+                "area": 1600,
+                "iscrowd": 0,
+                "segmentation": [[20, 20, 60, 20, 60, 60, 20, 60]],
+            },
+        ],
+        "categories": [{"id": 9 + n, "name": name} for n, name in enumerate(names)],
+    }
+    (tmp_path / "own.json").write_text(json.dumps(contents), encoding="utf-8")
+    (tmp_path / "pictures").mkdir()
+    shutil.copy(image["file_name"], tmp_path / "pictures")
+    (tmp_path / "own.yaml").write_text(
+        f"name: evaluated\nval: {{json: own.json, images: pictures}}\nnovel: ['{names[2]}']\n",
+        encoding="utf-8",
+    )
+    cfg = config(
+        folder,
+        tmp_path,
+        DATASETS__TEST=("evaluated_val",),
+        MODEL__VILD__TEACHER=["vild-shapes", ""],
+    )
+    register_custom(tmp_path / "own.yaml")
+    assert MetadataCatalog.get("evaluated_val").evaluator_type == "coco"
+    with pytest.raises(ValueError, match=r"detects 60 classes .*evaluated_val has 3.*--vocabulary"):
+        evaluate(cfg)
+    out = tmp_path / "found.json"
+    results = evaluate(cfg, out=str(out), vocabulary=str(tmp_path / "own.json"))
+    assert {"AP", "AP50-novel", "AP50-base", "AP50-all"} <= set(results["bbox"])
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert {d["category_id"] for d in found} <= {9, 10, 11}
+    assert {d["image_id"] for d in found} == {5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "tasks", "complaint"),
+    [
+        ({"MODEL__WEIGHTS": ""}, None, "a checkpoint to evaluate: MODEL.WEIGHTS FILE, or --resume"),
+        ({"MODEL__WEIGHTS": "gone.pth"}, None, r"expected a checkpoint at gone\.pth"),
+        ({"MODEL__VILD__VARIANT": "ensemble"}, None, "image_head.*another variant"),
+        ({"MODEL__MASK_ON": False}, ("segm",), "a model with masks for --eval segm"),
+    ],
+)
+def test_what_cannot_be_evaluated(
+    changes: dict[str, object],
+    tasks: tuple[str, ...] | None,
+    complaint: str,
+    folder: Path,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        evaluate(config(folder, tmp_path, **changes), tasks=tasks)
+
+
+@pytest.mark.parametrize("variant", ["clip", "text_clip"])
+def test_the_teachers_embeddings_come_from_a_store_or_online(
+    variant: str, folder: Path, tmp_path: Path
+) -> None:
+    common = {
+        "MODEL__VILD__VARIANT": variant,
+        "MODEL__LOAD_PROPOSALS": True,
+        "MODEL__PROPOSAL_GENERATOR__NAME": "PrecomputedProposals",
+        "MODEL__VILD__TEACHER": ["vild-shapes", ""],
+    }
+    found = {}
+    for source, name in (("store", "store"), ("online", "proposals")):
+        cfg = config(
+            folder,
+            tmp_path,
+            **common,
+            MODEL__VILD__DISTILL__SOURCE=source,
+            DATASETS__PROPOSAL_FILES_TEST=(str(folder / name),),
+        )
+        loader = build_test_loader(cfg, small_shapes.SEEN)
+        assert len(loader) == 3
+        found[source] = [batch[0]["proposals"] for batch in loader]
+        results = evaluate(cfg, tasks=("bbox",))
+        assert 0 <= results["bbox"]["AP"] <= 100
+    for stored, online in zip(found["store"], found["online"], strict=True):
+        assert torch.equal(stored.proposal_boxes.tensor, online.proposal_boxes.tensor)
+        torch.testing.assert_close(
+            stored.teacher_embeddings, online.teacher_embeddings, atol=2e-3, rtol=0
+        )
+
+
+def test_clip_on_crops_needs_no_checkpoint_for_boxes(folder: Path, tmp_path: Path) -> None:
+    cfg = config(
+        folder,
+        tmp_path,
+        MODEL__WEIGHTS="",
+        MODEL__VILD__VARIANT="clip",
+        MODEL__LOAD_PROPOSALS=True,
+        MODEL__PROPOSAL_GENERATOR__NAME="PrecomputedProposals",
+        DATASETS__PROPOSAL_FILES_TEST=(str(folder / "store"),),
+    )
+    results = evaluate(cfg)
+    assert set(results) == {"bbox"}
+    assert results["bbox"]["AP"] > 1  # random weights, but the teacher knows the classes
+    with pytest.raises(ValueError, match="a model with masks for --eval segm"):
+        evaluate(cfg, tasks=("segm",))
