@@ -16,8 +16,10 @@ from torch.nn import functional
 from vild.config import add_vild_config
 from vild.data import Vocabulary
 from vild.embeddings import TextEmbeddings
+from vild.modeling import VARIANTS, WITH_TEACHER
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+LEARNED = [variant for variant in VARIANTS if variant not in WITH_TEACHER]
 
 
 def unit_rows(*shape: int, seed: int = 0) -> Tensor:

@@ -32,4 +32,5 @@ def page_faults(how: str) -> int:
     platform.libc_ver()[0] != "glibc", reason="glibc's setting, as CUDA's torch needs"
 )
 def test_large_tensors_take_no_new_pages() -> None:
-    assert page_faults("reuse") < page_faults("return") / 10
+    # one tensor has 19,531 pages of 4 KB; how many of the first ones are kept is the allocator's
+    assert page_faults("return") - page_faults("reuse") > 5 * 19_531

@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vild.data import Vocabulary
 from vild.embeddings import TextEmbeddings
-from vild.modeling import VARIANTS, output_layers
+from vild.modeling import output_layers
 
-from ..making import mapped_image, text_embeddings, tiny_model, unit_rows
+from ..making import LEARNED, mapped_image, text_embeddings, tiny_model, unit_rows
 
 NAMES = ["crow", "owl", "kite", "swift"]
 TEXT = text_embeddings(NAMES, novel=["owl", "swift"], temperature=0.05)
@@ -106,7 +106,7 @@ def slow_detections(
 
 
 @pytest.mark.parametrize("objectness", [False, True])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", LEARNED)
 def test_detections_are_those_of_the_formulas(
     variant: str, objectness: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

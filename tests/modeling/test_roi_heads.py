@@ -12,9 +12,9 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from vild.modeling import DISTILLED, VARIANTS, ViLDROIHeads
+from vild.modeling import DISTILLED, ViLDROIHeads
 
-from ..making import mapped_image, text_embeddings, tiny_config, tiny_model
+from ..making import LEARNED, mapped_image, text_embeddings, tiny_config, tiny_model
 
 TEXT = text_embeddings(["crow", "owl", "kite"], novel=["owl"], temperature=0.05)
 
@@ -104,7 +104,7 @@ def test_which_loss_reaches_what(
 
 
 @pytest.mark.parametrize("norm", ["SyncBN", "BN", "GN", "none"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", LEARNED)
 def test_nothing_to_learn_from_is_zero_with_gradients(
     variant: str, norm: str, tmp_path: Path
 ) -> None:
@@ -154,7 +154,7 @@ def test_a_novel_label_stops_zero_shot_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", LEARNED)
 def test_half_precision(variant: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """Losses and scores are float32. Given regions: near to single precision; the RPN's differ."""
     model = tiny_model(tmp_path, variant, TEXT)
@@ -177,7 +177,7 @@ def test_half_precision(variant: str, dtype: torch.dtype, tmp_path: Path) -> Non
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", LEARNED)
 def test_half_precision_on_a_gpu(variant: str, tmp_path: Path) -> None:
     model = tiny_model(tmp_path, variant, TEXT, "MODEL.DEVICE", "cuda")
     batch = [mapped_image(3, 5), mapped_image(0, 0)]
