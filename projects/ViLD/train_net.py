@@ -50,7 +50,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if cfg.MODEL.DEVICE == "cpu":
         reuse_freed_memory()
     require_same_config(cfg)
-    resolve_seed(cfg, resume=args.resume or args.resume_from is not None)
+    if not (args.eval_only or args.eval_results):
+        resolve_seed(cfg, resume=args.resume or args.resume_from is not None)
     cfg.freeze()
     default_setup(cfg, args)
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="vild")
@@ -63,8 +64,13 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """Run one process of the job."""
     cfg = setup(args)
     if args.eval_results:
-        (dataset,) = cfg.DATASETS.TEST
-        return evaluate_results(dataset, args.eval_results, args.eval, cfg.OUTPUT_DIR)
+        if len(cfg.DATASETS.TEST) != 1:
+            raise ValueError(
+                "expected one data set in DATASETS.TEST beside --eval-results, got "
+                f"{tuple(cfg.DATASETS.TEST)}"
+            )
+        (name,) = cfg.DATASETS.TEST
+        return evaluate_results(name, args.eval_results, args.eval, cfg.OUTPUT_DIR)
     if args.eval_only:
         return evaluate(
             cfg,

@@ -157,6 +157,13 @@ def test_losses_that_are_no_numbers_name_their_images(tmp_path: Path) -> None:
     assert f"the images of this step: {images}" in str(error.value)
 
 
+def test_amp_wants_a_gpu(tmp_path: Path) -> None:
+    small_shapes.make(tmp_path, 1)
+    cfg = small_shapes.config(tmp_path, "vild", SOLVER__AMP__ENABLED=True)
+    with pytest.raises(ValueError, match=r"expected a GPU for SOLVER\.AMP"):
+        Trainer(cfg)
+
+
 def test_the_one_who_listened_before_is_told_after_the_checkpoint(tmp_path: Path) -> None:
     """As submitit does, which then submits the job again."""
     events: list[str] = []

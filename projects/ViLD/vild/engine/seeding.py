@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
 from detectron2.config import CfgNode
 from detectron2.utils import comm
+
+FILE = "seed.txt"
 
 
 def resolve_seed(cfg: CfgNode, resume: bool) -> None:
     """Replace a ``SEED`` below 0, which asks for any, by one that all processes share.
 
-    The run's ``config.yaml`` keeps it, and a training that is resumed takes it from there.
+    It is kept in ``OUTPUT_DIR/seed.txt``, and a training that is resumed takes it from there.
 
     Args:
         cfg: changed in place.
@@ -21,7 +22,11 @@ def resolve_seed(cfg: CfgNode, resume: bool) -> None:
     if cfg.SEED >= 0:
         return
     seed = comm.shared_random_seed() % 2**31
-    file = Path(cfg.OUTPUT_DIR, "config.yaml")
-    if resume and comm.is_main_process() and file.is_file():
-        seed = yaml.safe_load(file.read_text(encoding="utf-8")).get("SEED", seed)
+    file = Path(cfg.OUTPUT_DIR, FILE)
+    if comm.is_main_process():
+        if resume and file.is_file():
+            seed = int(file.read_text(encoding="utf-8"))
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{seed}\n", encoding="utf-8")
     cfg.SEED = int(comm.all_gather(seed)[0])

@@ -25,12 +25,17 @@ class Trainer(DefaultTrainer):
 
     Args:
         cfg: with ``SEED`` of 0 or more.
+
+    Raises:
+        ValueError: AMP on the CPU, or what :func:`vild.engine.build_train_loader` refuses.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         # DefaultTrainer's own, but for processes on the CPU, which may not name a device, and for
         # the checkpointer, which its hooks take hold of
         TrainerBase.__init__(self)
+        if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+            raise ValueError("expected a GPU for SOLVER.AMP.ENABLED: True; on the CPU leave it off")
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         refuse_bad_losses(model)
