@@ -242,3 +242,47 @@ def test_two_processes_have_the_gradients_of_one(folder: Path) -> None:
         scale = float(expected.norm())
         assert scale > 0, name
         assert float((two[name] - expected).norm()) <= 1e-5 * scale, name
+
+
+def _falling(folder: str) -> None:
+    """A normal run, with sampling of each process's own.
+
+    The backbone's batch normalisation would see half as many pictures a process, which is another
+    training (its loss was 19 % higher after these steps); the box heads' is synchronised.
+    """
+    torch.set_num_threads(1)
+    small_shapes.register(Path(folder))
+    output = f"{folder}/falling{comm.get_world_size()}"
+    cfg = small_shapes.config(
+        Path(folder),
+        "ensemble",
+        OUTPUT_DIR=output,
+        MODEL__RESNETS__NORM="GN",
+        MODEL__FPN__NORM="GN",
+        MODEL__ROI_BOX_HEAD__NORM="SyncBN",
+        MODEL__ROI_MASK_HEAD__NORM="GN",
+        DATASETS__TEST=(),
+        SOLVER__IMS_PER_BATCH=4,
+        SOLVER__MAX_ITER=40,
+        SOLVER__STEPS=(),
+        SOLVER__WARMUP_ITERS=5,
+        SOLVER__BASE_LR=0.01,
+        SOLVER__CHECKPOINT_PERIOD=1000,
+    )
+    torch.manual_seed(0)
+    trainer = Trainer(cfg)
+    trainer.train()
+    if comm.is_main_process():
+        history = [value for value, _ in trainer.storage.history("total_loss").values()]
+        torch.save(torch.tensor(history), f"{output}.pth")
+
+
+@pytest.mark.slow
+def test_losses_of_one_and_of_two_processes_fall_alike(folder: Path) -> None:
+    for processes in (1, 2):
+        launch(_falling, processes, args=(str(folder),))
+    one, two = (torch.load(folder / f"falling{n}.pth") for n in (1, 2))
+    assert len(one) == len(two) == 40
+    for losses_of_run in (one, two):
+        assert losses_of_run[-5:].mean() < 0.6 * losses_of_run[:5].mean()
+    assert abs(float(two[-10:].mean() / one[-10:].mean()) - 1) < 0.15
