@@ -48,6 +48,7 @@ SRUN |= {"SLURM_NODEID": "1"}
     ("environ", "place"),
     [
         (TORCHRUN, (1, 2, 3, 8, "env://")),
+        (TORCHRUN | {"GROUP_RANK": "0", "WORLD_SIZE": "2"}, (1, 2, 0, 2, "vild-restarted://")),
         (SRUN, (5, 8, 1, 16, None)),
         ({key: value for key, value in SRUN.items() if key != "SLURM_STEP_ID"}, None),
         (SRUN | {"SLURM_NTASKS": "1"}, None),

@@ -112,7 +112,6 @@ def test_two_machines_train_and_resume(gpus: int, folder: Path, tmp_path: Path) 
 
 
 def test_torchrun_trains_and_restarts_after_a_killed_process(folder: Path, tmp_path: Path) -> None:
-    # the static rendezvous would keep the addresses of processes that are gone
     elastic = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "2")
     words = command(folder, tmp_path / "run", "--resume", SOLVER__MAX_ITER=6)
     process = start(folder, words, *TORCHRUN, *elastic)

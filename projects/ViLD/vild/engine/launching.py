@@ -29,6 +29,7 @@ from vild.engine.hooks import STOP_SIGNALS
 logger = logging.getLogger(__name__)
 
 EXIT_ERROR = 2  # a message for the user has been given
+_RESTARTED = "vild-restarted"  # scheme of a URL
 # how torch words that a process of the group is gone or silent
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out",
          "timed out", "NCCL", "Socket Timeout")  # fmt: skip
@@ -119,7 +120,9 @@ def _launched_by_another() -> _Place | None:
     if "TORCHELASTIC_RUN_ID" in environ:
         local, per_machine = int(environ["LOCAL_RANK"]), int(environ["LOCAL_WORLD_SIZE"])
         machine, world_size = int(environ["GROUP_RANK"]), int(environ["WORLD_SIZE"])
-        return _Place(local, per_machine, machine, world_size, "env://")
+        # with several machines each counts its own restarts: torch's way is the only common one
+        scheme = "env" if world_size > per_machine else _RESTARTED
+        return _Place(local, per_machine, machine, world_size, f"{scheme}://")
     # a batch script has these numbers, too, but is no step
     if "SLURM_STEP_ID" in environ and int(environ.get("SLURM_NTASKS", 1)) > 1:
         tasks, machines = int(environ["SLURM_NTASKS"]), int(environ["SLURM_NNODES"])
@@ -165,6 +168,20 @@ def _tell(rank: int, message: str) -> None:
     print(f"error: process {rank}: {message}", file=sys.stderr, flush=True)  # noqa: T201
     # without the interpreter's end, where the process group waits for those that are gone
     os._exit(EXIT_ERROR)
+
+
+def _meet_again(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[dist.Store, int, int]]:
+    """As env://, with the keys of every restart apart.
+
+    torchrun's store outlives the processes, and those that it starts again would find the addresses
+    of the ones that are gone, and wait for them.
+    """
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    for store, rank, world_size in dist.rendezvous("env://", timeout=timeout):
+        yield dist.PrefixStore(f"restart_{restart}", store), rank, world_size
+
+
+dist.register_rendezvous_handler(_RESTARTED, _meet_again)
 
 
 @contextmanager
