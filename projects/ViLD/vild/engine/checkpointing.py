@@ -60,6 +60,10 @@ class AtomicCheckpointer(DetectionCheckpointer):
             raise ValueError(
                 f"the checkpoint {path} is not whole ({str(error).splitlines()[0]}). {advice}"
             ) from None
+        finally:
+            # newer Detectrons note the address for the time of loading, and keep it after an error
+            if hasattr(self, "_parsed_url_during_load"):
+                self._parsed_url_during_load = None
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if not filename.endswith(".pth"):
