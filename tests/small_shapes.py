@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
-from detectron2.engine import DefaultTrainer
 
+from vild import engine
 from vild.config import add_vild_config
 from vild.data import Vocabulary, read_categories, read_image, register_split
 from vild.data.shapes import generate_shapes, shapes_vocabulary
 from vild.embeddings import CropRule, OnlineEmbedder, Teacher, embed_vocabulary
 from vild.embeddings.store import KIND, embedding_source, fields, pack
-from vild.engine import build_test_loader, build_train_loader
 from vild.proposals.store import FIELDS as PROPOSAL_FIELDS
 from vild.storage import Field, StoreWriter, store_spec
 
@@ -114,16 +113,8 @@ def config(folder: Path, variant: str, **changes: Any) -> CfgNode:
     return cfg
 
 
-class Trainer(DefaultTrainer):
-    """Detectron2's trainer with the project's loaders, and without evaluation on the way."""
-
-    @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
-        return build_train_loader(cfg)
-
-    @classmethod
-    def build_test_loader(cls, cfg: CfgNode, name: str) -> Any:
-        return build_test_loader(cfg, name)
+class Trainer(engine.Trainer):
+    """The project's trainer, without evaluation on the way."""
 
     def build_hooks(self) -> list[Any]:
         return [h for h in super().build_hooks() if type(h).__name__ != "EvalHook"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from detectron2.engine import default_argument_parser
 
-TASKS = ("bbox", "segm")
+from vild.evaluation.ground_truth import TASKS
 
 
 def training_parser() -> argparse.ArgumentParser:

@@ -165,7 +165,8 @@ def explained(error: Exception) -> str | None:
 
 
 def _tell(rank: int, message: str) -> None:
-    print(f"error: process {rank}: {message}", file=sys.stderr, flush=True)  # noqa: T201
+    sys.stderr.write(f"error: process {rank}: {message}\n")
+    sys.stderr.flush()
     # without the interpreter's end, where the process group waits for those that are gone
     os._exit(EXIT_ERROR)
 
