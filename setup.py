@@ -15,7 +15,7 @@ setup(
     python_requires=">=3.10",
     package_dir={"": "projects/ViLD"},
     packages=find_packages("projects/ViLD"),
-    package_data={"vild": ["**/*.txt", "**/*.json", "**/*.safetensors", "**/*.yaml"]},
+    package_data={"vild": ["**/*.txt", "**/*.json", "**/*.safetensors", "**/*.yaml", "**/*.html"]},
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",  # NMS, RoIAlign
@@ -37,6 +37,7 @@ setup(
         "tqdm",  # progress bars
         "matplotlib",  # pictures and curves
         "tensorboard",  # training curves
+        "jinja2",  # result pages
     ],
     extras_require={
         "demo": ["gradio>=5"],  # the web page
@@ -45,6 +46,7 @@ setup(
             "clip-anytorch",  # OpenAI's own CLIP code, which tests compare the teacher with
             "pytest>=8",
             "pytest-xdist",
+            "playwright",  # drives the Chromium of the system; downloads none
             "submitit>=1.5",
             # pinned here and nowhere else: `make lint`, CI and pre-commit run these
             "ruff==0.17.6",

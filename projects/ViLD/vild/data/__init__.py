@@ -6,7 +6,7 @@ from vild.data.custom import register_custom
 from vild.data.images import UnreadableImageError, read_image
 from vild.data.prompts import clean_name, fill, vild_templates
 from vild.data.registry import register_builtin, register_split, register_splits
-from vild.data.shapes import register_shapes
+from vild.data.shapes import register_made_shapes, register_shapes
 from vild.data.splits import COCO_BASE, COCO_NOVEL, novel_flags
 from vild.data.vocabulary import Vocabulary
 
@@ -28,6 +28,7 @@ __all__ = [
     "register_builtin",
     "register_custom",
     "register_from_arguments",
+    "register_made_shapes",
     "register_shapes",
     "register_split",
     "register_splits",
@@ -35,4 +36,4 @@ __all__ = [
 ]
 
 register_builtin()
-register_shapes()
+register_made_shapes()

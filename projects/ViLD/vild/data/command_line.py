@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog
 
 from vild.data.custom import register_custom
 from vild.data.registry import register_builtin
-from vild.data.shapes import register_shapes
+from vild.data.shapes import register_made_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def register_from_arguments(args: argparse.Namespace) -> None:
     if args.data_root:
         os.environ["DETECTRON2_DATASETS"] = str(args.data_root)
         register_builtin()
-        register_shapes()
+        register_made_shapes()
     for file in args.dataset_yaml:
         logger.info("registered %s", ", ".join(register_custom(file)))
 

@@ -22,7 +22,16 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from vild.data.files import atomic_path
 from vild.inference.runs import Run, read_runs
 
-__all__ = ["Run", "Table", "build_tables", "plot_summary", "read_runs", "to_csv", "to_markdown"]
+__all__ = [
+    "Run",
+    "Table",
+    "build_tables",
+    "plot_curves",
+    "plot_summary",
+    "read_runs",
+    "to_csv",
+    "to_markdown",
+]
 
 MISSING = "\N{EN DASH}"
 _TASK_NAMES = {"segm": "mask", "bbox": "box"}
@@ -247,8 +256,30 @@ def plot_summary(runs: Sequence[Run], tables: Sequence[Table]) -> Figure:
     Returns:
         a figure of 12 inches; save it with its own size.
     """
+    return _plot(runs, tables, _panels(runs, tables))
+
+
+def plot_curves(runs: Sequence[Run], task: str | None = None) -> Figure | None:
+    """Draw AP and losses over iterations, without a table.
+
+    Args:
+        runs: one colour each.
+        task: of :func:`build_tables`.
+
+    Returns:
+        a figure of 12 inches; None where no run has a history.
+
+    Raises:
+        ValueError: see :func:`build_tables`.
+    """
+    panels = _panels(runs, build_tables(runs, task))
+    return _plot(runs, (), panels) if panels else None
+
+
+def _plot(
+    runs: Sequence[Run], tables: Sequence[Table], panels: Sequence[tuple[str, str]]
+) -> Figure:
     colours = _colours(runs)
-    panels = _panels(runs, tables)
     heights = [_LINE * (len(table.rows) + 2.6) for table in tables]
     rows = -(-len(panels) // _PANELS)
     height = 2 * _MARGIN + sum(heights) + rows * _PANEL_HEIGHT

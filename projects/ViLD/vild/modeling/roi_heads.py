@@ -140,6 +140,26 @@ class ViLDROIHeads(StandardROIHeads):
         self.box_predictor.set_vocabulary(vocabulary)
         self.num_classes = self.box_predictor.num_classes
 
+    def embed_regions(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+        """Region embeddings in the teacher's space, those that a distilled variant has learned.
+
+        Args:
+            features: of the backbone.
+            boxes: N Boxes of R regions in all, in pixels of the images.
+
+        Returns:
+            (R, D) of unit norm, float32: of the image head in ``ensemble``.
+
+        Raises:
+            ValueError: the variant ``clip``, whose embeddings are the teacher's own.
+        """
+        if self.variant == "clip":
+            raise ValueError("the variant 'clip' has no head; its embeddings are the teacher's own")
+        pooled = self.box_pooler([features[f] for f in self.box_in_features], boxes)
+        if self.image_head is not None:
+            return self.image_head(pooled)
+        return self.box_predictor.projection(self.box_head(pooled).flatten(1))
+
     def forward(
         self,
         images: ImageList,

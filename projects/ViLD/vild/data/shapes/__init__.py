@@ -1,7 +1,12 @@
 """``shapes``: an embedded benchmark in LVIS format, made in seconds from a seed."""
 
 from vild.data.shapes.categories import ALL_COMPOSITIONS, Composition, shapes_vocabulary
-from vild.data.shapes.dataset import generate_shapes, pixel_digest, register_shapes
+from vild.data.shapes.dataset import (
+    generate_shapes,
+    pixel_digest,
+    register_made_shapes,
+    register_shapes,
+)
 from vild.data.shapes.scenes import draw_scene
 
 __all__ = [
@@ -10,6 +15,7 @@ __all__ = [
     "draw_scene",
     "generate_shapes",
     "pixel_digest",
+    "register_made_shapes",
     "register_shapes",
     "shapes_vocabulary",
 ]

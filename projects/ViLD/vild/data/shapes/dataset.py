@@ -197,6 +197,20 @@ def register_shapes(seed: int = 0, folder: str | os.PathLike[str] | None = None)
     return register_splits(_prefix(seed), files, vocabulary.categories(), vocabulary.novel, "lvis")
 
 
+def register_made_shapes() -> list[str]:
+    """Register ``shapes`` of seed 0, and of every other seed that lies below the data root.
+
+    Returns:
+        the names.
+    """
+    names = register_shapes()
+    for folder in sorted(data_root().glob("shapes_seed*")):
+        seed = folder.name.removeprefix("shapes_seed")
+        if seed.isdecimal() and str(int(seed)) == seed and (folder / _RECIPE).is_file():
+            names += register_shapes(int(seed))
+    return names
+
+
 def pixel_digest(folder: str | os.PathLike[str]) -> str:
     """sha256 over the pixels and annotations of a written data set.
 

@@ -1,0 +1,80 @@
+"""What a trained detector's region embeddings have in common with the teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.structures import Boxes, BoxMode
+from tqdm import tqdm
+
+from vild.embeddings import EmbeddingStore
+from vild.engine.checkpointing import AtomicCheckpointer, require_all_weights
+from vild.engine.loading import build_test_loader
+from vild.engine.trainer import Trainer
+from vild.evaluation.similarity import SimilarityMeter, match_objects
+from vild.modeling import ViLDROIHeads
+
+
+def compare_regions(
+    cfg: CfgNode, dataset_name: str, store: EmbeddingStore, limit: int | None = None
+) -> tuple[SimilarityMeter, SimilarityMeter]:
+    """Compare region embeddings of teacher and detector with the text embeddings.
+
+    Both see the same regions: those of the store that cover an annotated object.
+
+    Args:
+        cfg: of a detector with RoI heads of ViLD, ``MODEL.WEIGHTS`` its checkpoint.
+        dataset_name: a registered data set with all its classes annotated.
+        store: the teacher's region embeddings of this data set.
+        limit: most pictures; None: all.
+
+    Returns:
+        the teacher's figures and the detector's.
+
+    Raises:
+        ValueError: another model, or a checkpoint that does not fit it.
+    """
+    model = Trainer.build_model(cfg)
+    heads = model.roi_heads
+    if not isinstance(heads, ViLDROIHeads):
+        raise ValueError(
+            f"expected a detector with ViLDROIHeads, got {type(heads).__name__}: its regions have "
+            "no embeddings"
+        )
+    AtomicCheckpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    require_all_weights(model, cfg.MODEL.WEIGHTS)
+    model.eval()
+    text, novel = heads.box_predictor.classifier.text.cpu(), heads.vocabulary.novel
+    teacher, student = SimilarityMeter(text, novel), SimilarityMeter(text, novel)
+    records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
+    loader = build_test_loader(cfg, dataset_name)
+    total = min(len(loader), limit or len(loader))
+    for batch in tqdm(islice(loader, limit), total=total, unit="img", disable=None):
+        for mapped in batch:
+            regions = store[mapped["image_id"]]
+            rows, classes = match_objects(regions.boxes, *_objects(records[mapped["image_id"]]))
+            if not len(rows):
+                continue
+            teacher.add(regions.embeddings[rows], classes)
+            scale = mapped["image"].shape[-1] / mapped["width"]
+            boxes = Boxes(regions.boxes[rows] * scale).to(model.device)
+            with torch.no_grad():
+                images = model.preprocess_image([mapped])
+                features = model.backbone(images.tensor)
+                student.add(heads.embed_regions(features, [boxes]).cpu(), classes)
+    return teacher, student
+
+
+def _objects(record: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes (M, 4) xyxy float32 and classes (M,) of a record without its crowds."""
+    own = [a for a in record.get("annotations", ()) if not a.get("iscrowd")]
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in own]
+    return (
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        torch.tensor([a["category_id"] for a in own], dtype=torch.int64),
+    )

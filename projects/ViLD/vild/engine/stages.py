@@ -1,0 +1,433 @@
+"""Runs an experiment that is made of commands: each once, after those that it needs.
+
+A stage is a command with the files that it makes. A finished stage leaves a record; it is skipped
+the next time, unless its command, or a stage that it needs, is another one since. An interrupted
+stage is started again with its files as it left them, for the commands of this project go on from
+there; after any other change its files are removed first.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from vild.data.files import atomic_path
+
+_POLL = 0.2  # seconds between looks at the running commands
+_PATIENCE = 60  # seconds that a command has to write its checkpoint when it is told to stop
+_MAX_JOBS_WAIT = 5
+
+
+class StageFailed(RuntimeError):
+    """A command ended with another exit code than 0."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command.
+
+    Attributes:
+        name: unique; names its record and its log.
+        title: what it does, for people.
+        command: arguments of Python; the first is a script.
+        outputs: files and folders that are there afterwards and that no other stage writes.
+        after: names of the stages whose outputs it reads.
+        seconds: about how long it takes, for the time that is left.
+        keep: whether the command itself sees to outputs that are out of date.
+    """
+
+    name: str
+    title: str
+    command: tuple[str, ...]
+    outputs: tuple[Path, ...]
+    after: tuple[str, ...] = ()
+    seconds: float = 10.0
+    keep: bool = False
+
+    @property
+    def shown(self) -> str:
+        """The command as a user would type it."""
+        return shlex.join(("python", *self.command))
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a finished stage left.
+
+    Attributes:
+        identity: command, and the runs of the stages that it needed.
+        run: differs between any two runs.
+        seconds: wall time over all its attempts.
+        peak_bytes: largest resident memory of one of its processes.
+        title: of the stage.
+        number: its place among the stages, from 0.
+    """
+
+    identity: dict[str, Any]
+    run: str
+    seconds: float
+    peak_bytes: int
+    title: str
+    number: int
+
+    @property
+    def command(self) -> str:
+        """The command as a user would type it."""
+        return shlex.join(("python", *self.identity["command"]))
+
+
+@dataclass
+class _Running:
+    stage: Stage
+    process: subprocess.Popen[bytes]
+    log: Path
+    identity: dict[str, Any]
+    began: float = field(default_factory=time.monotonic)
+
+
+class StageRunner:
+    """Runs stages, some of them side by side.
+
+    Args:
+        stages: each after all that it needs.
+        folder: for records and logs; it is made. Two runners in one folder are refused.
+        jobs: commands that run at a time; the cores are shared among them.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: names that are there twice, or a stage before one that it needs.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        folder: str | os.PathLike[str],
+        jobs: int = 1,
+        progress: bool = True,
+    ) -> None:
+        seen: set[str] = set()
+        for stage in stages:
+            missing = [name for name in stage.after if name not in seen]
+            if stage.name in seen or missing:
+                raise ValueError(
+                    f"expected stages of different names, each after those that it needs, got "
+                    f"{stage.name!r} " + (f"before {missing}" if missing else "twice")
+                )
+            seen.add(stage.name)
+        if jobs < 1:
+            raise ValueError(f"expected 1 or more commands at a time, got {jobs}")
+        self.stages, self.folder, self.jobs = tuple(stages), Path(folder), jobs
+        self.progress = progress
+        self._records: dict[str, Record] = {}
+        self._running: list[_Running] = []
+        self._stopped_by, self._lock = 0, -1
+
+    @property
+    def records(self) -> Mapping[str, Record]:
+        """Records of the stages that are done, by name."""
+        return self._records
+
+    def run(self) -> bool:
+        """Run what is not done yet.
+
+        Returns:
+            whether there was anything to do.
+
+        Raises:
+            StageFailed: a command failed; the message has its log's end.
+            KeyboardInterrupt: Ctrl-C or SIGTERM, after the commands have stopped.
+            ValueError: another process runs stages in the folder.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(self.folder) as self._lock:
+            return self._run()
+
+    def _run(self) -> bool:
+        # in order, so that a stage sees whether those before it stay as they are
+        self._records = {}
+        for stage in self.stages:
+            record = self._read(stage)
+            if record is not None:
+                self._records[stage.name] = record
+        todo = [stage for stage in self.stages if stage.name not in self._records]
+        if not todo:
+            return False
+        done = sum(stage.seconds for stage in self.stages if stage.name in self._records)
+        total = sum(stage.seconds for stage in self.stages)
+        with _Signals(self), _Bar(total, done, self.progress) as bar:
+            if len(todo) < len(self.stages):
+                bar.say(f"{len(self.stages) - len(todo)} of {len(self.stages)} stages are done")
+            try:
+                while todo or self._running:
+                    self._start_ready(todo, bar)
+                    time.sleep(_POLL)
+                    bar.show(self._running)
+                    self._collect(bar)
+                    if self._stopped_by:
+                        raise KeyboardInterrupt
+            finally:
+                self._stop()
+        return True
+
+    def _start_ready(self, todo: list[Stage], bar: _Bar) -> None:
+        for stage in list(todo):
+            if len(self._running) == self.jobs:
+                return
+            if all(name in self._records for name in stage.after):
+                todo.remove(stage)
+                self._running.append(self._start(stage))
+                number = self.stages.index(stage) + 1
+                bar.say(f"[{number}/{len(self.stages)}] {stage.title}\n    {stage.shown}")
+
+    def _start(self, stage: Stage) -> _Running:
+        identity = self._identity(stage)
+        begun = self._file(stage, "begun")
+        if _read_json(begun) != identity:
+            for output in () if stage.keep else stage.outputs:
+                _remove(output)
+            self._file(stage, "log").unlink(missing_ok=True)
+            with atomic_path(begun) as temporary:
+                temporary.write_text(json.dumps(identity), encoding="utf-8")
+        log = self._file(stage, "log")
+        threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        environ = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONWARNINGS": "ignore"}
+        with log.open("ab") as file:
+            process = subprocess.Popen(
+                (sys.executable, *stage.command),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environ,
+                # Ctrl-C reaches the runner alone, which lets the command write a checkpoint
+                start_new_session=True,
+                # a command that outlives a killed runner keeps others out until it ends
+                pass_fds=(self._lock,),
+            )
+        return _Running(stage, process, log, identity)
+
+    def _collect(self, bar: _Bar) -> None:
+        for running in list(self._running):
+            pid, status, usage = os.wait4(running.process.pid, os.WNOHANG)
+            if not pid:
+                continue
+            code = running.process.returncode = os.waitstatus_to_exitcode(status)
+            self._running.remove(running)
+            stage, took = running.stage, time.monotonic() - running.began
+            missing = [str(path) for path in stage.outputs if not path.exists()]
+            if code or missing:
+                reason = f"exit code {code}" if code else f"it did not write {', '.join(missing)}"
+                raise StageFailed(
+                    f"{stage.title} failed: {reason}. The end of {running.log}:\n\n"
+                    f"{_tail(running.log)}\n\nThe command was\n    {stage.shown}"
+                )
+            spent = self._file(stage, "spent")
+            # Linux counts in KiB, macOS in bytes
+            unit = 1 if sys.platform == "darwin" else 1024
+            record = Record(
+                running.identity,
+                uuid.uuid4().hex,
+                took + float(_read_json(spent) or 0.0),
+                usage.ru_maxrss * unit,
+                stage.title,
+                self.stages.index(stage),
+            )
+            with atomic_path(self._file(stage, "json")) as temporary:
+                temporary.write_text(json.dumps(vars(record), indent=1), encoding="utf-8")
+            spent.unlink(missing_ok=True)
+            self._records[stage.name] = record
+            bar.finished(stage, took)
+
+    def _stop(self) -> None:
+        """End the commands that still run; what they have done is kept."""
+        for running in self._running:
+            _signal(running.process, signal.SIGTERM)
+        deadline = time.monotonic() + _PATIENCE
+        for running in self._running:
+            with suppress(subprocess.TimeoutExpired):
+                running.process.wait(max(0.1, deadline - time.monotonic()))
+            _signal(running.process, signal.SIGKILL)  # helpers that it started, too
+            running.process.wait(_MAX_JOBS_WAIT)
+            spent = self._file(running.stage, "spent")
+            before = float(_read_json(spent) or 0.0)
+            spent.write_text(json.dumps(before + time.monotonic() - running.began))
+        self._running = []
+
+    def stop_soon(self, number: int) -> None:
+        """Have :meth:`run` end with KeyboardInterrupt; for signal handlers."""
+        self._stopped_by = number
+
+    def _identity(self, stage: Stage) -> dict[str, Any]:
+        needed = {name: self._records[name].run for name in stage.after}
+        return {"command": list(stage.command), "after": needed}
+
+    def _read(self, stage: Stage) -> Record | None:
+        """The record of a stage that is done and up to date."""
+        found = _read_json(self._file(stage, "json"))
+        if not isinstance(found, dict) or any(name not in self._records for name in stage.after):
+            return None
+        try:
+            record = Record(**found)
+        except TypeError:  # of another version
+            return None
+        if record.identity != self._identity(stage):
+            return None
+        return record if all(path.exists() for path in stage.outputs) else None
+
+    def _file(self, stage: Stage, kind: str) -> Path:
+        return self.folder / f"{stage.name}.{kind}"
+
+
+class _Signals:
+    """SIGINT and SIGTERM end the run between two looks, so that no command is left behind."""
+
+    def __init__(self, runner: StageRunner) -> None:
+        self.runner = runner
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        def note(number: int, frame: FrameType | None) -> None:
+            self.runner.stop_soon(number)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.before[number] = signal.signal(number, note)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+class _Bar:
+    """One progress bar over all stages, in seconds as they were estimated."""
+
+    def __init__(self, total: float, done: float, shown: bool) -> None:
+        shown = shown and sys.stderr.isatty()
+        form = "{percentage:3.0f}%|{bar}| {elapsed}{postfix}"
+        self.bar = tqdm(
+            total=total, initial=done, disable=not shown, bar_format=form, dynamic_ncols=True
+        )
+        self.done, self.estimated, self.took = done, 0.0, 0.0
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.close()
+
+    def say(self, text: str) -> None:
+        self.bar.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def finished(self, stage: Stage, seconds: float) -> None:
+        self.done += stage.seconds
+        self.estimated, self.took = self.estimated + stage.seconds, self.took + seconds
+        self.say(f"    {stage.title}: {shown_time(seconds)}")
+
+    def show(self, running: Sequence[_Running]) -> None:
+        """How far the estimates say that the running commands are, and what they say last."""
+        now = time.monotonic()
+        part, took = 0.0, 0.0
+        for each in running:
+            # never quite done before it is
+            part += min(now - each.began, 0.98 * each.stage.seconds)
+            took += now - each.began
+        self.bar.n = min(self.done + part, self.bar.total)
+        # this machine against the one of the estimates, as far as has been seen
+        estimated = self.estimated + part
+        pace = (self.took + took) / estimated if estimated > 20 else 1.0
+        left = (self.bar.total - self.bar.n) * pace / max(1, len(running))
+        words = _last_words(running[-1].log) if running else ""
+        self.bar.set_postfix_str(f"about {shown_time(left)} left; {words}")
+
+
+def read_records(folder: str | os.PathLike[str]) -> list[Record]:
+    """Records of the stages that are finished in a runner's folder, in their order.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = [_read_json(file) for file in Path(folder).glob("*.json")]
+    if not found:
+        raise ValueError(f"expected records of finished stages in {folder}, found none")
+    return sorted((Record(**contents) for contents in found), key=lambda record: record.number)
+
+
+def shown_time(seconds: float) -> str:
+    """Seconds for people: ``8 s``, ``2 min 5 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[int]:
+    """A descriptor whose lock lasts as long as it is open anywhere, in children too."""
+    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield lock
+    except BlockingIOError:
+        raise ValueError(
+            f"{folder}: another run is at work there, or a command that a killed one left behind: "
+            "wait for it, or end it"
+        ) from None
+    finally:
+        os.close(lock)
+
+
+def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _end_of(path: Path, size: int) -> str:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - size))
+        return file.read().decode("utf-8", "replace").replace("\r", "\n")
+
+
+def _tail(path: Path, lines: int = 20) -> str:
+    return "\n".join([line for line in _end_of(path, 20_000).split("\n") if line.strip()][-lines:])
+
+
+def _last_words(path: Path) -> str:
+    lines = [line.strip() for line in _end_of(path, 2000).split("\n") if line.strip()]
+    return lines[-1][:100] if lines else ""

@@ -1,0 +1,134 @@
+"""Plots of an experiment: AP of each class, and regions against names.
+
+Shapes: K classes.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+BASE_COLOUR, NOVEL_COLOUR = "#3b78b5", "#d9541e"  # cool and warm, as in the pictures
+
+
+@dataclass(frozen=True)
+class ClassAP:
+    """AP of one class; nan where it has no objects."""
+
+    name: str
+    novel: bool
+    ap: float
+
+
+def read_class_ap(path: str | os.PathLike[str], task: str = "bbox") -> list[ClassAP]:
+    """Read what an evaluation wrote of each class (``<data set>_per_class.csv``).
+
+    Raises:
+        ValueError: no such file, or none of this task.
+    """
+    column = f"{task} AP"
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            lines = list(csv.DictReader(file))
+    except OSError as error:
+        raise ValueError(f"expected figures of each class at {path}: {error.strerror}") from None
+    if not lines or not {"class", "novel", column} <= set(lines[0]):
+        raise ValueError(f"{path}: expected the columns class, novel and {column!r}")
+    return [
+        ClassAP(line["class"], line["novel"] == "1", float(line[column] or "nan")) for line in lines
+    ]
+
+
+def plot_class_ap(
+    classes: Sequence[ClassAP], other: Mapping[str, float], labels: tuple[str, str]
+) -> Figure:
+    """A bar a class, best first, base and novel apart; a tick at what another method reaches.
+
+    Args:
+        classes: the K classes; those without objects are left out.
+        other: AP of the other method by the class's name.
+        labels: names of the method and of the other.
+
+    Returns:
+        a figure of 12 inches.
+    """
+    known = [c for c in classes if not math.isnan(c.ap)]
+    shown = sorted(known, key=lambda c: (c.novel, -c.ap))
+    figure = Figure(figsize=(12, 4.4), facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    for novel, colour, kind in ((False, BASE_COLOUR, "base"), (True, NOVEL_COLOUR, "novel")):
+        own = [(i, c.ap) for i, c in enumerate(shown) if c.novel == novel]
+        if not own:
+            continue
+        xs, heights = zip(*own, strict=True)
+        mean = float(np.mean(heights))
+        label = f"{labels[0]}, {kind}: mean {mean:.1f}"
+        axes.bar(xs, heights, color=colour, width=0.8, label=label)
+        ends = (xs[0] - 0.5, xs[-1] + 0.5)
+        axes.plot(ends, (mean, mean), color=colour, linewidth=1, linestyle=":")
+    marks = [(i, other[c.name]) for i, c in enumerate(shown) if c.name in other]
+    if marks:
+        axes.plot(
+            *zip(*marks, strict=True),
+            *("_k",),
+            markersize=9,
+            markeredgewidth=2,
+            label=labels[1],
+        )
+    axes.set_xticks(range(len(shown)), [c.name for c in shown], rotation=90, size=7)
+    axes.set_xlim(-0.7, len(shown) - 0.3)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("box AP, percent")
+    axes.grid(axis="y", color="0.92")
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.legend(loc="upper right", ncols=3, frameon=False, size=9)
+    return figure
+
+
+def plot_similarities(
+    matrices: Mapping[str, np.ndarray], names: Sequence[str], novel: Sequence[bool]
+) -> Figure:
+    """Heat maps of mean cosines side by side; novel classes come last, behind a line.
+
+    Args:
+        matrices: title -> (K, K), row = class of the regions, column = class of the text. Rows of
+            nan stay white.
+        names: of the K classes.
+        novel: K flags.
+
+    Returns:
+        a figure of 7 inches a heat map.
+    """
+    order = sorted(range(len(names)), key=lambda i: novel[i])
+    sorted_ones = {title: m[np.ix_(order, order)] for title, m in matrices.items()}
+    low = min(float(np.nanmin(m)) for m in sorted_ones.values())
+    high = max(float(np.nanmax(m)) for m in sorted_ones.values())
+    figure = Figure(figsize=(7 * len(matrices) + 0.6, 7.2), facecolor="white", layout="constrained")
+    panels = figure.subplots(1, len(matrices), squeeze=False)[0]
+    first_novel = len(names) - sum(novel)
+    for axes, (title, matrix) in zip(panels, sorted_ones.items(), strict=True):
+        image = axes.imshow(matrix, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+        if 0 < first_novel < len(names):
+            axes.axhline(first_novel - 0.5, color=NOVEL_COLOUR, linewidth=1.2)
+            axes.axvline(first_novel - 0.5, color=NOVEL_COLOUR, linewidth=1.2)
+        axes.set_title(title, size=11)
+        axes.set_xlabel("text embedding of")
+        size = min(7.0, 420 / max(len(names), 1))
+        labels = [names[i] for i in order]
+        axes.set_xticks(range(len(names)), labels, rotation=90, size=size)
+        axes.set_yticks(range(len(names)), labels, size=size)
+        for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
+            for tick in ticks[first_novel:]:
+                tick.set_color(NOVEL_COLOUR)
+    panels[0].set_ylabel("regions of")
+    figure.colorbar(image, ax=panels, shrink=0.6, label="mean cosine")
+    return figure

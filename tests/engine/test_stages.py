@@ -1,0 +1,191 @@
+"""An experiment of several commands: once each, in order, and on from any interruption."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from vild.engine.stages import Stage, StageFailed, StageRunner, read_records, shown_time
+
+# appends a line to its output `a.txt`; waits while a file `a.hold` is there
+SCRIPT = """
+import sys, time
+from pathlib import Path
+out, word = Path(sys.argv[1]), sys.argv[2]
+with out.open("a") as file:
+    file.write(word + "\\n")
+print("wrote", word, flush=True)
+while out.with_suffix(".hold").exists():
+    time.sleep(0.02)
+if word == "bad":
+    sys.exit("no luck")
+"""
+
+
+def run_as_program(folder: Path) -> None:
+    """What a process of its own does, to receive signals."""
+    try:
+        run(chain(folder), folder)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def stage(folder: Path, name: str, *after: str, word: str = "good") -> Stage:
+    script = folder / "script.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    output = folder / f"{name}.txt"
+    return Stage(name, f"do {name}", (str(script), str(output), word), (output,), after)
+
+
+def chain(folder: Path) -> list[Stage]:
+    return [stage(folder, "a"), stage(folder, "b", "a"), stage(folder, "c", "b")]
+
+
+def run(stages: list[Stage], folder: Path, jobs: int = 1) -> bool:
+    return StageRunner(stages, folder / "records", jobs, progress=False).run()
+
+
+def lines(folder: Path, name: str) -> list[str]:
+    return (folder / f"{name}.txt").read_text(encoding="utf-8").split()
+
+
+def test_each_command_runs_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stages = chain(tmp_path)
+    assert run(stages, tmp_path)
+    said = capsys.readouterr().out
+    assert [said.index(s.shown) for s in stages] == sorted(said.index(s.shown) for s in stages)
+    assert not run(stages, tmp_path)
+    assert all(lines(tmp_path, name) == ["good"] for name in "abc")
+    records = read_records(tmp_path / "records")
+    assert [r.title for r in records] == ["do a", "do b", "do c"]
+    assert [r.command for r in records] == [s.shown for s in stages]
+    assert all(r.seconds > 0 and r.peak_bytes > 2**20 for r in records)
+
+
+def test_a_changed_command_runs_again_with_all_that_need_it(tmp_path: Path) -> None:
+    stages = chain(tmp_path)
+    run(stages, tmp_path)
+    stages[1] = stage(tmp_path, "b", "a", word="better")
+    assert run(stages, tmp_path)
+    # the outputs of the run before are gone, not added to
+    assert [lines(tmp_path, name) for name in "abc"] == [["good"], ["better"], ["good"]]
+    first, _, last = read_records(tmp_path / "records")
+    assert last.identity["after"] != {"b": first.run}
+
+
+def test_a_lost_output_is_made_again(tmp_path: Path) -> None:
+    stages = chain(tmp_path)
+    run(stages, tmp_path)
+    (tmp_path / "b.txt").unlink()
+    assert run(stages, tmp_path)
+    assert lines(tmp_path, "b") == ["good"]
+    assert not run(stages, tmp_path)
+
+
+def test_outputs_that_a_command_looks_after_are_kept(tmp_path: Path) -> None:
+    (first, *_) = chain(tmp_path)
+    run([first], tmp_path)
+    changed = replace(stage(tmp_path, "a", word="more"), keep=True)
+    run([changed], tmp_path)
+    assert lines(tmp_path, "a") == ["good", "more"]
+
+
+def test_a_failed_command_ends_the_run_and_is_tried_again(tmp_path: Path) -> None:
+    stages = chain(tmp_path)
+    stages[1] = stage(tmp_path, "b", "a", word="bad")
+    with pytest.raises(StageFailed, match=r"do b failed: exit code 1[\s\S]*no luck") as failure:
+        run(stages, tmp_path)
+    assert stages[1].shown in str(failure.value)
+    assert not (tmp_path / "c.txt").exists()
+    stages[1] = stage(tmp_path, "b", "a")
+    run(stages, tmp_path)
+    assert [lines(tmp_path, name) for name in "abc"] == [["good"]] * 3
+
+
+def test_a_command_that_writes_nothing_has_failed(tmp_path: Path) -> None:
+    (first, *_) = chain(tmp_path)
+    with pytest.raises(StageFailed, match=r"it did not write .*elsewhere"):
+        run([replace(first, outputs=(tmp_path / "elsewhere",))], tmp_path)
+
+
+def test_side_by_side(tmp_path: Path) -> None:
+    """Two commands that wait for each other end only if both run at a time."""
+    script = tmp_path / "meet.py"
+    script.write_text(
+        "import sys, time\nfrom pathlib import Path\nmine, other = map(Path, sys.argv[1:])\n"
+        "mine.touch()\nwhile not other.exists():\n    time.sleep(0.02)\n",
+        encoding="utf-8",
+    )
+    one, two = tmp_path / "one", tmp_path / "two"
+    stages = [
+        Stage("one", "one", (str(script), str(one), str(two)), (one,)),
+        Stage("two", "two", (str(script), str(two), str(one)), (two,)),
+    ]
+    assert run(stages, tmp_path, jobs=2)
+
+
+def test_refuses_stages_in_the_wrong_order(tmp_path: Path) -> None:
+    first, second, _ = chain(tmp_path)
+    with pytest.raises(ValueError, match=r"'b' before \['a'\]"):
+        StageRunner([second, first], tmp_path)
+    with pytest.raises(ValueError, match="'a' twice"):
+        StageRunner([first, first], tmp_path)
+    with pytest.raises(ValueError, match="1 or more"):
+        StageRunner([first], tmp_path, jobs=0)
+    with pytest.raises(ValueError, match="found none"):
+        read_records(tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_in_every_stage(tmp_path: Path, number: signal.Signals) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.hold").touch()
+        # forked, since importing torch anew takes seconds
+        process = get_context("fork").Process(target=run_as_program, args=(tmp_path,))
+        process.start()
+        wait_for(tmp_path / f"{name}.txt")
+        with pytest.raises(ValueError, match="another run is at work"):
+            run(chain(tmp_path), tmp_path)
+        os.kill(process.pid, number)
+        process.join(30)
+        assert process.exitcode == (-number if number == signal.SIGKILL else 130)
+        if number == signal.SIGKILL:  # its command is still there, and keeps others out
+            with pytest.raises(ValueError, match="killed one left behind"):
+                run(chain(tmp_path), tmp_path)
+        (tmp_path / f"{name}.hold").unlink()
+        wait_until_free(tmp_path)
+    run(chain(tmp_path), tmp_path)
+    # begun twice, with what it had written the first time
+    assert all(lines(tmp_path, name) == ["good", "good"] for name in "abc")
+
+
+def wait_for(file: Path) -> None:
+    deadline = time.monotonic() + 60
+    before = file.stat().st_size if file.exists() else 0
+    while not file.exists() or file.stat().st_size == before:
+        assert time.monotonic() < deadline, f"{file} did not come"
+        time.sleep(0.02)
+
+
+def wait_until_free(folder: Path) -> None:
+    """Until no command of a killed runner is left."""
+    for _ in range(500):
+        try:
+            StageRunner([], folder / "records").run()
+        except ValueError:
+            time.sleep(0.02)
+        else:
+            return
+    raise AssertionError("a command is left")
+
+
+def test_times_for_people() -> None:
+    assert shown_time(7.6) == "8 s"
+    assert shown_time(125) == "2 min 5 s"

@@ -1,0 +1,73 @@
+"""The methods that the paper compares, in the order of its tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shapes_experiment.pipeline import Pipeline
+from vild.engine.stages import Stage
+
+# The L1 norm of a difference of unit vectors grows with the root of D. The paper's w is for CLIP's
+# D = 512; the teacher of shapes has 64, so the same w is sqrt(512 / 64) times as much here.
+W_SCALE = (512 / 64) ** 0.5
+
+
+def distill(w: float) -> tuple[str, str]:
+    """The configuration's weight for a w of the paper."""
+    return "MODEL.VILD.DISTILL.WEIGHT", f"{w * W_SCALE:.3f}"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table.
+
+    Attributes:
+        label: in the table.
+        config: file in configs/shapes, without its ending.
+        options: KEY VALUE pairs.
+        scores: the method whose checkpoint it scores in another way; empty: it is trained.
+        novel_labelled: whether it is trained on annotations of novel classes too.
+    """
+
+    label: str
+    config: str
+    options: tuple[str, ...] = ()
+    scores: str = ""
+    novel_labelled: bool = False
+
+    def stage(self, pipeline: Pipeline, name: str) -> Stage:
+        """How it is trained and evaluated."""
+        title = f"{self.label}, seed {pipeline.seed}"
+        if self.scores:
+            return pipeline.evaluate(name, self.config, title, *self.options, trained=self.scores)
+        options = self.options
+        if self.novel_labelled:
+            options += ("DATASETS.TRAIN", f'("{pipeline.data}_train",)')
+        return pipeline.train(name, self.config, title, *options, weights=pipeline.baseline)
+
+
+METHODS = {
+    "supervised": Method("supervised, novel classes labelled", "supervised", novel_labelled=True),
+    "supervised_base": Method("supervised, base classes", "supervised"),
+    "clip": Method("CLIP on cropped regions", "clip_on_crops", scores="rpn_baseline"),
+    "text": Method("ViLD-text", "vild_text"),
+    "text_clip": Method("ViLD-text + CLIP", "vild_text_clip", scores="text"),
+    "image": Method("ViLD-image", "vild_image", distill(0.5)),
+    "vild_0": Method("ViLD, w = 0", "vild_vild", distill(0)),
+    "vild_0.1": Method("ViLD, w = 0.1", "vild_vild", distill(0.1)),
+    "vild": Method("ViLD, w = 0.5", "vild_vild", distill(0.5)),
+    "vild_1": Method("ViLD, w = 1", "vild_vild", distill(1)),
+    "ensemble": Method("ViLD-ensemble, w = 0.5", "vild_ensemble", distill(0.5)),
+    "text_head": Method(
+        "- its text head alone",
+        "vild_ensemble",
+        ("MODEL.VILD.FUSION_WEIGHTS", "[1.0, 1.0]"),
+        scores="ensemble",
+    ),
+    "image_head": Method(
+        "- its image head alone",
+        "vild_ensemble",
+        ("MODEL.VILD.FUSION_WEIGHTS", "[0.0, 0.0]"),
+        scores="ensemble",
+    ),
+}

@@ -1,0 +1,205 @@
+"""The commands of the experiment, from making the data to evaluating each method.
+
+Every one is a command of this project that LVIS takes too, with `configs/shapes/*.yaml`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vild.data.shapes.dataset import shapes_folder
+from vild.engine.stages import Stage
+
+TRAIN_NET = "projects/ViLD/train_net.py"
+PROPOSALS = 100  # a picture, kept in the stores
+DISTILLED_REGIONS = 60  # of them, embedded by the teacher for training
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Stages of one data seed.
+
+    Attributes:
+        folder: of everything but the pictures; `output/shapes` is where the configs look for it.
+        seed: of the data and of the trainings.
+        options: KEY VALUE pairs of the configuration, for every training and evaluation.
+        prefix: of the stages' names, where several pipelines are run together.
+    """
+
+    folder: Path = Path("output/shapes")
+    seed: int = 0
+    options: tuple[str, ...] = ()
+    prefix: str = ""
+
+    @property
+    def data(self) -> str:
+        """What the data sets' names begin with."""
+        return f"shapes_seed{self.seed}" if self.seed else "shapes"
+
+    @property
+    def baseline(self) -> Path:
+        """Checkpoint that proposals come from and that every detector begins with."""
+        return self.folder / "rpn_baseline" / "model_final.pth"
+
+    def prepare(self, baseline_options: tuple[str, ...] = ()) -> list[Stage]:
+        """Stages up to the region embeddings; the first draws the pictures.
+
+        Args:
+            baseline_options: KEY VALUE pairs for the training of the class-agnostic detector.
+        """
+        pictures, text = shapes_folder(self.seed), self.folder / "text.safetensors"
+        splits = (f"{self.data}_train_base", f"{self.data}_val")
+        make = ("tools/make_shapes.py", *(("--seed", str(self.seed)) if self.seed else ()))
+        stages = [
+            Stage(
+                self._name("shapes"),
+                "draw the pictures of `shapes`",
+                make,
+                (pictures / "shapes.json",),
+                seconds=27,
+                keep=True,
+            ),
+            Stage(
+                self._name("text_embeddings"),
+                "embed the names of its classes by its own small CLIP",
+                (
+                    *("tools/extract_text_embeddings.py", "--vocabulary", f"{self.data}_val"),
+                    *("--model", "vild-shapes", "--out", str(text)),
+                ),
+                (text,),
+                (self._name("shapes"),),
+                seconds=10,
+            ),
+            self.train(
+                *("rpn_baseline", "rpn_baseline"),
+                "train the class-agnostic detector on base classes",
+                *baseline_options,
+                weights=None,
+                seconds=215,
+            ),
+        ]
+        proposals, embeddings = self.folder / "proposals", self.folder / "embeddings"
+        stages.append(
+            Stage(
+                self._name("proposals"),
+                "extract its proposals",
+                (
+                    *("tools/extract_proposals.py", "--weights", str(self.baseline)),
+                    *("--config-file", "configs/shapes/rpn_baseline.yaml"),
+                    *("--topk", str(PROPOSALS), "--out-dir", str(proposals)),
+                    *(word for split in splits for word in ("--split", split)),
+                ),
+                tuple(proposals / split for split in splits),
+                (self._name("rpn_baseline"),),
+                seconds=70,
+            )
+        )
+        for split, regions, stem in zip(
+            splits, (DISTILLED_REGIONS, PROPOSALS), ("train", "val"), strict=True
+        ):
+            stages.append(
+                Stage(
+                    self._name(f"embeddings_{stem}"),
+                    f"embed the regions of {split} by the CLIP",
+                    (
+                        *("tools/extract_image_embeddings.py", "--split", split),
+                        *("--proposals", str(proposals / split), "--regions", str(regions)),
+                        *("--model", "vild-shapes", "--pretrained", ""),
+                        *("--out-dir", str(embeddings)),
+                    ),
+                    (embeddings / split,),
+                    (self._name("proposals"),),
+                    seconds=50 if stem == "train" else 25,
+                )
+            )
+        return stages
+
+    def train(
+        self,
+        name: str,
+        config: str,
+        title: str,
+        *options: str,
+        weights: Path | None,
+        seconds: float = 200,
+    ) -> Stage:
+        """A training that is evaluated at its end.
+
+        Args:
+            name: of the stage and of its folder.
+            config: file in configs/shapes, without its ending.
+            title: of the stage.
+            *options: KEY VALUE pairs.
+            weights: to begin with; None: random ones.
+            seconds: about how long it takes.
+        """
+        after = ("embeddings_train", "embeddings_val") if weights else ("shapes", "text_embeddings")
+        begin = ("MODEL.WEIGHTS", str(weights)) if weights else ()
+        return Stage(
+            self._name(name),
+            title,
+            (
+                *(TRAIN_NET, "--resume", "--config-file", f"configs/shapes/{config}.yaml"),
+                *(*begin, *self._paths(name, training=True), *self.options, *options),
+            ),
+            (self.folder / name,),
+            tuple(map(self._name, after)),
+            seconds,
+        )
+
+    def evaluate(
+        self,
+        name: str,
+        config: str,
+        title: str,
+        *options: str,
+        trained: str,
+        seconds: float = 30,
+    ) -> Stage:
+        """Evaluate the checkpoint of a training in another way.
+
+        Args:
+            name: of the stage and of its folder.
+            config: file in configs/shapes, without its ending.
+            title: of the stage.
+            *options: KEY VALUE pairs.
+            trained: stage of the training.
+            seconds: about how long it takes.
+        """
+        weights = self.folder / trained / "model_final.pth"
+        return Stage(
+            self._name(name),
+            title,
+            (
+                *(TRAIN_NET, "--eval-only", "--eval", "bbox"),
+                *("--config-file", f"configs/shapes/{config}.yaml", "MODEL.WEIGHTS", str(weights)),
+                *(*self._paths(name, training=False), *self.options, *options),
+            ),
+            (self.folder / name,),
+            tuple(map(self._name, (trained, "embeddings_val"))),
+            seconds,
+        )
+
+    def metrics(self, name: str) -> Path:
+        """Json of a stage's figures."""
+        return self.folder / name / f"{self.data}_val_metrics.json"
+
+    def _name(self, name: str) -> str:
+        return f"{self.prefix}{name}"
+
+    def _paths(self, name: str, training: bool) -> tuple[str, ...]:
+        """What differs from the configs' own paths and names."""
+        options = ["OUTPUT_DIR", str(self.folder / name)]
+        if self == Pipeline(options=self.options, prefix=self.prefix):
+            return tuple(options)
+        embeddings = self.folder / "embeddings"
+        options += ["MODEL.VILD.TEXT_EMBEDDINGS", str(self.folder / "text.safetensors")]
+        if training:
+            options += ["SEED", str(self.seed)]
+            options += ["DATASETS.TRAIN", f'("{self.data}_train_base",)']
+            options += ["MODEL.VILD.DISTILL.STORE", str(embeddings / f"{self.data}_train_base")]
+        if name != "rpn_baseline":
+            options += ["DATASETS.TEST", f'("{self.data}_val",)']
+            options += ["DATASETS.PROPOSAL_FILES_TEST", f'("{embeddings / self.data}_val",)']
+        return tuple(options)

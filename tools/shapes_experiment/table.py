@@ -1,0 +1,64 @@
+"""Figures of several seeds: mean and standard deviation, as a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from shapes_experiment.methods import METHODS
+from shapes_experiment.pipeline import Pipeline
+from vild.data.files import atomic_path
+
+COLUMNS = ("AP", "APr", "APc", "APf")
+Results = Mapping[str, Mapping[str, Mapping[str, float]]]  # method -> seed -> metric -> percent
+
+
+def collect(pipelines: Sequence[Pipeline], methods: Sequence[str]) -> Results:
+    """Box AP of each method and seed.
+
+    Raises:
+        ValueError: a file of figures without boxes.
+    """
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    for method in methods:
+        results[method] = {}
+        for pipeline in pipelines:
+            contents: Any = json.loads(pipeline.metrics(method).read_text(encoding="utf-8"))
+            metrics = contents.get("metrics", contents)["bbox"]
+            results[method][str(pipeline.seed)] = {name: metrics[name] for name in COLUMNS}
+    return results
+
+
+def summary(results: Results, method: str, column: str) -> tuple[float, float]:
+    """Mean and sample standard deviation over the seeds; of one seed the deviation is 0."""
+    values = [figures[column] for figures in results[method].values()]
+    return fmean(values), stdev(values) if len(values) > 1 else 0.0
+
+
+def to_markdown(results: Results) -> str:
+    """The table, as Markdown."""
+    seeds = next(iter(results.values()))
+    lines = [
+        f"| box AP on `shapes_seed{{{','.join(seeds)}}}_val` | {' | '.join(COLUMNS)} |",
+        f"| --- |{' ---: |' * len(COLUMNS)}",
+    ]
+    for method in results:
+        cells = []
+        for column in COLUMNS:
+            mean, deviation = summary(results, method, column)
+            cells.append(f"{mean:.1f} ± {deviation:.1f}")
+        lines.append(f"| {METHODS[method].label} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_results(folder: Path, results: Results) -> None:
+    """Write ``results.json`` and ``results.md``."""
+    for name, text in (
+        ("results.json", json.dumps(results, indent=1) + "\n"),
+        ("results.md", to_markdown(results)),
+    ):
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
