@@ -43,17 +43,15 @@ def main() -> int:
     parser = build_parser()
     args = parser.parse_args()
     pipelines = [
-        # boxes alone: the paper's claims are about classes
-        Pipeline(
-            *(args.out_dir / f"seed{seed}", seed, ("MODEL.MASK_ON", "False", *args.opts)),
-            prefix=f"seed{seed}_",
-        )
+        Pipeline(args.out_dir / f"seed{seed}", seed, tuple(args.opts), f"seed{seed}_")
         for seed in args.seeds
     ]
     stages = []
     for pipeline in pipelines:
         stages += pipeline.prepare()
-        stages += [METHODS[name].stage(pipeline, name) for name in METHODS if name in args.only]
+        for name in METHODS:
+            if name in args.only:
+                stages += METHODS[name].stages(pipeline, name)
     begin = time.monotonic()
     try:
         StageRunner(stages, args.out_dir / "stages", args.jobs).run()

@@ -57,6 +57,11 @@ def build_parser() -> argparse.ArgumentParser:
     encoder.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
     published = parser.add_argument_group("embeddings that somebody published")
     published.add_argument("--import", dest="import_file", metavar="NPY", help="(K, D) or (D, K)")
+    published.add_argument(
+        "--import-classes",
+        metavar="VOCABULARY",
+        help="what its K rows are, if they are more classes than --vocabulary, or in another order",
+    )
     published.add_argument("--layout", default="auto", choices=("auto", "kd", "dk"))
     published.add_argument("--temperature", type=float, default=CLIP_TEMPERATURE)
     return parser
@@ -73,9 +78,10 @@ def run(args: argparse.Namespace) -> TextEmbeddings:
     vocabulary = Vocabulary.load(args.vocabulary, novel)
     if args.import_file:
         teacher_name = f"{args.model}/{args.pretrained}"
+        rows = Vocabulary.load(args.import_classes) if args.import_classes else vocabulary
         return import_embeddings(
-            args.import_file, vocabulary, teacher_name, args.temperature, args.layout
-        )
+            args.import_file, rows, teacher_name, args.temperature, args.layout
+        ).select(vocabulary)
     teacher = Teacher.load(args.model, args.pretrained, args.device, args.precision)
     return embed_vocabulary(
         teacher, vocabulary, args.templates, args.synonyms, args.batch_size, progress=True

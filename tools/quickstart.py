@@ -74,7 +74,7 @@ def page_stage(pipeline: Pipeline, stages: list[Stage]) -> Stage:
             *(word for run in runs for word in ("--run", run)),
             *("--config-file", "configs/shapes/vild_ensemble.yaml", "--weights", str(weights)),
             *("--regions", str(pipeline.folder / "embeddings" / f"{pipeline.data}_val")),
-            *("--stages", str(OUTPUT / "stages")),
+            *("--stages", str(OUTPUT / "stages"), *pipeline.options),
         ),
         (PAGE,),
         tuple(stage.name for stage in stages),
@@ -100,8 +100,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.parse_args()
-    pipeline = Pipeline()
+    parser.add_argument("--images", type=int, nargs=2, metavar=("TRAIN", "VAL"), help="how many")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of every configuration")
+    args = parser.parse_args()
+    pipeline = Pipeline(
+        options=tuple(args.opts), images=tuple(args.images) if args.images else None
+    )
     runner = StageRunner(build_stages(pipeline), OUTPUT / "stages")
     begin = time.monotonic()
     try:

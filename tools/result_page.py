@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="html file")
     parser.add_argument("--title", default="ViLD: open-vocabulary detection")
     parser.add_argument("--task", choices=("bbox", "segm"), default="bbox", help="of all figures")
-    parser.add_argument("--pictures", type=int, default=12, help="how many")
+    parser.add_argument("--pictures", type=int, default=10, help="how many")
     parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that is drawn")
     group = parser.add_argument_group("heat map of region against text embeddings")
     group.add_argument("--config-file", help="of the detector whose regions are shown")

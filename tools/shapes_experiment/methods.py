@@ -25,7 +25,7 @@ class Method:
         label: in the table.
         config: file in configs/shapes, without its ending.
         options: KEY VALUE pairs.
-        scores: the method whose checkpoint it scores in another way; empty: it is trained.
+        scores: stage of the training whose checkpoint it scores; empty: it is trained itself.
         novel_labelled: whether it is trained on annotations of novel classes too.
     """
 
@@ -35,23 +35,43 @@ class Method:
     scores: str = ""
     novel_labelled: bool = False
 
-    def stage(self, pipeline: Pipeline, name: str) -> Stage:
-        """How it is trained and evaluated."""
+    def stages(self, pipeline: Pipeline, name: str) -> list[Stage]:
+        """Its training, unless it scores that of another method, and its evaluation."""
         title = f"{self.label}, seed {pipeline.seed}"
         if self.scores:
-            return pipeline.evaluate(name, self.config, title, *self.options, trained=self.scores)
+            trained = self.scores
+            return [pipeline.evaluate(name, self.config, title, *self.options, trained=trained)]
+        trained = training(name)
         options = self.options
         if self.novel_labelled:
             options += ("DATASETS.TRAIN", f'("{pipeline.data}_train",)')
-        return pipeline.train(name, self.config, title, *options, weights=pipeline.baseline)
+        return [
+            pipeline.train(
+                *(trained, self.config, f"train {title}", *options),
+                weights=pipeline.baseline,
+                test=False,
+            ),
+            pipeline.evaluate(name, self.config, f"evaluate {title}", trained=trained),
+        ]
+
+
+def training(method: str) -> str:
+    """Stage, and folder, of a method's training."""
+    return f"{method}_training"
 
 
 METHODS = {
+    "oracle": Method(
+        "ViLD-text, novel classes labelled",
+        "vild_text",
+        ("MODEL.VILD.ZERO_SHOT", "False"),
+        novel_labelled=True,
+    ),
     "supervised": Method("supervised, novel classes labelled", "supervised", novel_labelled=True),
     "supervised_base": Method("supervised, base classes", "supervised"),
     "clip": Method("CLIP on cropped regions", "clip_on_crops", scores="rpn_baseline"),
     "text": Method("ViLD-text", "vild_text"),
-    "text_clip": Method("ViLD-text + CLIP", "vild_text_clip", scores="text"),
+    "text_clip": Method("ViLD-text + CLIP", "vild_text_clip", scores=training("text")),
     "image": Method("ViLD-image", "vild_image", distill(0.5)),
     "vild_0": Method("ViLD, w = 0", "vild_vild", distill(0)),
     "vild_0.1": Method("ViLD, w = 0.1", "vild_vild", distill(0.1)),
@@ -62,12 +82,12 @@ METHODS = {
         "- its text head alone",
         "vild_ensemble",
         ("MODEL.VILD.FUSION_WEIGHTS", "[1.0, 1.0]"),
-        scores="ensemble",
+        scores=training("ensemble"),
     ),
     "image_head": Method(
         "- its image head alone",
         "vild_ensemble",
         ("MODEL.VILD.FUSION_WEIGHTS", "[0.0, 0.0]"),
-        scores="ensemble",
+        scores=training("ensemble"),
     ),
 }

@@ -25,12 +25,14 @@ class Pipeline:
         seed: of the data and of the trainings.
         options: KEY VALUE pairs of the configuration, for every training and evaluation.
         prefix: of the stages' names, where several pipelines are run together.
+        images: number of training and of validation pictures; None: as make_shapes.py has it.
     """
 
     folder: Path = Path("output/shapes")
     seed: int = 0
     options: tuple[str, ...] = ()
     prefix: str = ""
+    images: tuple[int, int] | None = None
 
     @property
     def data(self) -> str:
@@ -50,12 +52,16 @@ class Pipeline:
         """
         pictures, text = shapes_folder(self.seed), self.folder / "text.safetensors"
         splits = (f"{self.data}_train_base", f"{self.data}_val")
-        make = ("tools/make_shapes.py", *(("--seed", str(self.seed)) if self.seed else ()))
+        make = ["tools/make_shapes.py"]
+        if self.seed:
+            make += ["--seed", str(self.seed)]
+        if self.images:
+            make += ["--train-images", str(self.images[0]), "--val-images", str(self.images[1])]
         stages = [
             Stage(
                 self._name("shapes"),
                 "draw the pictures of `shapes`",
-                make,
+                tuple(make),
                 (pictures / "shapes.json",),
                 seconds=27,
                 keep=True,
@@ -76,6 +82,7 @@ class Pipeline:
                 "train the class-agnostic detector on base classes",
                 *baseline_options,
                 weights=None,
+                test=False,
                 seconds=215,
             ),
         ]
@@ -122,9 +129,10 @@ class Pipeline:
         title: str,
         *options: str,
         weights: Path | None,
+        test: bool = True,
         seconds: float = 200,
     ) -> Stage:
-        """A training that is evaluated at its end.
+        """A training.
 
         Args:
             name: of the stage and of its folder.
@@ -132,6 +140,7 @@ class Pipeline:
             title: of the stage.
             *options: KEY VALUE pairs.
             weights: to begin with; None: random ones.
+            test: whether it is evaluated at its end.
             seconds: about how long it takes.
         """
         after = ("embeddings_train", "embeddings_val") if weights else ("shapes", "text_embeddings")
@@ -141,7 +150,7 @@ class Pipeline:
             title,
             (
                 *(TRAIN_NET, "--resume", "--config-file", f"configs/shapes/{config}.yaml"),
-                *(*begin, *self._paths(name, training=True), *self.options, *options),
+                *(*begin, *self._paths(name, True, test), *self.options, *options),
             ),
             (self.folder / name,),
             tuple(map(self._name, after)),
@@ -174,7 +183,7 @@ class Pipeline:
             (
                 *(TRAIN_NET, "--eval-only", "--eval", "bbox"),
                 *("--config-file", f"configs/shapes/{config}.yaml", "MODEL.WEIGHTS", str(weights)),
-                *(*self._paths(name, training=False), *self.options, *options),
+                *(*self._paths(name, False, True), *self.options, *options),
             ),
             (self.folder / name,),
             tuple(map(self._name, (trained, "embeddings_val"))),
@@ -188,18 +197,20 @@ class Pipeline:
     def _name(self, name: str) -> str:
         return f"{self.prefix}{name}"
 
-    def _paths(self, name: str, training: bool) -> tuple[str, ...]:
+    def _paths(self, name: str, train: bool, test: bool) -> tuple[str, ...]:
         """What differs from the configs' own paths and names."""
         options = ["OUTPUT_DIR", str(self.folder / name)]
-        if self == Pipeline(options=self.options, prefix=self.prefix):
-            return tuple(options)
+        own = (self.folder, self.seed) != (Pipeline.folder, Pipeline.seed)
         embeddings = self.folder / "embeddings"
-        options += ["MODEL.VILD.TEXT_EMBEDDINGS", str(self.folder / "text.safetensors")]
-        if training:
+        if own:
+            options += ["MODEL.VILD.TEXT_EMBEDDINGS", str(self.folder / "text.safetensors")]
+        if own and train:
             options += ["SEED", str(self.seed)]
             options += ["DATASETS.TRAIN", f'("{self.data}_train_base",)']
             options += ["MODEL.VILD.DISTILL.STORE", str(embeddings / f"{self.data}_train_base")]
-        if name != "rpn_baseline":
+        if own and test:
             options += ["DATASETS.TEST", f'("{self.data}_val",)']
             options += ["DATASETS.PROPOSAL_FILES_TEST", f'("{embeddings / self.data}_val",)']
+        if not test:
+            options += ["DATASETS.TEST", "()"]
         return tuple(options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +130,25 @@ class TextEmbeddings:
             header["templates"],
             json.loads(header["synonyms"]),
         )
+
+    def select(self, vocabulary: Vocabulary) -> TextEmbeddings:
+        """The embeddings of some of the classes.
+
+        Args:
+            vocabulary: K' classes by name; its novel flags and synonyms are taken over.
+
+        Raises:
+            ValueError: a class that has no embedding here.
+        """
+        row_of = {name: row for row, name in enumerate(self.vocabulary.names)}
+        missing = [name for name in vocabulary.names if name not in row_of]
+        if missing:
+            raise ValueError(
+                f"expected an embedding of every class, but there is none of {missing[0]!r} among "
+                f"{len(row_of)} ({', '.join(self.vocabulary.names[:3])}, ...)"
+            )
+        rows = [row_of[name] for name in vocabulary.names]
+        return replace(self, embeddings=self.embeddings[rows], vocabulary=vocabulary)
 
     def check_classes(self, names: Sequence[str], where: str) -> None:
         """Refuse a class list other than the embeddings' own.

@@ -369,12 +369,17 @@ def read_records(folder: str | os.PathLike[str]) -> list[Record]:
     """Records of the stages that are finished in a runner's folder, in their order.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or one is damaged or of another version.
     """
-    found = [_read_json(file) for file in Path(folder).glob("*.json")]
+    found = []
+    for file in Path(folder).glob("*.json"):
+        try:
+            found.append(Record(**_read_json(file)))
+        except TypeError:
+            raise ValueError(f"{file} is no record of a stage, or one of another version") from None
     if not found:
         raise ValueError(f"expected records of finished stages in {folder}, found none")
-    return sorted((Record(**contents) for contents in found), key=lambda record: record.number)
+    return sorted(found, key=lambda record: record.number)
 
 
 def shown_time(seconds: float) -> str:

@@ -90,7 +90,7 @@ def plot_class_ap(
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.legend(loc="upper right", ncols=3, frameon=False, size=9)
+    axes.legend(loc="upper right", ncols=3, frameon=False, fontsize=9)
     return figure
 
 

@@ -1,0 +1,134 @@
+"""The experiment on shapes: its commands, its table and its verdict."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from detectron2.config import get_cfg
+
+import benchmark_shapes
+import quickstart
+from shapes_experiment.methods import METHODS, distill
+from shapes_experiment.pipeline import TRAIN_NET, Pipeline
+from shapes_experiment.table import collect, summary, to_markdown
+from vild.config import add_vild_config
+from vild.engine import parse
+from vild.engine.stages import Stage, StageRunner
+
+
+def all_stages(pipeline: Pipeline) -> list[Stage]:
+    stages = pipeline.prepare()
+    for name, method in METHODS.items():
+        stages += method.stages(pipeline, name)
+    return stages
+
+
+def configuration(stage: Stage, repository: Path) -> Any:
+    args = parse(list(stage.command[1:]))
+    cfg = get_cfg()
+    add_vild_config(cfg)
+    cfg.merge_from_file(str(repository / args.config_file))
+    cfg.merge_from_list(args.opts)
+    return cfg
+
+
+def test_every_configuration_of_a_seed_is_of_that_seed(repository: Path) -> None:
+    folder = Path("output/x/seed7")
+    stages = {s.name: s for s in all_stages(Pipeline(folder, 7, prefix="p_"))}
+    StageRunner(list(stages.values()), "unused")  # in an order in which they can run
+    trainings = [s for s in stages.values() if s.command[0] == TRAIN_NET]
+    assert len(trainings) > 20
+    outputs = set()
+    for stage in trainings:
+        cfg = configuration(stage, repository)
+        outputs.add(cfg.OUTPUT_DIR)
+        own = [*cfg.DATASETS.TEST, *cfg.DATASETS.PROPOSAL_FILES_TEST]
+        if "--eval-only" not in stage.command:
+            own += [*cfg.DATASETS.TRAIN, cfg.MODEL.VILD.DISTILL.STORE]
+            assert cfg.SEED == 7
+            novel = cfg.DATASETS.TRAIN == ("shapes_seed7_train",)
+            assert novel == ("supervised_training" in stage.name or "oracle" in stage.name)
+        assert own
+        assert all("shapes_seed7_" in each for each in own)
+        assert str(folder / "text.safetensors") == cfg.MODEL.VILD.TEXT_EMBEDDINGS
+        begins_anew = stage.name == "p_rpn_baseline"
+        assert begins_anew or str(folder) in cfg.MODEL.WEIGHTS
+    assert len(outputs) == len(trainings)
+
+
+def test_weights_of_distillation_are_the_papers_for_another_dimension(repository: Path) -> None:
+    assert distill(0.5)[1] == "1.414"
+    stages = {s.name: s for s in all_stages(Pipeline())}
+    found = {
+        name: configuration(stages[f"{name}_training"], repository).MODEL.VILD.DISTILL.WEIGHT
+        for name in ("vild_0", "vild_0.1", "vild", "vild_1", "ensemble")
+    }
+    assert found == {
+        "vild_0": 0,
+        "vild_0.1": 0.283,
+        "vild": 1.414,
+        "vild_1": 2.828,
+        "ensemble": 1.414,
+    }
+
+
+def test_the_table_has_means_and_deviations(tmp_path: Path) -> None:
+    pipelines = [Pipeline(tmp_path / str(seed), seed) for seed in (1, 2)]
+    for pipeline, ap in zip(pipelines, (10.0, 20.0), strict=True):
+        file = pipeline.metrics("text")
+        file.parent.mkdir(parents=True)
+        box = {"AP": ap, "APr": ap / 2, "APc": 1.0, "APf": 2.0, "AP50": 3.0}
+        file.write_text(json.dumps({"metrics": {"bbox": box}}), encoding="utf-8")
+    results = collect(pipelines, ["text"])
+    assert summary(results, "text", "AP") == (15.0, pytest.approx(50**0.5))
+    assert summary(collect(pipelines[:1], ["text"]), "text", "AP") == (10.0, 0.0)
+    assert to_markdown(results).splitlines()[2] == (
+        "| ViLD-text | 15.0 ± 7.1 | 7.5 ± 3.5 | 1.0 ± 0.0 | 2.0 ± 0.0 |"
+    )
+
+
+@pytest.mark.parametrize(("ensemble", "holds"), [(30.1, True), (30.0, False), (20.0, False)])
+def test_the_quickstart_says_whether_it_holds(tmp_path: Path, ensemble: float, holds: bool) -> None:
+    pipeline = Pipeline(tmp_path)
+    for name, ap in (("ensemble", ensemble), ("text_head", 30.0)):
+        file = pipeline.metrics(name)
+        file.parent.mkdir(parents=True)
+        text = json.dumps({"metrics": {"bbox": {"APr": ap}}})
+        file.write_text(text, encoding="utf-8")
+    found, sentence = quickstart.verdict(pipeline)
+    assert found == holds
+    assert f"{ensemble:.1f}" in sentence
+    assert ("NOT" in sentence) != holds
+
+
+def test_the_quickstart_fails_where_it_does_not_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(quickstart, "OUTPUT", tmp_path)
+    monkeypatch.setattr(quickstart, "build_stages", lambda pipeline: [])
+    monkeypatch.setattr(quickstart, "verdict", lambda pipeline: (False, "it does NOT help"))
+    monkeypatch.setattr("sys.argv", ["quickstart.py"])
+    assert quickstart.main() == 1
+    assert "expected the ensemble above its text head" in capsys.readouterr().err
+    monkeypatch.setattr(quickstart, "verdict", lambda pipeline: (True, "it helps"))
+    assert quickstart.main() == 0
+
+
+def test_the_quickstart_is_made_of_the_configs_own_paths(repository: Path) -> None:
+    stages = quickstart.build_stages(Pipeline())
+    StageRunner(stages, "unused")
+    for stage in stages:
+        if stage.command[0] == TRAIN_NET and "--eval-only" not in stage.command:
+            cfg = configuration(stage, repository)
+            assert cfg.MODEL.VILD.TEXT_EMBEDDINGS == "output/shapes/text.safetensors"
+            assert cfg.DATASETS.TRAIN == ("shapes_train_base",)
+    assert sum(stage.seconds for stage in stages) < 12 * 60
+
+
+def test_the_benchmark_runs_three_seeds_that_are_not_the_one_of_the_settings() -> None:
+    args = benchmark_shapes.build_parser().parse_args([])
+    assert args.seeds == [1, 2, 3]
+    assert args.only == list(METHODS)
