@@ -4,10 +4,10 @@ RUN := $(PYTHON) tools/setup_env.py --run
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint format quickstart clean
+.PHONY: help setup test test-slow lint format quickstart benchmark-shapes clean
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 setup:  ## make the environment (.venv, unless a suitable one is active)
 	@$(PYTHON) tools/setup_env.py
@@ -28,8 +28,11 @@ format:  ## let ruff mend what it can
 	@$(RUN) -m ruff check --fix .
 	@$(RUN) -m ruff format .
 
-quickstart:  ## the main job on the embedded benchmark
+quickstart:  ## the paper's experiment on two cores, from nothing to a result page
 	@$(RUN) tools/quickstart.py
+
+benchmark-shapes:  ## every row of the paper's tables on shapes, three seeds (about two hours)
+	@$(RUN) tools/benchmark_shapes.py
 
 clean:  ## remove .venv and all outputs
 	rm -rf .venv .venv.lock output

@@ -18,6 +18,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from vild.config import add_vild_config, register_datasets, scale_schedule, set_zero_shot
+from vild.data import COCO_BASE, COCO_NOVEL
 from vild.data.dataset_mapper import ViLDDatasetMapper
 from vild.modeling import WITH_TEACHER, ViLDBoxHead
 
@@ -81,6 +82,21 @@ def test_custom_data_is_registered_by_the_configuration(tmp_path: Path) -> None:
     assert MetadataCatalog.get("config_birds_val").novel == [False, True]
 
 
+@pytest.fixture
+def coco_mini(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Annotation files without pictures where datasets/coco_mini.yaml looks for them."""
+    categories = [{"id": n, "name": name} for n, name in enumerate((*COCO_BASE, *COCO_NOVEL), 1)]
+    contents = {"images": [], "annotations": [], "categories": categories}
+    (tmp_path / "annotations").mkdir()
+    for split in ("train2017", "val2017"):
+        (tmp_path / split).mkdir()
+        file = tmp_path / "annotations" / f"instances_{split}.json"
+        file.write_text(json.dumps(contents), encoding="utf-8")
+    monkeypatch.setenv("COCO_MINI", str(tmp_path))
+    monkeypatch.chdir(FOLDER.parent)
+
+
+@pytest.mark.usefixtures("coco_mini")
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_recipe_takes_a_step_and_detects(path: Path, tmp_path: Path) -> None:
     """As shipped but for its numbers of channels in the heads, on one small picture."""
@@ -98,6 +114,7 @@ def test_recipe_takes_a_step_and_detects(path: Path, tmp_path: Path) -> None:
         assert cfg.MODEL.VILD.TEXT_EMBEDDINGS or path.stem.startswith("Base")
         cfg.MODEL.VILD.TEXT_EMBEDDINGS = str(tmp_path / "text.safetensors")
         text_embeddings(classes, 768).save(cfg.MODEL.VILD.TEXT_EMBEDDINGS)
+    register_datasets(cfg)
     for name in cfg.DATASETS.TRAIN:
         assert classes in (1, len(MetadataCatalog.get(name).thing_classes))
         zero_shot = not path.stem.startswith("supervised")

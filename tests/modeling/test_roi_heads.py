@@ -247,3 +247,26 @@ def _arguments(heads: ViLDROIHeads) -> dict[str, Any]:
     names = ("batch_size_per_image", "positive_fraction", "proposal_matcher", "num_classes")
     names += ("box_in_features", "box_pooler", "box_head", "box_predictor")
     return {name: getattr(heads, name) for name in names}
+
+
+@pytest.mark.parametrize("variant", DISTILLED)
+def test_embeddings_of_given_regions_are_those_that_are_distilled(
+    variant: str, tmp_path: Path
+) -> None:
+    model = tiny_model(tmp_path, variant, TEXT, "MODEL.VILD.DISTILL.WEIGHT", 1.0)
+    batch = [mapped_image(2, 4, seed=1), mapped_image(1, 3, seed=2)]
+    found = float(losses_of(model, batch)["loss_distill"].detach())
+    images = model.preprocess_image(batch)
+    boxes = [mapped["distill_regions"].proposal_boxes for mapped in batch]
+    student = model.roi_heads.embed_regions(model.backbone(images.tensor), boxes)
+    teacher = torch.cat([mapped["distill_regions"].teacher_embeddings for mapped in batch])
+    teacher = nn.functional.normalize(teacher.float(), dim=1)
+    assert student.shape == teacher.shape
+    assert abs(float((student - teacher).abs().sum(dim=1).mean()) - found) < 1e-5
+
+
+def test_clip_has_no_embeddings_of_its_own(tmp_path: Path) -> None:
+    heads = tiny_model(tmp_path, "text", TEXT).roi_heads
+    heads.variant = "clip"
+    with pytest.raises(ValueError, match="the variant 'clip' has no head"):
+        heads.embed_regions({}, [])

@@ -32,6 +32,7 @@ NEGATIVES = 20  # absent classes that a picture is said to have been searched fo
 FORMAT = 1  # raised whenever the same seed would give other pictures or annotations
 _SPLITS = {"train": 2, "val": 3}  # part of the seed of every picture
 _RECIPE = "shapes.json"
+_MAKING = ".making-"  # with the process id: a folder that is not finished
 
 
 def generate_shapes(
@@ -72,8 +73,8 @@ def generate_shapes(
             return False
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"expected an empty folder or an older 'shapes' at {folder}; it has files")
-    temporary = folder.with_name(f"{folder.name}.making-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = folder.with_name(f"{folder.name}{_MAKING}{os.getpid()}")
+    _remove_leftovers(folder)
     try:
         (temporary / "annotations").mkdir(parents=True)
         with tqdm(total=train_images + val_images, unit="picture", disable=not progress) as bar:
@@ -92,6 +93,14 @@ def generate_shapes(
         "Wrote %d training and %d validation pictures to %s", *list(recipe.values())[2:], folder
     )
     return True
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes have left."""
+    for leftover in folder.parent.glob(f"{folder.name}{_MAKING}*"):
+        process = leftover.name.rpartition("-")[2]
+        if process == str(os.getpid()) or not Path("/proc", process).exists():
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _write_split(
