@@ -11,6 +11,7 @@ from detectron2.config import get_cfg
 
 import benchmark_shapes
 import quickstart
+from shapes_experiment.claims import claims_to_markdown, judge
 from shapes_experiment.methods import METHODS, distill
 from shapes_experiment.pipeline import TRAIN_NET, Pipeline
 from shapes_experiment.table import collect, summary, to_markdown
@@ -132,3 +133,37 @@ def test_the_benchmark_runs_three_seeds_that_are_not_the_one_of_the_settings() -
     args = benchmark_shapes.build_parser().parse_args([])
     assert args.seeds == [1, 2, 3]
     assert args.only == list(METHODS)
+
+
+def three_seeds(**base: tuple[float, float, float]) -> dict[str, dict[str, dict[str, float]]]:
+    """The same figure in every column; a tuple has one a seed."""
+    return {
+        name: {str(n): dict.fromkeys(("AP", "APr", "APc", "APf"), v) for n, v in enumerate(values)}
+        for name, values in base.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("vild", "verdict"),
+    [((16.0, 16.0, 17.0), "holds"), ((12, 12, 13), "does not hold"), ((13, 16, 14), "undecided")],
+)
+def test_a_claim_holds_beyond_the_deviation_or_not_at_all(
+    vild: tuple[float, float, float], verdict: str
+) -> None:
+    findings = judge(three_seeds(vild=vild, text=(10.0, 10.0, 10.0)))
+    first = findings[0]
+    assert first.claim.text.startswith("APr of ViLD / APr of ViLD-text")
+    assert first.margins == pytest.approx([v / 10 - 1.4 for v in vild])
+    assert first.verdict == verdict
+    # claims about methods that were not run are left out
+    assert all(set(f.claim.methods) <= {"vild", "text"} for f in findings)
+    assert f"| {verdict} |" in claims_to_markdown(findings)
+
+
+def test_more_distillation_is_judged_step_by_step() -> None:
+    names = ("vild_0", "vild_0.1", "vild", "vild_1")
+    values = {n: (v, v, v) for n, v in zip(names, (10.0, 11.0, 13.0, 12.0), strict=True)}
+    found = {f.claim.text: f.mean for f in judge(three_seeds(**values))}
+    assert found["APr: w = 0.1 minus w = 0"] == pytest.approx(1.0)
+    assert found["APr: w = 1 minus w = 0.5"] == pytest.approx(-1.0)
+    assert found["base AP: w = 0 minus w = 1"] == pytest.approx(-2.0)

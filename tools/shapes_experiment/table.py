@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from shapes_experiment.methods import METHODS
 from shapes_experiment.pipeline import Pipeline
-from vild.data.files import atomic_path
 
 COLUMNS = ("AP", "APr", "APc", "APf")
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]  # method -> seed -> metric -> percent
@@ -52,13 +50,3 @@ def to_markdown(results: Results) -> str:
             cells.append(f"{mean:.1f} ± {deviation:.1f}")
         lines.append(f"| {METHODS[method].label} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def write_results(folder: Path, results: Results) -> None:
-    """Write ``results.json`` and ``results.md``."""
-    for name, text in (
-        ("results.json", json.dumps(results, indent=1) + "\n"),
-        ("results.md", to_markdown(results)),
-    ):
-        with atomic_path(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")

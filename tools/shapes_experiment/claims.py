@@ -1,0 +1,133 @@
+"""The paper's claims about its methods, put as differences that a seed either shows or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from shapes_experiment.table import Results
+
+Figures = Mapping[str, Mapping[str, float]]  # method -> metric -> percent
+GAIN = 1.4  # what distillation has to multiply the AP of novel classes by
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim.
+
+    Attributes:
+        text: in words.
+        margin: of the figures of one seed; positive where the claim holds.
+        methods: whose figures it takes.
+    """
+
+    text: str
+    margin: Callable[[Figures], float]
+    methods: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the seeds say of a claim.
+
+    Attributes:
+        claim: the claim.
+        margins: one a seed.
+    """
+
+    claim: Claim
+    margins: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean margin."""
+        return fmean(self.margins)
+
+    @property
+    def deviation(self) -> float:
+        """Sample standard deviation of the margins; 0 for one seed."""
+        return stdev(self.margins) if len(self.margins) > 1 else 0.0
+
+    @property
+    def verdict(self) -> str:
+        """Whether the claim holds by more than the deviation over the seeds."""
+        if abs(self.mean) <= self.deviation:
+            return "undecided"
+        return "holds" if self.mean > 0 else "does not hold"
+
+
+def _ahead(
+    column: str, first: str, second: str
+) -> tuple[Callable[[Figures], float], tuple[str, ...]]:
+    return lambda f: f[first][column] - f[second][column], (first, second)
+
+
+def _base(figures: Mapping[str, float]) -> float:
+    return (figures["APc"] + figures["APf"]) / 2
+
+
+def _gain(method: str) -> tuple[Callable[[Figures], float], tuple[str, ...]]:
+    return lambda f: f[method]["APr"] / f["text"]["APr"] - GAIN, (method, "text")
+
+
+_OTHERS = ("clip", "text", "text_clip", "image", "vild")  # than the ensemble, without novel labels
+_WEIGHTS = ("vild_0", "vild_0.1", "vild", "vild_1")
+
+CLAIMS = (
+    Claim(f"APr of ViLD / APr of ViLD-text minus {GAIN}", *_gain("vild")),
+    Claim(f"APr of ViLD-ensemble / APr of ViLD-text minus {GAIN}", *_gain("ensemble")),
+    Claim("AP of ViLD minus AP of ViLD-text", *_ahead("AP", "vild", "text")),
+    Claim("AP of ViLD-ensemble minus AP of ViLD-text", *_ahead("AP", "ensemble", "text")),
+    Claim(
+        "AP of ViLD-ensemble minus best AP of the other methods",
+        lambda f: f["ensemble"]["AP"] - max(f[name]["AP"] for name in _OTHERS),
+        ("ensemble", *_OTHERS),
+    ),
+    Claim(
+        "base AP (mean of APc and APf) of ViLD-text minus that of ViLD",
+        lambda f: _base(f["text"]) - _base(f["vild"]),
+        ("text", "vild"),
+    ),
+    Claim(
+        "base AP of ViLD-text minus that of ViLD-ensemble",
+        lambda f: _base(f["text"]) - _base(f["ensemble"]),
+        ("text", "ensemble"),
+    ),
+    Claim("APr of CLIP on crops minus APr of ViLD-text", *_ahead("APr", "clip", "text")),
+    Claim("AP of ViLD-text minus AP of CLIP on crops", *_ahead("AP", "text", "clip")),
+    *(
+        Claim(f"APr: w = {more} minus w = {less}", *_ahead("APr", second, first))
+        for (less, first), (more, second) in zip(
+            zip((0, 0.1, 0.5), _WEIGHTS[:-1], strict=True),
+            zip((0.1, 0.5, 1), _WEIGHTS[1:], strict=True),
+            strict=True,
+        )
+    ),
+    Claim(
+        "base AP: w = 0 minus w = 1",
+        lambda f: _base(f["vild_0"]) - _base(f["vild_1"]),
+        ("vild_0", "vild_1"),
+    ),
+)
+
+
+def judge(results: Results) -> list[Finding]:
+    """What the results say of every claim whose methods are all there."""
+    seeds = list(next(iter(results.values())))
+    findings = []
+    for claim in CLAIMS:
+        if all(method in results for method in claim.methods):
+            by_seed = [{m: results[m][seed] for m in claim.methods} for seed in seeds]
+            findings.append(Finding(claim, tuple(map(claim.margin, by_seed))))
+    return findings
+
+
+def claims_to_markdown(findings: list[Finding]) -> str:
+    """The claims as a Markdown table."""
+    lines = ["| margin of the claim | mean ± deviation | |", "| --- | ---: | --- |"]
+    for finding in findings:
+        digits = 2 if "/" in finding.claim.text else 1
+        shown = f"{finding.mean:+.{digits}f} ± {finding.deviation:.{digits}f}"
+        lines.append(f"| {finding.claim.text} | {shown} | {finding.verdict} |")
+    return "\n".join(lines) + "\n"
