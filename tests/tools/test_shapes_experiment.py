@@ -14,7 +14,7 @@ import quickstart
 from shapes_experiment.claims import claims_to_markdown, judge
 from shapes_experiment.methods import METHODS, distill
 from shapes_experiment.pipeline import TRAIN_NET, Pipeline
-from shapes_experiment.table import collect, summary, to_markdown
+from shapes_experiment.table import METRICS, collect, summary, to_markdown
 from vild.config import add_vild_config
 from vild.engine import parse
 from vild.engine.stages import Stage, StageRunner
@@ -81,7 +81,7 @@ def test_the_table_has_means_and_deviations(tmp_path: Path) -> None:
     for pipeline, ap in zip(pipelines, (10.0, 20.0), strict=True):
         file = pipeline.metrics("text")
         file.parent.mkdir(parents=True)
-        box = {"AP": ap, "APr": ap / 2, "APc": 1.0, "APf": 2.0, "AP50": 3.0}
+        box = {"AP": ap, "APr": ap / 2, "APc": 1.0, "APf": 2.0, "AP-base": 3.0}
         file.write_text(json.dumps({"metrics": {"bbox": box}}), encoding="utf-8")
     results = collect(pipelines, ["text"])
     assert summary(results, "text", "AP") == (15.0, pytest.approx(50**0.5))
@@ -138,7 +138,7 @@ def test_the_benchmark_runs_three_seeds_that_are_not_the_one_of_the_settings() -
 def three_seeds(**base: tuple[float, float, float]) -> dict[str, dict[str, dict[str, float]]]:
     """The same figure in every column; a tuple has one a seed."""
     return {
-        name: {str(n): dict.fromkeys(("AP", "APr", "APc", "APf"), v) for n, v in enumerate(values)}
+        name: {str(n): dict.fromkeys(METRICS, v) for n, v in enumerate(values)}
         for name, values in base.items()
     }
 
@@ -166,4 +166,4 @@ def test_more_distillation_is_judged_step_by_step() -> None:
     found = {f.claim.text: f.mean for f in judge(three_seeds(**values))}
     assert found["APr: w = 0.1 minus w = 0"] == pytest.approx(1.0)
     assert found["APr: w = 1 minus w = 0.5"] == pytest.approx(-1.0)
-    assert found["base AP: w = 0 minus w = 1"] == pytest.approx(-2.0)
+    assert found["AP of base classes: w = 0 minus w = 1"] == pytest.approx(-2.0)

@@ -11,6 +11,7 @@ from shapes_experiment.methods import METHODS
 from shapes_experiment.pipeline import Pipeline
 
 COLUMNS = ("AP", "APr", "APc", "APf")
+METRICS = (*COLUMNS, "AP-base")
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]  # method -> seed -> metric -> percent
 
 
@@ -26,7 +27,7 @@ def collect(pipelines: Sequence[Pipeline], methods: Sequence[str]) -> Results:
         for pipeline in pipelines:
             contents: Any = json.loads(pipeline.metrics(method).read_text(encoding="utf-8"))
             metrics = contents.get("metrics", contents)["bbox"]
-            results[method][str(pipeline.seed)] = {name: metrics[name] for name in COLUMNS}
+            results[method][str(pipeline.seed)] = {name: metrics[name] for name in METRICS}
     return results
 
 
