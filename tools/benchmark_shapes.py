@@ -46,8 +46,8 @@ def main() -> int:
     parser = build_parser()
     args = parser.parse_args()
     pipelines = [
-        # Boxes alone: the claims are about classes. With masks, no figure of ViLD on seed 0 moved by
-        # more than half a point.
+        # boxes alone: the claims are about classes, and with masks no figure of ViLD moved by
+        # more than half a point on seed 0
         Pipeline(
             *(args.out_dir / f"seed{seed}", seed, ("MODEL.MASK_ON", "False", *args.opts)),
             prefix=f"seed{seed}_",

@@ -2,7 +2,6 @@
 
 from vild.engine.agreement import require_same_config
 from vild.engine.arguments import parse
-from vild.engine.checkpointing import AtomicCheckpointer, require_all_weights
 from vild.engine.launching import explained, launch
 from vild.engine.loading import build_test_loader, build_train_loader
 from vild.engine.memory import reuse_freed_memory
@@ -12,7 +11,6 @@ from vild.engine.trainer import Trainer
 from vild.engine.workers import add_worker_arguments, run_workers
 
 __all__ = [
-    "AtomicCheckpointer",
     "Trainer",
     "add_worker_arguments",
     "build_test_loader",
@@ -21,7 +19,6 @@ __all__ = [
     "explained",
     "launch",
     "parse",
-    "require_all_weights",
     "require_same_config",
     "resolve_seed",
     "reuse_freed_memory",

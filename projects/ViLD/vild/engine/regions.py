@@ -13,11 +13,10 @@ from detectron2.structures import Boxes, BoxMode
 from tqdm import tqdm
 
 from vild.embeddings import EmbeddingStore
-from vild.engine.checkpointing import AtomicCheckpointer, require_all_weights
 from vild.engine.loading import build_test_loader
 from vild.engine.trainer import Trainer
 from vild.evaluation.similarity import SimilarityMeter, match_objects
-from vild.modeling import ViLDROIHeads
+from vild.modeling import ViLDROIHeads, load_weights
 
 
 def compare_regions(
@@ -46,8 +45,7 @@ def compare_regions(
             f"expected a detector with ViLDROIHeads, got {type(heads).__name__}: its regions have "
             "no embeddings"
         )
-    AtomicCheckpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
-    require_all_weights(model, cfg.MODEL.WEIGHTS)
+    load_weights(model, cfg.MODEL.WEIGHTS)
     model.eval()
     text, novel = heads.box_predictor.classifier.text.cpu(), heads.vocabulary.novel
     teacher, student = SimilarityMeter(text, novel), SimilarityMeter(text, novel)

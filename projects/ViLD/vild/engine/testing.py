@@ -20,11 +20,10 @@ from torch import nn
 
 from vild.data import Vocabulary
 from vild.embeddings import Teacher, TextEmbeddings, embed_vocabulary
-from vild.engine.checkpointing import AtomicCheckpointer, require_all_weights
 from vild.engine.trainer import Trainer
 from vild.evaluation import OpenVocabularyEvaluator
 from vild.inference import PictureWriter
-from vild.modeling import ViLDROIHeads
+from vild.modeling import AtomicCheckpointer, ViLDROIHeads, load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +57,13 @@ def evaluate(
     """
     cfg = _for_tasks(cfg, tasks, resume)
     model = Trainer.build_model(cfg)
-    checkpointer = AtomicCheckpointer(model, cfg.OUTPUT_DIR)
+    last = AtomicCheckpointer(model, cfg.OUTPUT_DIR)
     weights = cfg.MODEL.WEIGHTS
-    if resume and checkpointer.has_checkpoint():
-        weights = checkpointer.get_checkpoint_file()
-    checkpointer.load(weights, checkpointables=[])
+    if resume and last.has_checkpoint():
+        weights = last.get_checkpoint_file()
     # CLIP on crops takes no more than masks from a checkpoint
     unused = ("roi_heads.box_",) if cfg.MODEL.VILD.VARIANT == "clip" else ()
-    require_all_weights(model, weights, unused)
+    load_weights(model, weights, unused)
     if vocabulary is not None:
         model.roi_heads.set_vocabulary(read_vocabulary(cfg, vocabulary))
     results = {}

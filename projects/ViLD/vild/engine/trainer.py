@@ -12,10 +12,10 @@ from detectron2.engine.hooks import HookBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from vild.engine.checkpointing import AtomicCheckpointer
 from vild.engine.hooks import CheckpointAndStop, StepSeeds, refuse_bad_losses
 from vild.engine.loading import build_test_loader, build_train_loader
 from vild.evaluation import OpenVocabularyEvaluator
+from vild.modeling import AtomicCheckpointer
 
 
 class Trainer(DefaultTrainer):

@@ -5,6 +5,7 @@ Only the ``from_config`` of each part reads a configuration. Importing this regi
 """
 
 from vild.modeling.box_head import EmbeddingHead, Projection, ViLDBoxHead
+from vild.modeling.checkpointing import AtomicCheckpointer, load_weights
 from vild.modeling.classifier import TextClassifier
 from vild.modeling.fusion import fuse_scores
 from vild.modeling.losses import classification_loss, distillation_loss
@@ -23,6 +24,7 @@ __all__ = [
     "DISTILLED",
     "VARIANTS",
     "WITH_TEACHER",
+    "AtomicCheckpointer",
     "EmbeddingHead",
     "ImagesWithRegions",
     "Projection",
@@ -35,6 +37,7 @@ __all__ = [
     "distillation_loss",
     "fuse_scores",
     "load_text_embeddings",
+    "load_weights",
     "select_detections",
     "select_from_chunks",
 ]

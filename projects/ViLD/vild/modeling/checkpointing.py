@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
 
 from vild.data.files import atomic_path
 
@@ -16,7 +17,14 @@ class AtomicCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer; a file appears under its name once it is whole.
 
     A process that is killed while it writes leaves the checkpoint before as the last one.
+
+    Attributes:
+        missing: parameters and buffers that the last checkpoint did not have.
+        misshapen: those that it had in another shape.
     """
+
+    missing: tuple[str, ...] = ()
+    misshapen: tuple[str, ...] = ()
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``<name>.pth`` and make it the last checkpoint."""
@@ -65,6 +73,13 @@ class AtomicCheckpointer(DetectionCheckpointer):
             if hasattr(self, "_parsed_url_during_load"):
                 self._parsed_url_during_load = None
 
+    def _load_model(self, checkpoint: Any) -> Any:
+        incompatible = super()._load_model(checkpoint)
+        # Detectron2 takes what it has logged out of these lists
+        self.missing = tuple(incompatible.missing_keys)
+        self.misshapen = tuple(name for name, *_ in incompatible.incorrect_shapes)
+        return incompatible
+
     def _load_file(self, filename: str) -> dict[str, Any]:
         if not filename.endswith(".pth"):
             return super()._load_file(filename)
@@ -73,29 +88,29 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return loaded if "model" in loaded else {"model": loaded}
 
 
-def require_all_weights(model: torch.nn.Module, path: str, unused: tuple[str, ...] = ()) -> None:
-    """Refuse a checkpoint that leaves some of the model's parameters as they were made.
+def load_weights(model: nn.Module, path: str, unused: tuple[str, ...] = ()) -> None:
+    """Load a checkpoint to detect with, and refuse one that is not of this model.
 
-    Detectron2 only logs them, and a model that is partly random detects nothing without a word.
+    Detectron2 only logs which parameters stay as they were made, and a model that is partly random
+    detects nothing without a word.
 
     Args:
         model: that was built, whatever its weights.
-        path: checkpoint, a ``.pth`` file; others are converted by name and not looked at.
+        path: checkpoint; parameters of a ``.pth`` file are looked at, other files are converted by
+            name.
         unused: beginnings of the names of parameters that the model does without.
 
     Raises:
-        ValueError: parameters are missing or of another shape; the first ones are named.
+        ValueError: there is no whole checkpoint, or parameters are missing or of another shape;
+            the first ones are named.
     """
-    if not path.endswith(".pth") or not Path(path).is_file():
+    checkpointer = AtomicCheckpointer(model)
+    checkpointer.load(path, checkpointables=[])
+    if not path.endswith(".pth"):
         return
-    loaded = torch.load(path, map_location="cpu", weights_only=False)
-    state = loaded.get("model", loaded)
-    missing = [
-        name
-        for name, parameter in model.named_parameters()
-        if not name.startswith(unused)
-        and (name not in state or tuple(state[name].shape) != tuple(parameter.shape))
-    ]
+    odd = {*checkpointer.missing, *checkpointer.misshapen}
+    parameters = (name for name, _ in model.named_parameters())
+    missing = [name for name in parameters if name in odd and not name.startswith(unused)]
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise ValueError(

@@ -1,0 +1,238 @@
+"""Detection of anything named: words, cache, pictures."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import Visualizer
+
+from vild.data import Vocabulary
+from vild.embeddings import Teacher, TextEmbeddings
+from vild.embeddings.cache import CachedTextEncoder
+from vild.inference.predictor import OpenVocabularyPredictor
+
+from .. import small_shapes
+
+WORDS = ["striped red star", "plain blue heart", "dotted green moon"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three pictures, their text embeddings, and a detector whose weights are as they were made."""
+    made = tmp_path_factory.mktemp("predictor")
+    small_shapes.make(made, 3)
+    torch.manual_seed(0)
+    DetectionCheckpointer(build_model(config(made)), str(made)).save("model")
+    return made
+
+
+def config(folder: Path, **changes: Any) -> CfgNode:
+    few = {"TEST__DETECTIONS_PER_IMAGE": 10, "MODEL__RPN__POST_NMS_TOPK_TEST": 10}
+    weights = str(folder / "model.pth")
+    return small_shapes.config(folder, "ensemble", **{"MODEL__WEIGHTS": weights, **few, **changes})
+
+
+def pictures(folder: Path) -> list[np.ndarray]:
+    small_shapes.register(folder)
+    return [cv2.imread(record["file_name"]) for record in DatasetCatalog.get(small_shapes.SEEN)]
+
+
+def same(one: Instances, other: Instances) -> bool:
+    pairs = ((one.get(name), other.get(name)) for name in ("scores", "pred_classes"))
+    return all(torch.allclose(a, b, atol=1e-5) for a, b in pairs) and torch.allclose(
+        one.pred_boxes.tensor, other.pred_boxes.tensor, atol=1e-3
+    )
+
+
+def test_the_configurations_own_classes_as_the_evaluation_sees_them(folder: Path) -> None:
+    cfg = config(folder)
+    predictor = OpenVocabularyPredictor(cfg, cache=folder / "cache")
+    assert predictor.vocabulary == TextEmbeddings.load(folder / "text.safetensors").vocabulary
+    first, *others = pictures(folder)
+    found = predictor(first)
+    assert len(found) == 10
+    assert found.image_size == (160, 160)
+    assert found.pred_masks.shape == (10, 160, 160)
+    model = build_model(cfg).eval()
+    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    tensor = torch.as_tensor(first.transpose(2, 0, 1).copy())
+    with torch.no_grad():
+        (expected,) = model([{"image": tensor, "height": 160, "width": 160}])
+    assert same(found, expected["instances"])
+    # several at a time, of several sizes, are the same ones
+    wide = cv2.resize(first, (320, 160))
+    several = predictor([first, *others, wide])
+    # scores alone: those of untrained heads are so near to each other that rounding orders them
+    assert torch.allclose(several[0].scores, found.scores, atol=1e-4)
+    assert several[-1].image_size == (160, 320)
+    assert predictor([]) == []
+
+
+def test_words_and_names_change_together(folder: Path) -> None:
+    predictor = OpenVocabularyPredictor(config(folder), WORDS, cache=folder / "cache")
+    (picture, *_) = pictures(folder)
+    assert predictor.vocabulary.names == tuple(WORDS)
+    assert set(predictor(picture).pred_classes.tolist()) <= {0, 1, 2}
+    predictor.set_vocabulary("plain red arrow, dotted red star", novel=["dotted red star"])
+    assert predictor.metadata.thing_classes == ["plain red arrow", "dotted red star"]
+    assert predictor.vocabulary.novel == (False, True)
+    predictor.set_vocabulary(Vocabulary.from_names(["heart"]), novel=[])
+    assert predictor.vocabulary.novel == (False,)
+    assert set(predictor(picture).pred_classes.tolist()) == {0}
+    drawn = Visualizer(picture[:, :, ::-1], predictor.metadata).draw_instance_predictions(
+        predictor(picture)
+    )
+    assert drawn.get_image().shape[2] == 3
+    predictor.set_vocabulary(TextEmbeddings.load(folder / "text.safetensors"))
+    assert len(predictor.vocabulary) == 60
+
+
+def test_supervision_takes_the_result(folder: Path) -> None:
+    supervision = pytest.importorskip("supervision", reason="needs supervision (pip install)")
+    predictor = OpenVocabularyPredictor(config(folder), WORDS, cache=folder / "cache")
+    found = predictor(pictures(folder)[0])
+    detections = supervision.Detections.from_detectron2({"instances": found})
+    names = [predictor.vocabulary.names[row] for row in detections.class_id]
+    assert len(detections) == len(found)
+    assert set(names) <= set(WORDS)
+
+
+def test_the_second_start_with_the_same_words_encodes_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = OpenVocabularyPredictor(config(folder), WORDS, cache=tmp_path)
+    assert first.encoder.encoded == 3
+    text = first.model.roi_heads.box_predictor.classifier.text.clone()
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the teacher was loaded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Teacher, "load", fails)
+        again = OpenVocabularyPredictor(config(folder), WORDS[::-1], cache=tmp_path)
+    assert again.encoder.encoded == 0
+    assert torch.equal(again.model.roi_heads.box_predictor.classifier.text, text.flip(0))
+    # of new words, only those are embedded
+    again.set_vocabulary([*WORDS, "striped red heart"])
+    assert again.encoder.encoded == 1
+
+
+def test_words_of_a_model_without_text_embeddings_on_this_machine(
+    folder: Path, tmp_path: Path
+) -> None:
+    gone = config(folder, MODEL__VILD__TEXT_EMBEDDINGS=str(tmp_path / "gone.safetensors"))
+    predictor = OpenVocabularyPredictor(gone, WORDS, cache=tmp_path)
+    assert predictor.vocabulary.names == tuple(WORDS)
+    with pytest.raises(ValueError, match=r"expected words to detect, or MODEL\.VILD\.TEXT"):
+        OpenVocabularyPredictor(gone, cache=tmp_path)
+
+
+def test_half_precision_finds_nearly_the_same(folder: Path) -> None:
+    picture = pictures(folder)[0]
+    full = OpenVocabularyPredictor(config(folder), cache=folder / "cache")(picture)
+    half = OpenVocabularyPredictor(config(folder), precision="bf16", cache=folder / "cache")
+    assert torch.allclose(half(picture).scores.float(), full.scores, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("words", "novel", "message"),
+    [
+        ([], None, "an empty vocabulary"),
+        (["crow", "crow"], None, "may be there once"),
+        (["crow"], ["owl"], "'owl' is not in the vocabulary"),
+        (["crow", "  "], None, "expected words for every class"),
+        ([f"word {n}" for n in range(20_001)], None, "at most 20000 words"),
+    ],
+)
+def test_impossible_words_change_nothing(
+    folder: Path, words: list[str], novel: list[str] | None, message: str
+) -> None:
+    predictor = OpenVocabularyPredictor(config(folder), WORDS, cache=folder / "cache")
+    with pytest.raises(ValueError, match=message):
+        predictor.set_vocabulary(words, novel)
+    assert predictor.vocabulary.names == tuple(WORDS)
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (np.zeros((8, 8), np.uint8), r"expected pictures of shape \(H, W, 3\)"),
+        (np.zeros((8, 8, 4), np.uint8), r"got \(8, 8, 4\)"),
+        (np.zeros((0, 8, 3), np.uint8), r"got \(0, 8, 3\)"),
+        (np.zeros((8, 8, 3), np.float32), "uint8, got float32"),
+        ("a.jpg", "uint8, got str"),
+    ],
+)
+def test_impossible_pictures(folder: Path, picture: Any, message: str) -> None:
+    predictor = OpenVocabularyPredictor(config(folder), WORDS, cache=folder / "cache")
+    with pytest.raises(ValueError, match=message):
+        predictor([picture])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"MODEL__WEIGHTS": ""}, "MODEL.WEIGHTS to name the checkpoint"),
+        ({"MODEL__WEIGHTS": "/nowhere.pth"}, "expected a checkpoint at /nowhere.pth"),
+        ({"MODEL__VILD__VARIANT": "clip"}, "finds its regions itself, got the variant 'clip'"),
+        ({"MODEL__VILD__TEACHER": ["no-such-model", ""]}, "expected an open_clip model"),
+    ],
+)
+def test_impossible_configurations(
+    folder: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        OpenVocabularyPredictor(config(folder, **changes), WORDS, cache=tmp_path)
+
+
+def test_another_teacher_than_the_detectors_is_refused(folder: Path, tmp_path: Path) -> None:
+    encoder = CachedTextEncoder("vild-shapes", None, fingerprint="0" * 64, folder=tmp_path)
+    with pytest.raises(ValueError, match="the teacher that the detector learned from"):
+        encoder.embed(Vocabulary.from_names(WORDS))
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path: Path) -> None:
+    words = Vocabulary.from_names(WORDS)
+    encoder = CachedTextEncoder("vild-shapes", None, templates="single", folder=tmp_path)
+    before = encoder.embed(words).embeddings
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:40])
+    again = CachedTextEncoder("vild-shapes", None, templates="single", folder=tmp_path)
+    assert torch.equal(again.embed(words).embeddings, before)
+    assert again.encoded == 3
+    file.unlink()
+    tmp_path.joinpath("file").write_text("")
+    unwritable = CachedTextEncoder(
+        "vild-shapes", None, templates="single", folder=tmp_path / "file"
+    )
+    assert torch.equal(unwritable.embed(words).embeddings, before)
+
+
+def test_memory_returns_after_large_vocabularies(folder: Path) -> None:
+    predictor = OpenVocabularyPredictor(config(folder), WORDS, cache=folder / "cache")
+    picture = pictures(folder)[0]
+    sizes = []
+    for _ in range(20):
+        for count in (1203, 20, 13_000):
+            predictor.set_vocabulary([f"thing {n}" for n in range(count)])
+            assert len(predictor.vocabulary) == count
+            assert int(predictor(picture).pred_classes.max()) < count
+        gc.collect()
+        sizes.append(resident())
+    assert max(sizes[5:]) <= 1.05 * sizes[4]
+
+
+def resident() -> int:
+    """Resident memory of this process in pages."""
+    return int(Path("/proc/self/statm").read_text().split()[1])
