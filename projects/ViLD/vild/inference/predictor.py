@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from detectron2.data import Metadata
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
-from torch import Tensor
 
 from vild.data import Vocabulary
 from vild.embeddings import TextEmbeddings
@@ -40,7 +39,7 @@ class OpenVocabularyPredictor:
         vocabulary: see :meth:`set_vocabulary`; that of ``MODEL.VILD.TEXT_EMBEDDINGS`` by default.
         novel: see there.
         precision: ``fp32`` or ``bf16`` (autocast).
-        batch_size: pictures at a time.
+        batch_size: most pictures at a time; only those of one size go together.
         cache: folder of the text embeddings; see :class:`CachedTextEncoder`.
 
     Attributes:
@@ -143,14 +142,21 @@ class OpenVocabularyPredictor:
             ValueError: a picture of another form.
         """
         if isinstance(pictures, np.ndarray):
-            return self._detect([pictures])[0]
-        found: list[Instances] = []
-        for start in range(0, len(pictures), self.batch_size):
-            found += self._detect(pictures[start : start + self.batch_size])
-        return found
-
-    def _detect(self, pictures: Sequence[np.ndarray]) -> list[Instances]:
+            return self([pictures])[0]
         inputs = [self._prepare(picture) for picture in pictures]
+        # Pictures of one size only go together: beside a larger one a picture would be padded, and
+        # its detections would depend on its neighbours.
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, given in enumerate(inputs):
+            groups.setdefault(tuple(given["image"].shape), []).append(index)
+        found: dict[int, Instances] = {}
+        for rows in groups.values():
+            for start in range(0, len(rows), self.batch_size):
+                batch = rows[start : start + self.batch_size]
+                found.update(zip(batch, self._detect([inputs[i] for i in batch]), strict=True))
+        return [found[index] for index in range(len(inputs))]
+
+    def _detect(self, inputs: list[dict[str, Any]]) -> list[Instances]:
         with torch.inference_mode(), self._autocast():
             outputs = self.model(inputs)
         return [output["instances"].to("cpu") for output in outputs]
@@ -160,7 +166,7 @@ class OpenVocabularyPredictor:
             return nullcontext()
         return torch.autocast(self.model.device.type, self._dtype)
 
-    def _prepare(self, picture: np.ndarray) -> dict[str, Tensor | int]:
+    def _prepare(self, picture: np.ndarray) -> dict[str, Any]:
         if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8:
             kind = getattr(picture, "dtype", type(picture).__name__)
             raise ValueError(f"expected pictures as arrays of uint8, got {kind}")
