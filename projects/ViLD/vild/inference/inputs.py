@@ -1,0 +1,36 @@
+"""Pictures that a command line names: files, globs, folders."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+# what a folder is searched for; a file that is named itself may be of any kind
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
+
+
+def find_pictures(inputs: Sequence[str]) -> list[Path]:
+    """The files that the inputs name, each once, in the order of the inputs.
+
+    Args:
+        inputs: files, patterns (``photos/*.jpg``, ``**`` for any depth) or folders; of a folder
+            and of those in it, the pictures in alphabetical order.
+
+    Raises:
+        ValueError: an input that names nothing.
+    """
+    found: dict[Path, None] = {}
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            own = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        elif path.is_file():
+            own = [path]
+        else:
+            own = [p for p in map(Path, sorted(glob.glob(text, recursive=True))) if p.is_file()]
+        if not own:
+            kind = f"no picture ({', '.join(SUFFIXES)}) in it" if path.is_dir() else "no such file"
+            raise ValueError(f"expected pictures at {text}: {kind}")
+        found.update(dict.fromkeys(own))
+    return list(found)

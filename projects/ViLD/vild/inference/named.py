@@ -1,0 +1,120 @@
+"""Detections of one's own pictures as a json or a csv, with the names of the classes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.structures import Instances
+
+from vild.data import Vocabulary
+from vild.data.files import atomic_path
+
+FORMATS = (".json", ".csv")
+_COLUMNS = ("file", "frame", "class", "novel", "score", "x", "y", "width", "height")
+
+
+class NamedDetectionsWriter:
+    """Writes detections as they come; the file has its name once it is whole.
+
+    A ``.json`` is in COCO's results format: ``image_id`` counts the pictures from 1,
+    ``category_id`` the classes of the vocabulary from 1; ``file_name`` and ``category_name`` say
+    which they are, and ``frame`` is there for videos. A ``.csv`` has a line a detection, without
+    masks.
+
+    Args:
+        path: file to write; its ending says which of the two.
+        vocabulary: names and novel flags.
+
+    Raises:
+        ValueError: another ending.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:
+        self.path, self.vocabulary, self.detections = Path(path), vocabulary, 0
+        self._kind = self.path.suffix.lower()
+        if self._kind not in FORMATS:
+            raise ValueError(f"expected a file of detections as one of {FORMATS}, got {path}")
+        self._stack, self._pictures = ExitStack(), 0
+
+    def __enter__(self) -> NamedDetectionsWriter:
+        temporary = self._stack.enter_context(atomic_path(self.path))
+        self._file = self._stack.enter_context(temporary.open("w", encoding="utf-8", newline=""))
+        if self._kind == ".csv":
+            csv.writer(self._file).writerow(_COLUMNS)
+        else:
+            self._file.write("[")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None and self._kind == ".json":
+            self._file.write("\n]\n")
+        self._stack.__exit__(kind, error, trace)
+
+    def add(self, file: str, instances: Instances, frame: int | None = None) -> None:
+        """Write the detections of a picture, or of a frame of a video.
+
+        Args:
+            file: its name.
+            instances: on the CPU: ``pred_boxes``, ``scores``, ``pred_classes`` and, for a json,
+                optionally ``pred_masks``.
+            frame: number of the frame, from 0.
+        """
+        self._pictures += 1
+        entries = named_detections(instances, self.vocabulary)
+        for entry in entries:
+            if self._kind == ".csv":
+                shown = "" if frame is None else frame
+                numbers = [f"{v:.2f}" for v in entry["bbox"]]
+                novel = int(self.vocabulary.novel[entry["category_id"] - 1])
+                row = [file, shown, entry["category_name"], novel, f"{entry['score']:.4f}"]
+                csv.writer(self._file).writerow([*row, *numbers])
+            else:
+                place = {"image_id": self._pictures, "file_name": file}
+                if frame is not None:
+                    place["frame"] = frame
+                text = json.dumps({**place, **entry}, ensure_ascii=False)
+                self._file.write((",\n" if self.detections else "\n") + text)
+            self.detections += 1
+
+
+def named_detections(instances: Instances, vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """Detections of one picture in COCO's results format, with the names of their classes.
+
+    Args:
+        instances: see :meth:`NamedDetectionsWriter.add`.
+        vocabulary: names of the classes.
+
+    Returns:
+        a dict a detection: ``category_id`` from 1, ``category_name``, ``bbox`` (x, y, width,
+        height), ``score`` and, where there are masks, ``segmentation`` (RLE).
+    """
+    boxes = instances.pred_boxes.tensor.double().numpy()
+    boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    scores, rows = instances.scores.tolist(), instances.pred_classes.tolist()
+    entries = [
+        {
+            "category_id": row + 1,
+            "category_name": vocabulary.names[row],
+            "bbox": [round(v, 2) for v in box.tolist()],
+            "score": round(score, 5),
+        }
+        for row, box, score in zip(rows, boxes, scores, strict=True)
+    ]
+    if instances.has("pred_masks") and len(instances):
+        masks = instances.pred_masks.numpy().astype(np.uint8).transpose(1, 2, 0)
+        for entry, rle in zip(entries, mask_util.encode(np.asfortranarray(masks)), strict=True):
+            entry["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
+    return entries
