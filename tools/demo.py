@@ -147,7 +147,7 @@ def detect_video(
         if args.max_frames is not None:
             total = min(total or args.max_frames, args.max_frames)
         with ExitStack() as stack, tqdm(total=total or None, unit="frame", disable=None) as bar:
-            write = None
+            write, number = None, -1
             if args.output is not None:
                 write = stack.enter_context(_video_writer(args.output, rate))
             for number, frame in enumerate(_frames(capture, args.max_frames)):
@@ -160,7 +160,7 @@ def detect_video(
                 if results is not None:
                     results.add(str(source), found, number)
                 bar.update()
-            if not bar.n:
+            if number < 0:
                 raise ValueError(f"expected frames in {source}, found none: is it a whole video?")
     except KeyboardInterrupt:
         if not args.webcam:
