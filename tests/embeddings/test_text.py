@@ -124,6 +124,16 @@ def test_class_lists_must_agree(embeddings: TextEmbeddings) -> None:
         embeddings.check_classes(["kite", "wren", "owl"], "the data set")
 
 
+def test_some_of_the_classes(embeddings: TextEmbeddings) -> None:
+    first, second, *_ = embeddings.vocabulary.names
+    chosen = embeddings.select(Vocabulary.from_names([second, first], novel=[first]))
+    assert torch.equal(chosen.embeddings, embeddings.embeddings[[1, 0]])
+    assert chosen.vocabulary.novel == (False, True)
+    assert chosen.temperature == embeddings.temperature
+    with pytest.raises(ValueError, match="there is none of 'no such bird' among"):
+        embeddings.select(Vocabulary.from_names([first, "no such bird"]))
+
+
 def test_template_sets() -> None:
     assert len(template_set("single")) == 1
     assert len(template_set("vild")) == 63

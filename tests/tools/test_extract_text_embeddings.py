@@ -47,6 +47,16 @@ def test_published_matrix_is_imported(repository: Path, tmp_path: Path) -> None:
     expected = torch.nn.functional.normalize(torch.from_numpy(matrix.T.astype(np.float32)), dim=1)
     torch.testing.assert_close(read.embeddings, expected)
 
+    some = tmp_path / "some.safetensors"
+    done = run(
+        *(repository, "--vocabulary", "wren, kite", "--novel", "kite", "--out", some),
+        *("--import", tmp_path / "m.npy", "--import-classes", "kite, owl, wren"),
+    )
+    assert done.returncode == 0, done.stderr
+    read = TextEmbeddings.load(some)
+    assert (read.vocabulary.names, read.vocabulary.novel) == (("wren", "kite"), (False, True))
+    torch.testing.assert_close(read.embeddings, expected[[2, 0]])
+
 
 @pytest.mark.parametrize(
     ("args", "message"),
