@@ -12,7 +12,6 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from shapes_experiment.pipeline import Pipeline
@@ -31,14 +30,9 @@ ROWS = {
 SHORT_BASELINE = ("SOLVER.MAX_ITER", "400", "SOLVER.STEPS", "(300, 360)")
 
 
-def build_stages(pipeline: Pipeline, opts: Sequence[str] = ()) -> list[Stage]:
-    """All stages, in order.
-
-    Args:
-        pipeline: where everything goes.
-        opts: KEY VALUE pairs of every configuration.
-    """
-    data, *others = pipeline.prepare((*SHORT_BASELINE, *opts))
+def build_stages(pipeline: Pipeline) -> list[Stage]:
+    """All stages, in order."""
+    data, *others = pipeline.prepare(SHORT_BASELINE)
     teacher = Stage(
         "teacher",
         "see what that CLIP knows of base and novel classes",
@@ -51,7 +45,7 @@ def build_stages(pipeline: Pipeline, opts: Sequence[str] = ()) -> list[Stage]:
     stages.append(
         pipeline.train(
             *("ensemble", ensemble, "train ViLD-ensemble on base classes"),
-            *("TEST.EVAL_PERIOD", "100", *opts),
+            *("TEST.EVAL_PERIOD", "100"),
             weights=pipeline.baseline,
             seconds=330,
         )
@@ -60,14 +54,14 @@ def build_stages(pipeline: Pipeline, opts: Sequence[str] = ()) -> list[Stage]:
         ("text_head", "evaluate its text head alone", "[1.0, 1.0]"),
         ("image_head", "evaluate its image head alone", "[0.0, 0.0]"),
     ):
-        options = ("MODEL.VILD.FUSION_WEIGHTS", weights, *opts)
+        options = ("MODEL.VILD.FUSION_WEIGHTS", weights)
         stages.append(pipeline.evaluate(name, ensemble, title, *options, trained="ensemble"))
     title = "evaluate the CLIP itself on cropped regions"
-    stages.append(pipeline.evaluate("clip", "clip_on_crops", title, *opts, trained="rpn_baseline"))
-    return [*stages, page_stage(pipeline, stages, opts)]
+    stages.append(pipeline.evaluate("clip", "clip_on_crops", title, trained="rpn_baseline"))
+    return [*stages, page_stage(pipeline, stages)]
 
 
-def page_stage(pipeline: Pipeline, stages: list[Stage], opts: Sequence[str]) -> Stage:
+def page_stage(pipeline: Pipeline, stages: list[Stage]) -> Stage:
     """The stage that writes the page."""
     runs = (f"{label}={pipeline.folder / name}" for name, label in ROWS.items())
     weights = pipeline.folder / "ensemble" / "model_final.pth"
@@ -80,7 +74,7 @@ def page_stage(pipeline: Pipeline, stages: list[Stage], opts: Sequence[str]) -> 
             *(word for run in runs for word in ("--run", run)),
             *("--config-file", "configs/shapes/vild_ensemble.yaml", "--weights", str(weights)),
             *("--regions", str(pipeline.folder / "embeddings" / f"{pipeline.data}_val")),
-            *("--stages", str(OUTPUT / "stages"), *opts),
+            *("--stages", str(OUTPUT / "stages"), *pipeline.options),
         ),
         (PAGE,),
         tuple(stage.name for stage in stages),

@@ -80,6 +80,20 @@ def test_a_changed_command_runs_again_with_all_that_need_it(tmp_path: Path) -> N
     assert last.identity["after"] != {"b": first.run}
 
 
+def test_a_changed_configuration_runs_again(tmp_path: Path) -> None:
+    base, leaf, other = (tmp_path / f"{name}.yaml" for name in ("base", "leaf", "other"))
+    base.write_text("A: 1\n", encoding="utf-8")
+    leaf.write_text("_BASE_: [base.yaml]\nB: 1\n", encoding="utf-8")
+    other.write_text("_BASE_: leaf.yaml\n", encoding="utf-8")
+    (first, *_) = chain(tmp_path)
+    first = replace(first, command=(*first.command, str(other)))
+    assert run([first], tmp_path)
+    assert not run([first], tmp_path)
+    base.write_text("A: 2\n", encoding="utf-8")
+    assert run([first], tmp_path)
+    assert lines(tmp_path, "a") == ["good"]
+
+
 def test_a_lost_output_is_made_again(tmp_path: Path) -> None:
     stages = chain(tmp_path)
     run(stages, tmp_path)

@@ -109,7 +109,7 @@ def test_the_quickstart_fails_where_it_does_not_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(quickstart, "OUTPUT", tmp_path)
-    monkeypatch.setattr(quickstart, "build_stages", lambda pipeline, opts: [])
+    monkeypatch.setattr(quickstart, "build_stages", lambda pipeline: [])
     monkeypatch.setattr(quickstart, "verdict", lambda pipeline: (False, "it does NOT help"))
     monkeypatch.setattr("sys.argv", ["quickstart.py"])
     assert quickstart.main() == 1

@@ -150,7 +150,7 @@ class Pipeline:
             title,
             (
                 *(TRAIN_NET, "--resume", "--config-file", f"configs/shapes/{config}.yaml"),
-                *(*begin, *self._paths(name, True, test), *self.options, *options),
+                *(*begin, *self._paths(name, True, test), *options, *self.options),
             ),
             (self.folder / name,),
             tuple(map(self._name, after)),
@@ -183,7 +183,7 @@ class Pipeline:
             (
                 *(TRAIN_NET, "--eval-only", "--eval", "bbox"),
                 *("--config-file", f"configs/shapes/{config}.yaml", "MODEL.WEIGHTS", str(weights)),
-                *(*self._paths(name, False, True), *self.options, *options),
+                *(*self._paths(name, False, True), *options, *self.options),
             ),
             (self.folder / name,),
             tuple(map(self._name, (trained, "embeddings_val"))),

@@ -1,7 +1,8 @@
 """Runs an experiment that is made of commands: each once, after those that it needs.
 
 A stage is a command with the files that it makes. A finished stage leaves a record; it is skipped
-the next time, unless its command, or a stage that it needs, is another one since. An interrupted
+the next time, unless its command, a configuration that it names or a stage that it needs is
+another one since. An interrupted
 stage is started again with its files as it left them, for the commands of this project go on from
 there; after any other change its files are removed first.
 """
@@ -9,6 +10,7 @@ there; after any other change its files are removed first.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shlex
@@ -25,6 +27,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+import yaml
 from tqdm import tqdm
 
 from vild.data.files import atomic_path
@@ -71,7 +74,7 @@ class Record:
     """What a finished stage left.
 
     Attributes:
-        identity: command, and the runs of the stages that it needed.
+        identity: command, its configurations, and the runs of the stages that it needed.
         run: differs between any two runs.
         seconds: wall time over all its attempts.
         peak_bytes: largest resident memory of one of its processes.
@@ -274,7 +277,16 @@ class StageRunner:
 
     def _identity(self, stage: Stage) -> dict[str, Any]:
         needed = {name: self._records[name].run for name in stage.after}
-        return {"command": list(stage.command), "after": needed}
+        digest = hashlib.sha256()
+        for word in stage.command:
+            if word.endswith(".yaml") and Path(word).is_file():
+                for file in _with_bases(Path(word)):
+                    digest.update(file.read_bytes())
+        return {
+            "command": list(stage.command),
+            "configurations": digest.hexdigest(),
+            "after": needed,
+        }
 
     def _read(self, stage: Stage) -> Record | None:
         """The record of a stage that is done and up to date."""
@@ -386,6 +398,14 @@ def shown_time(seconds: float) -> str:
     """Seconds for people: ``8 s``, ``2 min 5 s``."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _with_bases(config: Path) -> Iterator[Path]:
+    """A configuration and those that it begins with."""
+    yield config
+    bases = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("_BASE_", [])
+    for base in [bases] if isinstance(bases, str) else bases:
+        yield from _with_bases(config.parent / base)
 
 
 @contextmanager
