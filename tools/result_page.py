@@ -86,7 +86,7 @@ def table_section(runs: list[Run], data: str, task: str) -> tuple[PageSection, s
     )
     text = (
         f"{table.title} on {data}. APr, APc and APf are those of rare, common and frequent "
-        "classes. The rare ones are novel: no detector here was trained on their annotations."
+        "classes; the rare ones are the novel ones."
         if table.kind == "lvis"
         else f"{table.title} on {data}."
     )
