@@ -27,7 +27,7 @@ def made(tmp_path: Path) -> None:
 def run(repository: Path, tmp_path: Path, *args: str) -> str:
     command = [
         *(sys.executable, "projects/ViLD/train_net.py"),
-        *("--config-file", "configs/shapes/smoke.yaml", *args),
+        *("--config-file", "configs/shapes/vild_text.yaml", *args),
         *("OUTPUT_DIR", str(tmp_path / "run"), "DATASETS.TEST", "('shapes_val',)"),
         *("MODEL.RPN.POST_NMS_TOPK_TEST", "5", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
         *("TEST.DETECTIONS_PER_IMAGE", "5", "SOLVER.CHECKPOINT_PERIOD", "2"),
@@ -45,8 +45,8 @@ def run(repository: Path, tmp_path: Path, *args: str) -> str:
 def test_trains_resumes_and_evaluates(repository: Path, tmp_path: Path) -> None:
     made(tmp_path)
     log = run(repository, tmp_path, "SOLVER.MAX_ITER", "2")
-    assert "1 pictures a batch instead of the recipe's 2" in log
-    assert "SOLVER.BASE_LR: 0.002 -> 0.001" in log
+    assert "1 pictures a batch instead of the recipe's 8" in log
+    assert "SOLVER.BASE_LR: 0.02 -> 0.0025" in log
     state = torch.load(tmp_path / "run" / "model_0000001.pth", weights_only=False)
     momentum = state["trainer"]["_trainer"]["optimizer"]["state"]
     assert any(float(s["momentum_buffer"].abs().sum()) > 0 for s in momentum.values())
