@@ -32,6 +32,9 @@ _SYNONYM = {
 # that are never labelled, of shapes that are, and half shapes that are never labelled at all.
 FREQUENT, COMMON, NOVEL = 20, 22, 18
 UNSEEN_SHAPES = 3
+# Colour and pattern of every class are one of so few looks: each is shared by half a dozen classes
+# of different shapes, so that a class cannot be told by its colour and pattern alone.
+LOOKS = 10
 NOVEL_SHARE = 0.175  # of all objects; with too few in the pictures, distillation can't help
 ZIPF = 0.8  # frequency of a base class ~ rank ** -ZIPF
 
@@ -48,6 +51,11 @@ class Composition:
     def name(self) -> str:
         """For example "striped red star"."""
         return f"{self.pattern} {self.colour} {self.shape}"
+
+    @property
+    def look(self) -> tuple[str, str]:
+        """Colour and pattern."""
+        return self.colour, self.pattern
 
     @property
     def synonym(self) -> str:
@@ -88,6 +96,18 @@ class ShapesVocabulary:
         ]
 
 
+def _draw_looks(rng: np.random.RandomState) -> set[tuple[str, str]]:
+    """Pairs of colour and pattern in which every colour and every pattern occurs."""
+    pairs = list(itertools.product(COLOURS, PATTERNS))
+    while True:
+        looks = {pairs[i] for i in rng.permutation(len(pairs))[:LOOKS]}
+        if all(
+            set(names) == set(known)
+            for names, known in zip(zip(*looks, strict=True), (COLOURS, PATTERNS), strict=True)
+        ):
+            return looks
+
+
 @lru_cache(maxsize=8)  # asked for once a picture
 def shapes_vocabulary(seed: int) -> ShapesVocabulary:
     """Draw the classes of a seed.
@@ -98,15 +118,17 @@ def shapes_vocabulary(seed: int) -> ShapesVocabulary:
     # RandomState's streams are frozen for good, unlike those of numpy's Generator
     rng = np.random.RandomState([seed, 1])
     unseen = {list(OUTLINES)[i] for i in rng.permutation(len(OUTLINES))[:UNSEEN_SHAPES]}
-    seen = [c for c in ALL_COMPOSITIONS if c.shape not in unseen]
+    looks = _draw_looks(rng)
+    seen = [c for c in ALL_COMPOSITIONS if c.shape not in unseen and c.look in looks]
     seen = [seen[i] for i in rng.permutation(len(seen))]
-    others = [c for c in ALL_COMPOSITIONS if c.shape in unseen]
+    others = [c for c in ALL_COMPOSITIONS if c.shape in unseen and c.look in looks]
     others = [others[i] for i in rng.permutation(len(others))]
     base = FREQUENT + COMMON
     novel_seen = NOVEL // 2
     novel_unseen: list[Composition] = []
     for shape in sorted(unseen):  # each unseen shape as often as the others
-        of_shape = [c for c in others if c.shape == shape]
+        taken = {c.look for c in novel_unseen}  # each in another look than the others
+        of_shape = [c for c in others if c.shape == shape and c.look not in taken]
         novel_unseen += of_shape[: (NOVEL - novel_seen) // UNSEEN_SHAPES]
     chosen = [*seen[: base + novel_seen], *novel_unseen]
     frequency = ["f"] * FREQUENT + ["c"] * COMMON + ["r"] * NOVEL
