@@ -23,7 +23,8 @@ from shapes_experiment.methods import METHODS
 from shapes_experiment.pipeline import Pipeline
 from shapes_experiment.table import collect, to_markdown
 from vild.data.files import atomic_path
-from vild.engine.stages import StageFailed, StageRunner, shown_time
+from vild.engine.progress import shown_time
+from vild.engine.stages import StageFailed, StageRunner
 
 
 def build_parser() -> argparse.ArgumentParser:

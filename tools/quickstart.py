@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 from shapes_experiment.pipeline import Pipeline
-from vild.engine.stages import Stage, StageFailed, StageRunner, shown_time
+from vild.engine.progress import shown_time
+from vild.engine.stages import Stage, StageFailed, StageRunner
 
 OUTPUT = Path("output/quickstart")
 PAGE = OUTPUT / "index.html"
@@ -47,7 +48,7 @@ def build_stages(pipeline: Pipeline) -> list[Stage]:
             *("ensemble", ensemble, "train ViLD-ensemble on base classes"),
             *(*SHORT, "TEST.EVAL_PERIOD", "200"),
             weights=pipeline.baseline,
-            seconds=330,
+            seconds=260,
         )
     )
     for name, title, weights in (

@@ -33,8 +33,9 @@ from vild.data import (
     register_from_arguments,
 )
 from vild.embeddings import EmbeddingStore
+from vild.engine.progress import shown_time
 from vild.engine.regions import compare_regions
-from vild.engine.stages import Record, read_records, shown_time
+from vild.engine.stages import Record, read_records
 from vild.inference import (
     draw_detections,
     draw_ground_truth,

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from vild.engine.stages import Stage, StageFailed, StageRunner, read_records, shown_time
+from vild.engine.progress import StageBar, shown_time
+from vild.engine.stages import Stage, StageFailed, StageRunner, read_records
 
 # appends a line to its output `a.txt`; waits while a file `a.hold` is there
 SCRIPT = """
@@ -203,3 +204,12 @@ def wait_until_free(folder: Path) -> None:
 def test_times_for_people() -> None:
     assert shown_time(7.6) == "8 s"
     assert shown_time(125) == "2 min 5 s"
+
+
+def test_the_bar_estimates_by_what_was_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = StageBar(total=100, done=0, shown=False)
+    bar.finished("do a", 40, 80)  # twice as long as thought
+    bar.show([(20, 10)], "iter: 7")
+    assert bar.bar.n == pytest.approx(40 + 9.8)
+    assert "about 1 min 41 s left; iter: 7" in bar.bar.postfix
+    assert "do a: 1 min 20 s" in capsys.readouterr().out

@@ -63,7 +63,7 @@ class Pipeline:
                 "draw the pictures of `shapes`",
                 tuple(make),
                 (pictures / "shapes.json",),
-                seconds=27,
+                seconds=17,
                 keep=True,
             ),
             Stage(
@@ -75,7 +75,7 @@ class Pipeline:
                 ),
                 (text,),
                 (self._name("shapes"),),
-                seconds=10,
+                seconds=6,
             ),
             self.train(
                 *("rpn_baseline", "rpn_baseline"),
@@ -83,7 +83,7 @@ class Pipeline:
                 *baseline_options,
                 weights=None,
                 test=False,
-                seconds=215,
+                seconds=140,
             ),
         ]
         proposals, embeddings = self.folder / "proposals", self.folder / "embeddings"
@@ -99,7 +99,7 @@ class Pipeline:
                 ),
                 tuple(proposals / split for split in splits),
                 (self._name("rpn_baseline"),),
-                seconds=70,
+                seconds=45,
             )
         )
         for split, regions, stem in zip(
@@ -117,7 +117,7 @@ class Pipeline:
                     ),
                     (embeddings / split,),
                     (self._name("proposals"),),
-                    seconds=50 if stem == "train" else 25,
+                    seconds=45 if stem == "train" else 20,
                 )
             )
         return stages
@@ -164,7 +164,7 @@ class Pipeline:
         title: str,
         *options: str,
         trained: str,
-        seconds: float = 30,
+        seconds: float = 25,
     ) -> Stage:
         """Evaluate the checkpoint of a training in another way.
 

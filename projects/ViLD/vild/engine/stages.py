@@ -27,9 +27,9 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import yaml
-from tqdm import tqdm
 
 from vild.data.files import atomic_path
+from vild.engine.progress import StageBar
 
 _POLL = 0.2  # seconds between looks at the running commands
 _PATIENCE = 60  # seconds that a command has to write its checkpoint when it is told to stop
@@ -172,14 +172,14 @@ class StageRunner:
             return False
         done = sum(stage.seconds for stage in self.stages if stage.name in self._records)
         total = sum(stage.seconds for stage in self.stages)
-        with _Signals(self), _Bar(total, done, self.progress) as bar:
+        with _Signals(self), StageBar(total, done, self.progress) as bar:
             if len(todo) < len(self.stages):
                 bar.say(f"{len(self.stages) - len(todo)} of {len(self.stages)} stages are done")
             try:
                 while todo or self._running:
                     self._start_ready(todo, bar)
                     time.sleep(_POLL)
-                    bar.show(self._running)
+                    self._show(bar)
                     self._collect(bar)
                     if self._stopped_by:
                         raise KeyboardInterrupt
@@ -187,7 +187,14 @@ class StageRunner:
                 self._stop()
         return True
 
-    def _start_ready(self, todo: list[Stage], bar: _Bar) -> None:
+    def _show(self, bar: StageBar) -> None:
+        now = time.monotonic()
+        bar.show(
+            [(now - each.began, each.stage.seconds) for each in self._running],
+            _last_words(self._running[-1].log) if self._running else "",
+        )
+
+    def _start_ready(self, todo: list[Stage], bar: StageBar) -> None:
         for stage in list(todo):
             if len(self._running) == self.jobs:
                 return
@@ -223,7 +230,7 @@ class StageRunner:
             )
         return _Running(stage, process, log, identity)
 
-    def _collect(self, bar: _Bar) -> None:
+    def _collect(self, bar: StageBar) -> None:
         for running in list(self._running):
             pid, status, usage = os.wait4(running.process.pid, os.WNOHANG)
             if not pid:
@@ -253,7 +260,7 @@ class StageRunner:
                 temporary.write_text(json.dumps(vars(record), indent=1), encoding="utf-8")
             spent.unlink(missing_ok=True)
             self._records[stage.name] = record
-            bar.finished(stage, took)
+            bar.finished(stage.title, stage.seconds, took)
 
     def _stop(self) -> None:
         """End the commands that still run; what they have done is kept."""
@@ -328,54 +335,6 @@ class _Signals:
             signal.signal(number, handler)
 
 
-class _Bar:
-    """One progress bar over all stages, in seconds as they were estimated."""
-
-    def __init__(self, total: float, done: float, shown: bool) -> None:
-        shown = shown and sys.stderr.isatty()
-        form = "{percentage:3.0f}%|{bar}| {elapsed}{postfix}"
-        self.bar = tqdm(
-            total=total, initial=done, disable=not shown, bar_format=form, dynamic_ncols=True
-        )
-        self.done, self.estimated, self.took = done, 0.0, 0.0
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.bar.close()
-
-    def say(self, text: str) -> None:
-        self.bar.write(text, file=sys.stdout)
-        sys.stdout.flush()
-
-    def finished(self, stage: Stage, seconds: float) -> None:
-        self.done += stage.seconds
-        self.estimated, self.took = self.estimated + stage.seconds, self.took + seconds
-        self.say(f"    {stage.title}: {shown_time(seconds)}")
-
-    def show(self, running: Sequence[_Running]) -> None:
-        """How far the estimates say that the running commands are, and what they say last."""
-        now = time.monotonic()
-        part, took = 0.0, 0.0
-        for each in running:
-            # never quite done before it is
-            part += min(now - each.began, 0.98 * each.stage.seconds)
-            took += now - each.began
-        self.bar.n = min(self.done + part, self.bar.total)
-        # this machine against the one of the estimates, as far as has been seen
-        estimated = self.estimated + part
-        pace = (self.took + took) / estimated if estimated > 20 else 1.0
-        left = (self.bar.total - self.bar.n) * pace / max(1, len(running))
-        words = _last_words(running[-1].log) if running else ""
-        self.bar.set_postfix_str(f"about {shown_time(left)} left; {words}")
-
-
 def read_records(folder: str | os.PathLike[str]) -> list[Record]:
     """Records of the stages that are finished in a runner's folder, in their order.
 
@@ -391,12 +350,6 @@ def read_records(folder: str | os.PathLike[str]) -> list[Record]:
     if not found:
         raise ValueError(f"expected records of finished stages in {folder}, found none")
     return sorted(found, key=lambda record: record.number)
-
-
-def shown_time(seconds: float) -> str:
-    """Seconds for people: ``8 s``, ``2 min 5 s``."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _with_bases(config: Path) -> Iterator[Path]:

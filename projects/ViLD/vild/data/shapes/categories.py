@@ -96,15 +96,13 @@ class ShapesVocabulary:
         ]
 
 
-def _draw_looks(rng: np.random.RandomState) -> set[tuple[str, str]]:
+def _draw_looks(rng: np.random.RandomState) -> list[tuple[str, str]]:
     """Pairs of colour and pattern in which every colour and every pattern occurs."""
     pairs = list(itertools.product(COLOURS, PATTERNS))
     while True:
-        looks = {pairs[i] for i in rng.permutation(len(pairs))[:LOOKS]}
-        if all(
-            set(names) == set(known)
-            for names, known in zip(zip(*looks, strict=True), (COLOURS, PATTERNS), strict=True)
-        ):
+        looks = [pairs[i] for i in rng.permutation(len(pairs))[:LOOKS]]
+        colours, patterns = (set(names) for names in zip(*looks, strict=True))
+        if len(colours) == len(COLOURS) and len(patterns) == len(PATTERNS):
             return looks
 
 
@@ -121,15 +119,12 @@ def shapes_vocabulary(seed: int) -> ShapesVocabulary:
     looks = _draw_looks(rng)
     seen = [c for c in ALL_COMPOSITIONS if c.shape not in unseen and c.look in looks]
     seen = [seen[i] for i in rng.permutation(len(seen))]
-    others = [c for c in ALL_COMPOSITIONS if c.shape in unseen and c.look in looks]
-    others = [others[i] for i in rng.permutation(len(others))]
     base = FREQUENT + COMMON
     novel_seen = NOVEL // 2
-    novel_unseen: list[Composition] = []
-    for shape in sorted(unseen):  # each unseen shape as often as the others
-        taken = {c.look for c in novel_unseen}  # each in another look than the others
-        of_shape = [c for c in others if c.shape == shape and c.look not in taken]
-        novel_unseen += of_shape[: (NOVEL - novel_seen) // UNSEEN_SHAPES]
+    # All unseen shapes in the same looks: were there one a look, it would be told from the labelled
+    # ones by being none of them.
+    shared = looks[: (NOVEL - novel_seen) // UNSEEN_SHAPES]
+    novel_unseen = [c for c in ALL_COMPOSITIONS if c.shape in unseen and c.look in shared]
     chosen = [*seen[: base + novel_seen], *novel_unseen]
     frequency = ["f"] * FREQUENT + ["c"] * COMMON + ["r"] * NOVEL
     ranks = np.arange(1, base + 1, dtype=np.float64)
