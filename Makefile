@@ -29,10 +29,10 @@ format:  ## let ruff mend what it can
 	@$(RUN) -m ruff format .
 
 quickstart:  ## the paper's experiment on two cores, from nothing to a result page
-	@$(RUN) tools/quickstart.py
+	@$(RUN) -W ignore::FutureWarning tools/quickstart.py
 
 benchmark-shapes:  ## every row of the paper's tables on shapes, three seeds (about two hours)
-	@$(RUN) tools/benchmark_shapes.py
+	@$(RUN) -W ignore::FutureWarning tools/benchmark_shapes.py
 
 clean:  ## remove .venv and all outputs
 	rm -rf .venv .venv.lock output
