@@ -24,7 +24,7 @@ from shapes_experiment.pipeline import Pipeline
 from shapes_experiment.table import collect, to_markdown
 from vild.data.files import atomic_path
 from vild.engine.progress import shown_time
-from vild.engine.stages import StageFailed, StageRunner
+from vild.engine.stages import StageRunner, run_or_exit
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -62,14 +62,7 @@ def main() -> int:
             if name in args.only:
                 stages += METHODS[name].stages(pipeline, name)
     begin = time.monotonic()
-    try:
-        StageRunner(stages, args.out_dir / "stages", args.jobs).run()
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    except (StageFailed, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    run_or_exit(StageRunner(stages, args.out_dir / "stages", args.jobs))
     results = collect(pipelines, [name for name in METHODS if name in args.only])
     text = f"{to_markdown(results)}\n{claims_to_markdown(judge(results))}"
     for name, contents in (

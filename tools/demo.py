@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -109,11 +110,8 @@ def detect_pictures(
 
 def _unique_names(files: list[Path]) -> dict[Path, str]:
     """The stem of each file; where two are alike, their whole paths."""
-    stems = [file.stem for file in files]
-    return {
-        file: stem if stems.count(stem) == 1 else str(file)
-        for file, stem in zip(files, stems, strict=True)
-    }
+    count = Counter(file.stem for file in files)
+    return {file: file.stem if count[file.stem] == 1 else str(file) for file in files}
 
 
 def _in_words(predictor: OpenVocabularyPredictor, found) -> str:  # type: ignore[no-untyped-def]

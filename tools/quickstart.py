@@ -9,14 +9,14 @@ Exit code: 0, or 1 where a stage failed or the result is not what ViLD is for, o
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 
+from shapes_experiment.methods import METHODS
 from shapes_experiment.pipeline import Pipeline
 from vild.engine.progress import shown_time
-from vild.engine.stages import Stage, StageFailed, StageRunner
+from vild.engine.stages import Stage, StageRunner, run_or_exit
 
 OUTPUT = Path("output/quickstart")
 PAGE = OUTPUT / "index.html"
@@ -51,11 +51,11 @@ def build_stages(pipeline: Pipeline) -> list[Stage]:
             seconds=260,
         )
     )
-    for name, title, weights in (
-        ("text_head", "evaluate its text head alone", "[1.0, 1.0]"),
-        ("image_head", "evaluate its image head alone", "[0.0, 0.0]"),
+    for name, title in (
+        ("text_head", "evaluate its text head alone"),
+        ("image_head", "evaluate its image head alone"),
     ):
-        options = ("MODEL.VILD.FUSION_WEIGHTS", weights)
+        options = METHODS[name].options
         stages.append(pipeline.evaluate(name, ensemble, title, *options, trained="ensemble"))
     title = "evaluate the CLIP itself on cropped regions"
     stages.append(pipeline.evaluate("clip", "clip_on_crops", title, trained="rpn_baseline"))
@@ -85,10 +85,7 @@ def page_stage(pipeline: Pipeline, stages: list[Stage]) -> Stage:
 
 def verdict(pipeline: Pipeline) -> tuple[bool, str]:
     """Whether the ensemble finds novel classes better than its text head, and the sentence."""
-    novel = {}
-    for name in ("ensemble", "text_head"):
-        contents = json.loads(pipeline.metrics(name).read_text(encoding="utf-8"))
-        novel[name] = contents["metrics"]["bbox"]["APr"]
+    novel = {name: pipeline.figures(name)["APr"] for name in ("ensemble", "text_head")}
     holds = novel["ensemble"] > novel["text_head"]
     return holds, (
         f"AP of novel classes: ViLD-ensemble {novel['ensemble']:.1f}, its text head alone "
@@ -109,14 +106,7 @@ def main() -> int:
     )
     runner = StageRunner(build_stages(pipeline), OUTPUT / "stages")
     begin = time.monotonic()
-    try:
-        worked = runner.run()
-    except KeyboardInterrupt:
-        print("\nstopped; `make quickstart` goes on from here", file=sys.stderr)
-        return 130
-    except (StageFailed, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    worked = run_or_exit(runner, "`make quickstart`")
     holds, sentence = verdict(pipeline)
     if worked:
         peak = max(record.peak_bytes for record in runner.records.values())

@@ -5,11 +5,13 @@ Every one is a command of this project that LVIS takes too, with `configs/shapes
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from vild.data.shapes.dataset import shapes_folder
 from vild.engine.stages import Stage
+from vild.inference.runs import read_runs
 
 TRAIN_NET = "projects/ViLD/train_net.py"
 PROPOSALS = 100  # a picture, kept in the stores
@@ -193,6 +195,17 @@ class Pipeline:
     def metrics(self, name: str) -> Path:
         """Json of a stage's figures."""
         return self.folder / name / f"{self.data}_val_metrics.json"
+
+    def figures(self, name: str) -> Mapping[str, float]:
+        """Figures of the boxes of a stage, in percent.
+
+        Raises:
+            ValueError: it has left none.
+        """
+        (run,) = read_runs([self.metrics(name)])
+        if "bbox" not in run.results:
+            raise ValueError(f"{self.metrics(name)}: expected figures of boxes (bbox)")
+        return run.results["bbox"]
 
     def _name(self, name: str) -> str:
         return f"{self.prefix}{name}"

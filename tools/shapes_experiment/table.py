@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
-from typing import Any
 
 from shapes_experiment.methods import METHODS
 from shapes_experiment.pipeline import Pipeline
@@ -25,9 +23,8 @@ def collect(pipelines: Sequence[Pipeline], methods: Sequence[str]) -> Results:
     for method in methods:
         results[method] = {}
         for pipeline in pipelines:
-            contents: Any = json.loads(pipeline.metrics(method).read_text(encoding="utf-8"))
-            metrics = contents.get("metrics", contents)["bbox"]
-            results[method][str(pipeline.seed)] = {name: metrics[name] for name in METRICS}
+            figures = pipeline.figures(method)
+            results[method][str(pipeline.seed)] = {name: figures[name] for name in METRICS}
     return results
 
 

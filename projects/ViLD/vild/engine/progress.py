@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from types import TracebackType
 
 from tqdm import tqdm
 
@@ -27,15 +26,8 @@ class StageBar:
         self.total, self.done = total, done
         self.estimated, self.took = 0.0, 0.0
 
-    def __enter__(self) -> StageBar:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Leave the bar as it is."""
         self.bar.close()
 
     def say(self, text: str) -> None:

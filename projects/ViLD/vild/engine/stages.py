@@ -19,11 +19,11 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import yaml
@@ -33,7 +33,7 @@ from vild.engine.progress import StageBar
 
 _POLL = 0.2  # seconds between looks at the running commands
 _PATIENCE = 60  # seconds that a command has to write its checkpoint when it is told to stop
-_MAX_JOBS_WAIT = 5
+_GRACE = 5  # seconds that a killed one has to be gone
 
 
 class StageFailed(RuntimeError):
@@ -172,7 +172,8 @@ class StageRunner:
             return False
         done = sum(stage.seconds for stage in self.stages if stage.name in self._records)
         total = sum(stage.seconds for stage in self.stages)
-        with _Signals(self), StageBar(total, done, self.progress) as bar:
+        bar = StageBar(total, done, self.progress)
+        with _on_stop_signals(self._stop_soon), closing(bar):
             if len(todo) < len(self.stages):
                 bar.say(f"{len(self.stages) - len(todo)} of {len(self.stages)} stages are done")
             try:
@@ -245,20 +246,19 @@ class StageRunner:
                     f"{stage.title} failed: {reason}. The end of {running.log}:\n\n"
                     f"{_tail(running.log)}\n\nThe command was\n    {stage.shown}"
                 )
-            spent = self._file(stage, "spent")
             # Linux counts in KiB, macOS in bytes
             unit = 1 if sys.platform == "darwin" else 1024
             record = Record(
                 running.identity,
                 uuid.uuid4().hex,
-                took + float(_read_json(spent) or 0.0),
+                self._spent(running),
                 usage.ru_maxrss * unit,
                 stage.title,
                 self.stages.index(stage),
             )
             with atomic_path(self._file(stage, "json")) as temporary:
                 temporary.write_text(json.dumps(vars(record), indent=1), encoding="utf-8")
-            spent.unlink(missing_ok=True)
+            self._file(stage, "spent").unlink(missing_ok=True)
             self._records[stage.name] = record
             bar.finished(stage.title, stage.seconds, took)
 
@@ -271,14 +271,16 @@ class StageRunner:
             with suppress(subprocess.TimeoutExpired):
                 running.process.wait(max(0.1, deadline - time.monotonic()))
             _signal(running.process, signal.SIGKILL)  # helpers that it started, too
-            running.process.wait(_MAX_JOBS_WAIT)
-            spent = self._file(running.stage, "spent")
-            before = float(_read_json(spent) or 0.0)
-            spent.write_text(json.dumps(before + time.monotonic() - running.began))
+            running.process.wait(_GRACE)
+            self._file(running.stage, "spent").write_text(json.dumps(self._spent(running)))
         self._running = []
 
-    def stop_soon(self, number: int) -> None:
-        """Have :meth:`run` end with KeyboardInterrupt; for signal handlers."""
+    def _spent(self, running: _Running) -> float:
+        """Seconds of this attempt and of those before."""
+        before = float(_read_json(self._file(running.stage, "spent")) or 0.0)
+        return before + time.monotonic() - running.began
+
+    def _stop_soon(self, number: int) -> None:
         self._stopped_by = number
 
     def _identity(self, stage: Stage) -> dict[str, Any]:
@@ -311,28 +313,41 @@ class StageRunner:
         return self.folder / f"{stage.name}.{kind}"
 
 
-class _Signals:
-    """SIGINT and SIGTERM end the run between two looks, so that no command is left behind."""
+@contextmanager
+def _on_stop_signals(tell: Callable[[int], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM only tell, so that a run ends between two looks and leaves no command."""
 
-    def __init__(self, runner: StageRunner) -> None:
-        self.runner = runner
-        self.before: dict[int, Any] = {}
+    def note(number: int, frame: FrameType | None) -> None:
+        tell(number)
 
-    def __enter__(self) -> None:
-        def note(number: int, frame: FrameType | None) -> None:
-            self.runner.stop_soon(number)
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.before[number] = signal.signal(number, note)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for number, handler in self.before.items():
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def run_or_exit(runner: StageRunner, again: str = "the same command") -> bool:
+    """Run stages for a program that has nothing else to do.
+
+    Args:
+        runner: of the stages.
+        again: what goes on after an interruption, for the message.
+
+    Returns:
+        what :meth:`StageRunner.run` does.
+
+    Raises:
+        SystemExit: after a message, with 130 for Ctrl-C or SIGTERM and 1 for an error.
+    """
+    try:
+        return runner.run()
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nstopped; {again} goes on from here\n")
+        sys.exit(130)
+    except (StageFailed, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 def read_records(folder: str | os.PathLike[str]) -> list[Record]:

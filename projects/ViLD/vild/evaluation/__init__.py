@@ -8,6 +8,7 @@ from vild.evaluation.ground_truth import GroundTruth
 from vild.evaluation.lvis_metrics import evaluate_lvis
 from vild.evaluation.results import (
     ResultsWriter,
+    coco_results,
     encode_masks,
     iterate_results,
     merge_parts,
@@ -21,6 +22,7 @@ __all__ = [
     "Protocol",
     "ResultsWriter",
     "TaskFigures",
+    "coco_results",
     "encode_masks",
     "evaluate_coco_open_vocabulary",
     "evaluate_lvis",

@@ -85,7 +85,7 @@ class ResultsWriter:
         """
         if self._file.closed:
             raise ValueError(f"{self.path} is closed already; make a new writer")
-        items = _items(int(image_id), instances, dataset_ids, self._masks)
+        items = coco_results(int(image_id), instances, dataset_ids, self._masks)
         lines = (json.dumps(item, separators=(",", ":"), allow_nan=False) for item in items)
         text = ",\n".join(lines)
         if text:
@@ -111,10 +111,20 @@ class _AbandonedError(Exception):
     """The writer's own, so that no other error is suppressed."""
 
 
-def _items(
-    image_id: int, instances: Instances, dataset_ids: Sequence[int], masks: bool
+def coco_results(
+    image_id: int, instances: Instances, dataset_ids: Sequence[int], masks: bool = True
 ) -> list[dict[str, Any]]:
-    """A picture's detections in the format, in their order."""
+    """A picture's detections in the format, in their order.
+
+    Args:
+        image_id: the picture's id.
+        instances: see :meth:`ResultsWriter.add`.
+        dataset_ids: the category id of each row of the classifier.
+        masks: whether masks are wanted, where there are any.
+
+    Raises:
+        ValueError: see there.
+    """
     if not len(instances):
         return []
     boxes = instances.pred_boxes.tensor.detach().float().cpu()

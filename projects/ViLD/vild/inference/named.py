@@ -10,12 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.structures import Instances
 
 from vild.data import Vocabulary
 from vild.data.files import atomic_path
+from vild.evaluation import coco_results
 
 FORMATS = (".json", ".csv")
 _COLUMNS = ("file", "frame", "class", "novel", "score", "x", "y", "width", "height")
@@ -73,8 +72,7 @@ class NamedDetectionsWriter:
             frame: number of the frame, from 0.
         """
         self._pictures += 1
-        entries = named_detections(instances, self.vocabulary)
-        for entry in entries:
+        for entry in named_detections(self._pictures, instances, self.vocabulary):
             if self._kind == ".csv":
                 shown = "" if frame is None else frame
                 numbers = [f"{v:.2f}" for v in entry["bbox"]]
@@ -82,39 +80,35 @@ class NamedDetectionsWriter:
                 row = [file, shown, entry["category_name"], novel, f"{entry['score']:.4f}"]
                 csv.writer(self._file).writerow([*row, *numbers])
             else:
-                place = {"image_id": self._pictures, "file_name": file}
-                if frame is not None:
-                    place["frame"] = frame
+                place = (
+                    {"file_name": file} if frame is None else {"file_name": file, "frame": frame}
+                )
                 text = json.dumps({**place, **entry}, ensure_ascii=False)
                 self._file.write((",\n" if self.detections else "\n") + text)
             self.detections += 1
 
 
-def named_detections(instances: Instances, vocabulary: Vocabulary) -> list[dict[str, Any]]:
+def named_detections(
+    image_id: int, instances: Instances, vocabulary: Vocabulary
+) -> list[dict[str, Any]]:
     """Detections of one picture in COCO's results format, with the names of their classes.
 
     Args:
+        image_id: of the picture.
         instances: see :meth:`NamedDetectionsWriter.add`.
         vocabulary: names of the classes.
 
     Returns:
-        a dict a detection: ``category_id`` from 1, ``category_name``, ``bbox`` (x, y, width,
-        height), ``score`` and, where there are masks, ``segmentation`` (RLE).
+        a dict a detection: ``image_id``, ``category_id`` from 1, ``category_name``, ``bbox`` (x, y,
+        width, height), ``score`` and, where there are masks, ``segmentation`` (RLE).
     """
-    boxes = instances.pred_boxes.tensor.double().numpy()
-    boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-    scores, rows = instances.scores.tolist(), instances.pred_classes.tolist()
-    entries = [
+    ids = range(1, len(vocabulary) + 1)
+    return [
         {
-            "category_id": row + 1,
-            "category_name": vocabulary.names[row],
-            "bbox": [round(v, 2) for v in box.tolist()],
-            "score": round(score, 5),
+            **found,
+            "category_name": vocabulary.names[found["category_id"] - 1],
+            "bbox": [round(side, 2) for side in found["bbox"]],
+            "score": round(found["score"], 5),
         }
-        for row, box, score in zip(rows, boxes, scores, strict=True)
+        for found in coco_results(image_id, instances, ids)
     ]
-    if instances.has("pred_masks") and len(instances):
-        masks = instances.pred_masks.numpy().astype(np.uint8).transpose(1, 2, 0)
-        for entry, rle in zip(entries, mask_util.encode(np.asfortranarray(masks)), strict=True):
-            entry["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
-    return entries
