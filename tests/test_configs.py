@@ -17,7 +17,13 @@ from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from vild.config import add_vild_config, register_datasets, scale_schedule, set_zero_shot
+from vild.config import (
+    add_vild_config,
+    read_config,
+    register_datasets,
+    scale_schedule,
+    set_zero_shot,
+)
 from vild.data import COCO_BASE, COCO_NOVEL
 from vild.data.dataset_mapper import ViLDDatasetMapper
 from vild.modeling import WITH_TEACHER, ViLDBoxHead
@@ -150,17 +156,25 @@ def detect(model: nn.Module, seen: dict[str, Any]) -> None:
     assert found[0]["instances"].pred_masks.shape[1:] == (48, 48)
 
 
-@pytest.mark.parametrize("key", ["MODEL.VILD.VARIANTS", "MODEL.VILD.DISTILL.W"])
-def test_unknown_keys_are_refused(key: str, tmp_path: Path) -> None:
-    cfg = get_cfg()
-    add_vild_config(cfg)
-    with pytest.raises(AssertionError, match="Non-existent key"):
-        cfg.merge_from_list([key, "1"])
-    *sections, name = key.split(".")
-    text = "".join(f"{'  ' * n}{section}:\n" for n, section in enumerate(sections))
-    (tmp_path / "a.yaml").write_text(f"{text}{'  ' * len(sections)}{name}: 1\n", encoding="utf-8")
-    with pytest.raises(KeyError, match=f"Non-existent config key: {key}"):
-        cfg.merge_from_file(str(tmp_path / "a.yaml"))
+@pytest.mark.parametrize(
+    ("contents", "options", "message"),
+    [
+        (None, (), "expected a configuration in .*none.yaml: .*does not exist"),
+        ("MODEL: [", (), "expected a configuration in"),
+        ("VERSION: 2\nMODEL:\n  VILLD: {}\n", (), "Non-existent config key: MODEL.VILLD"),
+        ("VERSION: 2\n", ("MODEL.VILLD", "1"), r"expected KEY VALUE pairs .*MODEL\.VILLD"),
+        ("VERSION: 2\n", ("MODEL.WEIGHTS",), "expected KEY VALUE pairs"),
+        ("VERSION: 2\n", ("SOLVER.MAX_ITER", "many"), "expected KEY VALUE pairs"),
+    ],
+)
+def test_what_is_wrong_with_a_configuration_is_said(
+    contents: str | None, options: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / ("none.yaml" if contents is None else "some.yaml")
+    if contents is not None:
+        file.write_text(contents)
+    with pytest.raises(ValueError, match=message):
+        read_config(file, options)
 
 
 def test_zero_shot_switches_softmax_and_training_sets() -> None:

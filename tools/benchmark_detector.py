@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference_single_image
 from detectron2.structures import BitMasks, Boxes, Instances
@@ -31,7 +31,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vild.config import add_vild_config
+from vild.config import read_config
 from vild.data import Vocabulary
 from vild.embeddings import TextEmbeddings
 from vild.engine import reuse_freed_memory
@@ -148,9 +148,7 @@ def inference(repeats: int, device: torch.device) -> None:
 
 def make_model(variant: str, classes: int, device: torch.device) -> nn.Module:
     """One variant at the official sizes, or Detectron2's Mask R-CNN (``plain``)."""
-    cfg = get_cfg()
-    add_vild_config(cfg)
-    cfg.merge_from_file(str(ROOT / "configs" / "LVIS" / "vild_ensemble_r50_fpn_lsj.yaml"))
+    cfg = read_config(ROOT / "configs" / "LVIS" / "vild_ensemble_r50_fpn_lsj.yaml")
     cfg.MODEL.DEVICE = str(device)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = classes
     if variant == "plain":

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 import vild
-from vild.config import add_vild_config, register_datasets
+from vild.config import read_config, register_datasets
 from vild.data import add_data_arguments, find_split, register_from_arguments
 from vild.engine import add_worker_arguments, run_workers
 from vild.proposals import (
@@ -84,10 +83,7 @@ def work(rank: int, world_size: int, device: str, args: argparse.Namespace, spli
         args: of :func:`build_parser`.
         splits: split -> {image id: picture file}.
     """
-    cfg = get_cfg()
-    add_vild_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = read_config(args.config_file, args.opts)
     extractor = ProposalExtractor(
         cfg,
         cfg.MODEL.WEIGHTS if args.weights is None else args.weights,
@@ -144,10 +140,7 @@ def main() -> int:
     failed = 0
     try:
         register_from_arguments(args)
-        cfg = get_cfg()
-        add_vild_config(cfg)
-        cfg.merge_from_file(args.config_file)
-        register_datasets(cfg)
+        register_datasets(read_config(args.config_file, args.opts))
         records = {split: find_split(split) for split in args.split}
         splits = {s: {r["image_id"]: r["file_name"] for r in own} for s, own in records.items()}
         rows = args.topk * sum(map(len, splits.values()))

@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 
-from vild.config import add_vild_config
+from vild.config import read_config
 from vild.data import (
     Vocabulary,
     add_data_arguments,
@@ -151,10 +150,8 @@ def class_section(folders: Runs, args: argparse.Namespace) -> PageSection:
 
 def similarity_section(args: argparse.Namespace) -> PageSection:
     """Heat maps of the teacher's and of the detector's regions."""
-    cfg = get_cfg()
-    add_vild_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", args.weights, *args.opts])
+    options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", args.weights, *args.opts]
+    cfg = read_config(args.config_file, options)
     store = EmbeddingStore(args.regions)
     teacher, student = compare_regions(cfg, args.dataset, store, args.region_pictures)
     vocabulary = Vocabulary.from_dataset(args.dataset)

@@ -15,12 +15,18 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from vild.config import add_vild_config, register_datasets, scale_schedule, set_zero_shot
+from vild.config import (
+    override_config,
+    read_config,
+    register_datasets,
+    scale_schedule,
+    set_zero_shot,
+)
 from vild.engine import (
     Trainer,
     evaluate,
@@ -36,11 +42,9 @@ from vild.evaluation import evaluate_results
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """Configuration from the file, the overrides and the machine."""
-    cfg = get_cfg()
-    add_vild_config(cfg)
-    cfg.merge_from_file(args.config_file)
+    cfg = read_config(args.config_file)
     recipe_batch = cfg.SOLVER.IMS_PER_BATCH
-    cfg.merge_from_list(args.opts)
+    override_config(cfg, args.opts)
     notes = scale_schedule(cfg, recipe_batch, keep=args.opts[0::2])
     if args.zero_shot is not None:
         set_zero_shot(cfg, args.zero_shot)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
-from detectron2.config import CfgNode
+import yaml
+from detectron2.config import CfgNode, get_cfg
 
 from vild.data import register_custom
 
@@ -52,6 +54,49 @@ def add_vild_config(cfg: CfgNode) -> None:
     cfg.MODEL.VILD.DISTILL.REGIONS = 300
     # regions of which augmentation leaves less than this fraction are not distilled
     cfg.MODEL.VILD.DISTILL.MIN_VISIBLE = 0.5
+
+
+def read_config(file: str | os.PathLike[str], options: Sequence[str] = ()) -> CfgNode:
+    """Detectron2's configuration with this project's keys, from a yaml file.
+
+    Args:
+        file: the yaml, with what it names as ``_BASE_``.
+        options: KEY VALUE pairs that override it.
+
+    Raises:
+        ValueError: a file that cannot be read, a key that is not there, a value of another type.
+    """
+    cfg = get_cfg()
+    add_vild_config(cfg)
+    try:
+        cfg.merge_from_file(os.fspath(file))
+    except (OSError, KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
+        raise ValueError(f"expected a configuration in {file}: {_reason(error)}") from None
+    override_config(cfg, options)
+    return cfg
+
+
+def override_config(cfg: CfgNode, options: Sequence[str]) -> None:
+    """Detectron2's ``merge_from_list``, with an error that says what is wrong.
+
+    Args:
+        cfg: changed in place.
+        options: KEY VALUE pairs.
+
+    Raises:
+        ValueError: a key that is not there, a value of another type, or a key without a value.
+    """
+    try:
+        cfg.merge_from_list(list(options))
+    except (KeyError, ValueError, AssertionError) as error:
+        raise ValueError(
+            f"expected KEY VALUE pairs of the configuration, got {list(options)}: {_reason(error)}"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    # a KeyError shows its text as a literal
+    return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
 
 
 def register_datasets(cfg: CfgNode) -> list[str]:
