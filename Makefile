@@ -2,9 +2,12 @@
 PYTHON ?= python3
 RUN := $(PYTHON) tools/setup_env.py --run
 PYTEST_ARGS ?=
+DEMO_ARGS ?=
+DEMO_WORDS ?= plain blue heart, striped yellow arrow, plain white cross, striped blue star
+QUICKSTART := output/shapes/ensemble/model_final.pth
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint format quickstart benchmark-shapes clean
+.PHONY: help setup test test-slow lint format quickstart demo benchmark-shapes clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -30,6 +33,13 @@ format:  ## let ruff mend what it can
 
 quickstart:  ## the paper's experiment on two cores, from nothing to a result page
 	@$(RUN) -W ignore::FutureWarning tools/quickstart.py
+
+demo:  ## a web page on the quickstart's detector
+	@test -f $(QUICKSTART) || { echo "error: expected $(QUICKSTART): run make quickstart first"; exit 2; }
+	@$(RUN) -W ignore::FutureWarning tools/web_demo.py $(DEMO_ARGS) \
+	    --config-file configs/shapes/vild_ensemble.yaml \
+	    --words "$(DEMO_WORDS)" --examples datasets/shapes/val/00000[1-8].png \
+	    --opts MODEL.WEIGHTS $(QUICKSTART)
 
 benchmark-shapes:  ## every row of the paper's tables on shapes, three seeds (about two hours)
 	@$(RUN) -W ignore::FutureWarning tools/benchmark_shapes.py

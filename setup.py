@@ -41,12 +41,16 @@ setup(
     ],
     extras_require={
         "demo": ["gradio>=5"],  # the web page
+        "export": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.3"],  # tools/export_model.py
         "slurm": ["submitit>=1.5"],  # tools/submit_train.py
         "dev": [
             "clip-anytorch",  # OpenAI's own CLIP code, which tests compare the teacher with
             "pytest>=8",
             "pytest-xdist",
             "playwright",  # drives the Chromium of the system; downloads none
+            "gradio>=5",  # as in demo
+            "supervision>=0.25",  # takes the predictor's detections
+            *("onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.3"),  # as in export
             "submitit>=1.5",
             # pinned here and nowhere else: `make lint`, CI and pre-commit run these
             "ruff==0.17.6",

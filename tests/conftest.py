@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +21,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Nothing here may reach out: code that would load weights from a hub has to fail at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# what makes Chromium stay offline and start as root in a container
+_CHROMIUM = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
 _VERSIONS = (
     *("torch", "torchvision", "detectron2", "fvcore", "iopath", "lvis", "pycocotools"),
     *("open_clip_torch", "clip-anytorch", "ftfy", "regex", "safetensors"),
@@ -47,3 +55,16 @@ def pytest_report_header() -> list[str]:
 def repository() -> Path:
     """Root of the checkout."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium of the system, headless, driven by Playwright."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs Chromium (Debian: apt-get install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=program, args=list(_CHROMIUM))
+        yield browser
+        browser.close()

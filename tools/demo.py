@@ -6,8 +6,9 @@ python tools/demo.py --config-file configs/LVIS/vild_ensemble_r50_fpn_lsj.yaml \
     --opts MODEL.WEIGHTS model_final.pth
 python tools/demo.py --config-file ... --video-input walk.mp4 --output found.mp4 --opts ...
 
-Words of --vocabulary count as novel unless --novel says otherwise. Pictures that cannot be read are
-reported at the end. Exit code: 0, or 3 where there were such pictures, or 2 for an error.
+Words of --vocabulary count as novel, unless the detector was trained on them as base classes or
+--novel says otherwise. Pictures that cannot be read are reported at the end. Exit code: 0, or 3
+where there were such pictures, or 2 for an error.
 """
 
 from __future__ import annotations
@@ -22,10 +23,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from detectron2.config import get_cfg
 from tqdm import tqdm
 
-from vild.config import add_vild_config, register_datasets
+from vild.config import read_config, register_datasets
 from vild.data import read_image
 from vild.data.files import atomic_path
 from vild.inference import OpenVocabularyPredictor, PictureWriter, draw_detections
@@ -67,10 +67,7 @@ def build_predictor(args: argparse.Namespace) -> OpenVocabularyPredictor:
     Raises:
         ValueError: see :class:`OpenVocabularyPredictor`.
     """
-    cfg = get_cfg()
-    add_vild_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = read_config(args.config_file, args.opts)
     register_datasets(cfg)
     words = VOCABULARIES.get(args.vocabulary, args.vocabulary)
     novel = None if args.novel is None else [n for n in args.novel.split(",") if n.strip()]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +102,56 @@ def test_words_and_names_change_together(folder: Path) -> None:
     assert len(predictor.vocabulary) == 60
 
 
+def test_words_that_the_detector_was_trained_on_are_base_classes(folder: Path) -> None:
+    predictor = OpenVocabularyPredictor(config(folder), cache=folder / "cache")
+    known = predictor.vocabulary
+    base, novel = known.names[known.novel.index(False)], known.names[known.novel.index(True)]
+    assert base in predictor.base_classes
+    assert novel not in predictor.base_classes
+    for words in ([base, novel, "crow"], f"{base}, {novel}, crow"):
+        predictor.set_vocabulary(words)
+        assert predictor.vocabulary.novel == (False, True, True)
+    predictor.set_vocabulary([base, "crow"], novel=[base, "crow"])
+    assert predictor.vocabulary.novel == (True, True)
+
+
 def test_supervision_takes_the_result(folder: Path) -> None:
     supervision = pytest.importorskip("supervision", reason="needs supervision (pip install)")
     predictor = OpenVocabularyPredictor(config(folder), WORDS, cache=folder / "cache")
     found = predictor(pictures(folder)[0])
     detections = supervision.Detections.from_detectron2({"instances": found})
-    names = [predictor.vocabulary.names[row] for row in detections.class_id]
-    assert len(detections) == len(found)
-    assert set(names) <= set(WORDS)
+    detections["class_name"] = np.array(predictor.metadata.thing_classes)[detections.class_id]
+    assert len(detections) == len(found) == 10
+    rows = found.pred_classes.tolist()
+    assert detections["class_name"].tolist() == [WORDS[row] for row in rows]
+    np.testing.assert_allclose(detections.xyxy, found.pred_boxes.tensor.numpy())
+    np.testing.assert_allclose(detections.confidence, found.scores.numpy())
+
+
+def test_the_script_in_the_readme(folder: Path, tmp_path: Path) -> None:
+    root = small_shapes.CONFIGS.parent
+    text = (root / "README.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"\n\n((?:    .*\n|\n)*?    predictor = .*\n(?:    .*\n)*)", text)
+    lines = [line[4:] for line in script.splitlines() if line.strip()]
+    assert len(lines) <= 10
+    paths = {
+        "configs/": f"{root}/configs/",
+        "output/shapes/ensemble/model_final.pth": str(folder / "model.pth"),
+        "datasets/shapes/val/000001.png": str(folder / "shapes" / "train" / "000001.png"),
+        '"MODEL.WEIGHTS"': f'"MODEL.VILD.TEXT_EMBEDDINGS", "{folder}/text.safetensors", '
+        '"TEST.DETECTIONS_PER_IMAGE", "5", "MODEL.WEIGHTS"',
+    }
+    code = "\n".join(lines)
+    for given, here in paths.items():
+        assert given in code, given
+        code = code.replace(given, here)
+    environment = {**os.environ, "VILD_CACHE": str(tmp_path)}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert len(said) == 5
+    assert all(line.startswith(("striped red star 0.", "plain blue heart 0.")) for line in said)
 
 
 def test_the_second_start_with_the_same_words_encodes_nothing(

@@ -11,8 +11,13 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
 from PIL import Image
+
+from .. import small_shapes
 
 SIZES = [(60, 80), (90, 50), (70, 70), (48, 96), (64, 64), (80, 60), (50, 50)]
 
@@ -102,3 +107,18 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
             return int(stop.code or 0)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def opts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options that name text embeddings and a checkpoint of weights as they were made."""
+    folder = tmp_path_factory.mktemp("demo")
+    small_shapes.make(folder, 3)
+    torch.manual_seed(0)
+    cfg = small_shapes.config(folder, "ensemble")
+    DetectionCheckpointer(build_model(cfg), str(folder)).save("model")
+    text = str(folder / "text.safetensors")
+    return [
+        *("--opts", "MODEL.WEIGHTS", str(folder / "model.pth")),
+        *("MODEL.VILD.TEXT_EMBEDDINGS", text, "MODEL.RPN.POST_NMS_TOPK_TEST", "10"),
+    ]

@@ -12,33 +12,15 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
-import torch
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.modeling import build_model
 
 import demo
 from vild.inference.inputs import find_pictures
 
-from .. import small_shapes
+from .. import malformed, small_shapes
 
 CONFIG = small_shapes.CONFIGS / "shapes" / "vild_ensemble.yaml"
 COCO_MINI = Path(__file__).parents[3] / "shared" / "data" / "coco_mini"
 WORDS = "striped red star, plain blue heart"
-
-
-@pytest.fixture(scope="module")
-def opts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Options that name text embeddings and a checkpoint of weights as they were made."""
-    folder = tmp_path_factory.mktemp("demo")
-    small_shapes.make(folder, 3)
-    torch.manual_seed(0)
-    cfg = small_shapes.config(folder, "ensemble")
-    DetectionCheckpointer(build_model(cfg), str(folder)).save("model")
-    text = str(folder / "text.safetensors")
-    return [
-        *("--opts", "MODEL.WEIGHTS", str(folder / "model.pth")),
-        *("MODEL.VILD.TEXT_EMBEDDINGS", text, "MODEL.RPN.POST_NMS_TOPK_TEST", "10"),
-    ]
 
 
 @pytest.fixture
@@ -170,3 +152,35 @@ def test_real_photographs(run: Run, tmp_path: Path, opts: list[str], photos: Pat
     arguments = ("--config-file", CONFIG, "--input", *files, "--output", out)
     assert run(demo, *arguments, "--vocabulary", "coco", *opts) == 0
     assert sorted(file.stem for file in out.iterdir()) == [file.stem for file in files]
+
+
+def test_malformed_pictures(
+    run: Run, tmp_path: Path, opts: list[str], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    malformed.write_pictures(tmp_path / "malformed")
+    results = tmp_path / "found.csv"
+    given = ("--input", tmp_path / "malformed" / "*", "--vocabulary", WORDS, "--results", results)
+    assert run(demo, "--config-file", CONFIG, *given, "--confidence-threshold", "0", *opts) == 3
+    said = capsys.readouterr().err
+    with results.open(encoding="utf-8", newline="") as file:
+        found = {Path(line["file"]).name for line in csv.DictReader(file)}
+    for name, (_, message) in malformed.PICTURES.items():
+        assert (name in found) == (message == malformed.FINE), name
+        assert (f"{name}: " in said) == (message != malformed.FINE), name
+
+
+@pytest.mark.parametrize("name", [n for n in malformed.WORDS if n != "a file's name"])
+def test_malformed_words(
+    name: str,
+    run: Run,
+    tmp_path: Path,
+    opts: list[str],
+    photos: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words, message = malformed.WORDS[name]
+    given = ("--input", photos / "a.png", "--vocabulary", words)
+    code = run(demo, "--config-file", CONFIG, *given, *opts)
+    # on the command line a class may have lines and semicolons in its name, and 20,000 are allowed
+    assert code == (0 if message == malformed.FINE else 2)
+    assert code == 0 or "error: " in capsys.readouterr().err

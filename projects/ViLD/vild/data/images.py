@@ -29,7 +29,7 @@ class UnreadableImageError(ValueError):
     """A file that is no whole picture. The message names it and says what is wrong with it."""
 
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+def read_image(path: str | os.PathLike[str], max_pixels: int | None = None) -> np.ndarray:
     """Read a picture as a person sees it.
 
     - Turned as its EXIF orientation says. A broken EXIF block counts as none, as in Detectron2.
@@ -44,14 +44,15 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     Args:
         path: a local file of any kind that Pillow reads, except PostScript, which it hands to
             another program.
+        max_pixels: a larger picture is refused before it is decoded.
 
     Returns:
         (H, W, 3) uint8 RGB, contiguous and writeable.
 
     Raises:
         UnreadableImageError: the file is missing, empty, cut short, damaged, may not be read, is
-            no picture, is too large (over twice ``PIL.Image.MAX_IMAGE_PIXELS``), or has values
-            whose range nobody knows.
+            no picture, is too large (over ``max_pixels``, or twice ``PIL.Image.MAX_IMAGE_PIXELS``),
+            or has values whose range nobody knows.
         ValueError: Pillow was told to accept half a picture.
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
@@ -63,7 +64,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            return _decode(file)
+            return _decode(file, max_pixels)
     except (UnreadableImageError, MemoryError):
         raise
     except FileNotFoundError:
@@ -89,12 +90,18 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     raise UnreadableImageError(f"cannot read the picture {path}: {reason}.") from None
 
 
-def _decode(file: BinaryIO) -> np.ndarray:
+def _decode(file: BinaryIO, max_pixels: int | None) -> np.ndarray:
     """What :func:`read_image` gives, of an open file; Pillow's errors where it cannot."""
     with warnings.catch_warnings():
         # between once and twice MAX_IMAGE_PIXELS Pillow warns; ordinary panoramas are that large
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image: Image.Image = Image.open(file)
+    if max_pixels is not None and image.width * image.height > max_pixels:
+        raise _refused(
+            file,
+            f"it has {image.width} x {image.height} pixels, and at most {max_pixels} are accepted. "
+            "Make it smaller",
+        )
     if image.format == "EPS":
         raise _refused(file, "it is PostScript, a program. Convert it to PNG or JPEG")
     scan = file.tell()

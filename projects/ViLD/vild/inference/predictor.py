@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, overload
@@ -45,6 +45,8 @@ class OpenVocabularyPredictor:
     Attributes:
         model: the detector.
         encoder: embeds words.
+        base_classes: names of the classes that the detector was trained on, where
+            ``MODEL.VILD.TEXT_EMBEDDINGS`` says so.
 
     Raises:
         ValueError: a checkpoint that is missing or of another model, a detector that cannot do
@@ -74,6 +76,7 @@ class OpenVocabularyPredictor:
         file = cfg.MODEL.VILD.TEXT_EMBEDDINGS
         known = TextEmbeddings.load(file) if file and Path(file).is_file() else None
         self.encoder = _encoder(cfg, known, cache)
+        self.base_classes = _base_classes(known)
         if known is None and vocabulary is None:
             raise ValueError(
                 f"expected words to detect, or MODEL.VILD.TEXT_EMBEDDINGS to name their "
@@ -103,7 +106,8 @@ class OpenVocabularyPredictor:
         Args:
             vocabulary: 1 to 20,000 words; or what :meth:`vild.data.Vocabulary.load` reads (a data
                 set, a file or a comma list); or classes, embedded or not.
-            novel: which of them are novel; for words all are by default.
+            novel: which of them are novel. By default it is as the data set, the json or the
+                classes say; of words, all but :attr:`base_classes`.
 
         Raises:
             ValueError: no words, too many, one twice, a novel word that is not among them, or a
@@ -117,7 +121,7 @@ class OpenVocabularyPredictor:
                 raise ValueError("expected novel classes within the text embeddings, or words")
             _check_size(len(vocabulary.vocabulary))
             return vocabulary
-        classes = read_words(vocabulary, novel)
+        classes = read_words(vocabulary, novel, self.base_classes)
         _check_size(len(classes))
         return self.encoder.embed(classes)
 
@@ -182,23 +186,43 @@ class OpenVocabularyPredictor:
         return {"image": image, "height": height, "width": width}
 
 
-def read_words(words: Sequence[str] | str | Vocabulary, novel: Sequence[str] | None) -> Vocabulary:
+def read_words(
+    words: Sequence[str] | str | Vocabulary,
+    novel: Sequence[str] | None,
+    base: Collection[str] = (),
+) -> Vocabulary:
     """Classes from words, a file, a data set, or classes.
 
     Args:
         words: see :meth:`OpenVocabularyPredictor.set_vocabulary`.
-        novel: names of the novel ones; None: as the source says, all where it says nothing.
+        novel: names of the novel ones; None: see there.
+        base: names of classes that a detector was trained on.
 
     Raises:
         ValueError: see there.
     """
+    if isinstance(words, Vocabulary):
+        return words if novel is None else _with_novel(words, novel)
     if isinstance(words, str):
-        return Vocabulary.load(words, novel)
-    if not isinstance(words, Vocabulary):
-        return Vocabulary.from_names(words, novel)
-    if novel is None:
-        return words
-    return Vocabulary(words.names, words.synonyms, Vocabulary.from_names(words.names, novel).novel)
+        classes = Vocabulary.load(words, novel)
+    else:
+        classes = Vocabulary.from_names(words, novel)
+    if novel is None and all(classes.novel):  # nothing is said of any of them
+        return _with_novel(classes, [name for name in classes.names if name not in base])
+    return classes
+
+
+def _with_novel(classes: Vocabulary, novel: Sequence[str]) -> Vocabulary:
+    flags = Vocabulary.from_names(classes.names, novel).novel
+    return Vocabulary(classes.names, classes.synonyms, flags)
+
+
+def _base_classes(known: TextEmbeddings | None) -> frozenset[str]:
+    if known is None:
+        return frozenset()
+    classes = known.vocabulary
+    pairs = zip(classes.names, classes.novel, strict=True)
+    return frozenset(name for name, novel in pairs if not novel)
 
 
 def _check(cfg: CfgNode) -> None:

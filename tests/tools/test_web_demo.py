@@ -1,0 +1,292 @@
+"""The web page, as a browser shows it, and what it does with what visitors send."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from vild.inference import OpenVocabularyPredictor
+from vild.inference.web import Limits, PageDetector
+
+from .. import malformed, small_shapes
+
+CONFIG = small_shapes.CONFIGS / "shapes" / "vild_ensemble.yaml"
+TOOL = small_shapes.CONFIGS.parent / "tools" / "web_demo.py"
+PATIENCE = 120_000  # ms; two cores may be busy with other tests
+
+
+@pytest.fixture(scope="module")
+def picture(opts: list[str]) -> Path:
+    return Path(opts[2]).parent / "shapes" / "train" / "000001.png"
+
+
+@pytest.fixture(scope="module")
+def detector(opts: list[str], tmp_path_factory: pytest.TempPathFactory) -> PageDetector:
+    folder = Path(opts[2]).parent
+    few = {"MODEL__RPN__POST_NMS_TOPK_TEST": 10}
+    cfg = small_shapes.config(folder, "ensemble", MODEL__WEIGHTS=opts[2], **few)
+    cache = tmp_path_factory.mktemp("cache")
+    predictor = OpenVocabularyPredictor(cfg, ["crow"], cache=cache)
+    return PageDetector(predictor, Limits(words=1000))
+
+
+@pytest.mark.parametrize("name", malformed.PICTURES)
+def test_every_picture_gets_a_message(name: str, detector: PageDetector, tmp_path: Path) -> None:
+    make, message = malformed.PICTURES[name]
+    (tmp_path / name).write_bytes(make())
+    answer = detector.answer(str(tmp_path / name), "crow, owl", 0.05)
+    assert message in answer.message
+    assert name in answer.message
+    assert str(tmp_path) not in answer.message  # where the server keeps files is its own affair
+    assert (answer.picture is not None) == (message == malformed.FINE)
+
+
+@pytest.mark.parametrize("name", malformed.WORDS)
+def test_all_words_get_a_message(name: str, detector: PageDetector, picture: Path) -> None:
+    words, message = malformed.WORDS[name]
+    answer = detector.answer(str(picture), words, 0.05)
+    assert message in answer.message
+    assert (answer.picture is not None) == (message == malformed.FINE)
+
+
+def test_what_is_shown_is_in_pixels_of_the_picture(
+    detector: PageDetector, picture: Path, tmp_path: Path
+) -> None:
+    large = tmp_path / "large.png"
+    cv2.imwrite(str(large), cv2.resize(cv2.imread(str(picture)), (3200, 3200)))
+    answer = detector.answer(str(large), "crow, owl", 0.05)
+    assert answer.picture is not None
+    assert max(answer.picture.shape) == 1600
+    assert max(row[3] + row[5] for row in answer.rows) > 1600
+    assert all(0 <= row[3] <= row[3] + row[5] <= 3201 for row in answer.rows)
+    assert answer.file is not None
+    entries = json.loads(Path(answer.file).read_text(encoding="utf-8"))
+    assert [entry["bbox"] for entry in entries] == [list(row[3:]) for row in answer.rows]
+    assert [entry["category_name"] for entry in entries] == [row[0] for row in answer.rows]
+
+
+def test_base_classes_of_the_training_are_no_novel_words(
+    detector: PageDetector, picture: Path
+) -> None:
+    base = sorted(detector.predictor.base_classes)[0]
+    answer = detector.answer(str(picture), f"{base}, crow", 0.05)
+    assert answer.words == ((base, "base"), ("crow", "novel"))
+    kinds = dict(answer.words)
+    assert all(row[1] == kinds[row[0]] for row in answer.rows)
+
+
+def test_another_threshold_does_not_detect_again(
+    detector: PageDetector, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = detector.answer(str(picture), "heart, moon", 0.05).rows
+    monkeypatch.setattr(OpenVocabularyPredictor, "__call__", None)
+    middle = (many[0][2] + many[-1][2]) / 2
+    fewer = detector.answer(str(picture), "heart, moon", middle).rows
+    assert fewer == tuple(row for row in many if row[2] >= middle)
+    assert 0 < len(fewer) < len(many)
+
+
+def test_a_failure_of_the_server_is_no_more_than_a_message(
+    detector: PageDetector, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert detector.answer(None, "crow", 0.3).message == "Drop a picture first."
+    with monkeypatch.context() as patch:
+        patch.setattr(OpenVocabularyPredictor, "__call__", lambda *_: 1 / 0)
+        assert "its log says why" in detector.answer(str(picture), "a new word", 0.3).message
+    assert malformed.FINE in detector.answer(str(picture), "a new word", 0.3).message
+
+
+# the rest is about the page as it is served
+
+
+@pytest.fixture(scope="module")
+def server(opts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a page whose uploads are limited to 1 MB."""
+    pytest.importorskip("gradio")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = tmp_path_factory.mktemp("server")
+    command = [
+        *(sys.executable, str(TOOL), "--config-file", str(CONFIG), "--port", str(port)),
+        *("--words", "striped red star, plain blue heart", "--confidence-threshold", "0.05"),
+        *("--max-upload-mb", "1", *opts),
+    ]
+    environment = {
+        **{"PATH": "/usr/bin:/bin", "HOME": str(folder), "VILD_CACHE": str(folder / "cache")},
+        **{"GRADIO_TEMP_DIR": str(folder / "uploads"), "OMP_NUM_THREADS": "1"},
+    }
+    log = (folder / "log").open("w+")
+    running = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            break
+        except OSError:
+            assert running.poll() is None, (folder / "log").read_text()
+            time.sleep(0.5)
+    yield address
+    running.terminate()
+    running.wait(30)
+
+
+FIRST = "Drop a picture first."
+
+
+def answer_to(page: Any, picture: Path) -> str:
+    """Drop a picture, in place of the one that is there; returns the page's message."""
+    if page.locator("#message textarea").count() and page.input_value("#message textarea"):
+        page.click("#picture button[aria-label='Clear']")
+        wait_for(page, "said === given", FIRST)
+    page.set_input_files("#picture input[type=file]", str(picture))
+    return wait_for(page, "said && said !== given", FIRST)
+
+
+def wait_for(page: Any, condition: str, given: str) -> str:
+    """Wait for the message to be so; returns it."""
+    page.wait_for_function(
+        f"""given => {{
+            const said = document.querySelector('#message textarea').value;
+            return {condition};
+        }}""",
+        arg=given,
+        timeout=PATIENCE,
+    )
+    return page.input_value("#message textarea")
+
+
+def test_in_a_browser(server: str, browser: Any, picture: Path, tmp_path: Path) -> None:
+    page, said = browser.new_page(viewport={"width": 1280, "height": 900}), []
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda r: said.append(r.url) if r.url.startswith("https:") else None)
+    page.goto(server)
+    first = answer_to(page, picture)
+    assert first.startswith("000001.png: ")
+    assert first.endswith("of 2 words.")
+    page.wait_for_selector("#drawn img", timeout=PATIENCE)
+    assert page.locator("#drawn img").evaluate("image => image.naturalWidth") == 800
+    words = page.locator("#vocabulary").inner_text()
+    assert "striped red star" in words
+    names = page.locator("#table").inner_text()
+    assert "striped red star" in names or "plain blue heart" in names
+    with page.expect_download() as download:
+        page.click("#download")
+    entries = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
+    assert {e["category_name"] for e in entries} <= {"striped red star", "plain blue heart"}
+    assert first.startswith(f"000001.png: {len(entries)} object")
+
+    page.fill("#words textarea", "crow, owl, <b>emu</b>")
+    page.click("#detect")
+    assert wait_for(page, "said !== given", first).endswith("of 3 words.")
+    page.wait_for_function("document.querySelector('#table').innerText.match(/crow|owl|emu/)")
+    assert "heart" not in page.locator("#table").inner_text()
+    assert "<b>emu</b>" in page.locator("#vocabulary").inner_text()
+    page.screenshot(path=str(tmp_path / "shot.png"), full_page=True)
+    shot = np.asarray(Image.open(tmp_path / "shot.png").convert("L"))
+    assert shot.shape[0] > 600
+    assert 5 < shot.std() < 120
+    assert not said
+    page.close()
+
+
+def test_the_page_works_after_everything_malformed(
+    server: str, browser: Any, picture: Path, tmp_path: Path
+) -> None:
+    page = browser.new_page()
+    page.goto(server)
+    for name, file in malformed.write_pictures(tmp_path / "malformed").items():
+        message = answer_to(page, file)
+        expected = "9000 x 9000" if name == "large.png" else malformed.PICTURES[name][1]
+        assert expected in message, name
+    for name, (words, expected) in malformed.WORDS.items():
+        page.fill("#words textarea", words)
+        assert expected in answer_to(page, picture), name
+    page.close()
+
+
+def status(address: str, data: bytes | None = None, **headers: str) -> int:
+    request = urllib.request.Request(address, data, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_no_file_of_the_server_is_given_away(server: str, opts: list[str]) -> None:
+    weights = opts[2]
+    for path in ("/etc/passwd", weights, "../../../../etc/passwd", "log", "%2e%2e/log"):
+        assert status(f"{server}/gradio_api/file={path}") in (403, 404), path
+        assert status(f"{server}/file={path}") in (403, 404), path
+    # a picture's path may not be one that was not uploaded
+    body = {
+        "fn_index": 0,
+        "session_hash": "a",
+        "data": [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, "crow", 0.3],
+    }
+    data = json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"}
+    assert status(f"{server}/gradio_api/queue/join", data, **headers) in (200, 403, 404, 422)
+    with urllib.request.urlopen(
+        f"{server}/gradio_api/queue/data?session_hash=a", timeout=60
+    ) as events:
+        text = events.read(4000).decode()
+    assert "root:" not in text
+    assert '"success":false' in text.replace(" ", "")
+
+
+def test_uploads_are_limited(server: str) -> None:
+    def upload(size: int) -> int:
+        body = (
+            b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n'
+            b"Content-Type: image/png\r\n\r\n" + bytes(size) + b"\r\n--x--\r\n"
+        )
+        kind = {"Content-Type": "multipart/form-data; boundary=x"}
+        return status(f"{server}/gradio_api/upload", body, **kind)
+
+    assert upload(1000) == 200
+    assert upload(3_000_000) == 413
+
+
+def test_it_listens_on_this_machine_alone(server: str) -> None:
+    port = int(server.rsplit(":", 1)[1])
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    listening = {line.split()[1] for line in lines if line.split()[3] == "0A"}
+    assert [a for a in listening if int(a.split(":")[1], 16) == port] == [f"0100007F:{port:04X}"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--config-file", "none.yaml"), "expected a configuration in none.yaml"),
+        (("--config-file", str(CONFIG)), "MODEL.WEIGHTS"),
+        (("--config-file", str(CONFIG), "--opts", "MODEL.NOTHING", "1"), "MODEL.NOTHING"),
+    ],
+)
+def test_impossible_arguments(
+    arguments: tuple[str, ...],
+    message: str,
+    run: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("gradio")
+    import web_demo
+
+    assert run(web_demo, *arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert message in said

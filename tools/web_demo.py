@@ -1,0 +1,166 @@
+#!/usr/bin/env python
+r"""A web page: drop a picture, type words, see what is found.
+
+python tools/web_demo.py --config-file configs/shapes/vild_ensemble.yaml \
+    --words "striped red star, plain blue heart" --opts MODEL.WEIGHTS model_final.pth
+
+It listens on this machine alone unless --host says otherwise (0.0.0.0: on all addresses). Needs the
+extra `demo` (gradio).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from vild.config import read_config, register_datasets
+from vild.inference import OpenVocabularyPredictor
+from vild.inference.inputs import find_pictures
+from vild.inference.web import Limits, PageDetector
+
+try:
+    import gradio as gr
+except ImportError:
+    sys.exit("error: expected gradio, which draws the page: pip install -e '.[demo]'")
+
+TITLE = "ViLD: detect anything you can name"
+COLUMNS = ("name", "class", "score", "x", "y", "width", "height")
+# nothing is fetched from elsewhere: the page works without a network
+FONTS = ["system-ui", "sans-serif"]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    default = Limits()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--words", default="", help="that the page begins with")
+    parser.add_argument("--examples", nargs="+", default=[], help="pictures that it offers")
+    parser.add_argument("--confidence-threshold", type=float, default=0.3, help="0.3 by default")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--browser", action="store_true", help="open it in a browser")
+    parser.add_argument("--max-upload-mb", type=int, default=default.upload_mb)
+    parser.add_argument("--max-megapixels", type=int, default=default.megapixels)
+    parser.add_argument("--max-words", type=int, default=default.words)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
+    return parser
+
+
+def build_page(
+    detector: PageDetector, words: str, threshold: float, examples: list[Path]
+) -> gr.Blocks:
+    """The page."""
+
+    def detect(file: str | None, text: str, threshold: float) -> tuple[object, ...]:
+        got = detector.answer(file, text, threshold)
+        rows = [list(row) for row in got.rows]
+        download = gr.DownloadButton(value=got.file, interactive=got.file is not None)
+        return got.message, got.picture, list(got.words), rows, download
+
+    limits = detector.limits
+    # files of visitors are removed after an hour
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.Markdown(f"# {TITLE}")
+        with gr.Row():
+            with gr.Column(scale=1):
+                sizes = f"{limits.upload_mb} MB and {limits.megapixels} megapixels"
+                picture = gr.File(
+                    label=f"Picture, up to {sizes}",
+                    type="filepath",
+                    elem_id="picture",
+                )
+                text = gr.Textbox(
+                    words,
+                    label="Words to look for",
+                    info=f"separated by commas; up to {limits.words}",
+                    lines=3,
+                    elem_id="words",
+                )
+                score = gr.Slider(
+                    0.05, 0.95, threshold, step=0.05, label="Lowest score", elem_id="threshold"
+                )
+                button = gr.Button("Detect", variant="primary", elem_id="detect")
+                if examples:
+                    gr.Examples([[str(file)] for file in examples], picture, label="Pictures")
+            with gr.Column(scale=2):
+                message = gr.Textbox(label="Result", interactive=False, elem_id="message")
+                drawn = gr.Image(
+                    show_label=False,
+                    format="png",
+                    interactive=False,
+                    buttons=["download", "fullscreen"],
+                    elem_id="drawn",
+                )
+                gr.Markdown("★ and warm colours: novel classes, which it has no annotations of.")
+                vocabulary = gr.HighlightedText(
+                    label="What it looks for",
+                    color_map={"novel": "orange", "base": "blue"},
+                    elem_id="vocabulary",
+                )
+                table = gr.Dataframe(
+                    headers=list(COLUMNS),
+                    datatype=["str", "str", *["number"] * 5],
+                    interactive=False,
+                    elem_id="table",
+                )
+                download = gr.DownloadButton(
+                    "Detections as json", interactive=False, elem_id="download"
+                )
+        gr.on(
+            [button.click, picture.change, score.release],
+            detect,
+            [picture, text, score],
+            [message, drawn, vocabulary, table, download],
+            trigger_mode="always_last",
+            api_visibility="private",
+        )
+    return page
+
+
+def launch(page: gr.Blocks, limits: Limits, host: str, port: int | None, **options: object) -> str:
+    """Serve the page; returns its address."""
+    page.queue(max_size=32)
+    return page.launch(
+        server_name=host,
+        server_port=port,
+        max_file_size=f"{limits.upload_mb}mb",
+        theme=gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
+        footer_links=[],
+        share=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        quiet=True,
+        **options,
+    )[1]
+
+
+def main() -> int:
+    """Command line entry; returns the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    parser = build_parser()
+    args = parser.parse_args()
+    limits = Limits(args.max_upload_mb, args.max_megapixels, args.max_words)
+    try:
+        cfg = read_config(args.config_file, args.opts)
+        register_datasets(cfg)
+        # other words come with every visitor
+        predictor = OpenVocabularyPredictor(cfg, args.words or None, precision=args.precision)
+        examples = find_pictures(args.examples) if args.examples else []
+        page = build_page(
+            PageDetector(predictor, limits), args.words, args.confidence_threshold, examples
+        )
+        print(f"http://{args.host}:{args.port} (Ctrl-C ends it)", flush=True)
+        launch(page, limits, args.host, args.port, inbrowser=args.browser)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
