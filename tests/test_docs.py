@@ -1,0 +1,152 @@
+"""The documentation: its commands are understood, its links lead somewhere, its example runs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vild.engine import parse
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "datasets").glob("*.md"),
+        *(ROOT / "projects" / "ViLD").glob("*.md"),
+    ]
+)
+# what a block of commands begins with where no test can run it
+NEEDS = ("# needs LVIS", "# needs a cluster", "# needs COCO")
+PROGRAMS = ("python", "make", "torchrun", "sbatch")
+
+
+def blocks(page: Path) -> list[list[str]]:
+    """Blocks of commands, each a list of lines with continuations joined."""
+    found: list[list[str]] = []
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for block in re.findall(r"(?:^    .*\n)+", text, flags=re.MULTILINE):
+        lines = re.sub(r"\\\n\s*", "", block).splitlines()
+        commands = [line.strip() for line in lines]
+        if any(line.split()[0] in PROGRAMS for line in commands if line):
+            found.append(commands)
+    return found
+
+
+def commands(page: Path) -> list[str]:
+    """Commands of blocks and of tables."""
+    lines = [line for block in blocks(page) for line in block]
+    lines += re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))
+    lines = [re.sub(r"^([A-Z_]+=\S+ )+", "", line) for line in lines]
+    own = re.compile(
+        r"(python|torchrun|sbatch) .*(tools|projects|datasets)/\S+\.(py|sbatch)|make [a-z]"
+    )
+    return [line.split(" # ")[0].split("  #")[0].strip() for line in lines if own.match(line)]
+
+
+class Understood(Exception):
+    """Raised in the place of what a command would do, with the arguments that nobody wanted."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_is_understood(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    read = argparse.ArgumentParser.parse_known_args
+
+    def stop(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        raise Understood(read(self, args, namespace)[1])
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", stop)
+    monkeypatch.setattr(sys, "path", [str(ROOT / "tools"), *sys.path])
+    for command in commands(page):
+        words = shlex.split(command.replace("RANK", "0"))
+        if words[0] == "make":
+            assert next(w for w in words[1:] if "=" not in w) in targets, command
+            continue
+        place = next(n for n, w in enumerate(words) if w.endswith((".py", ".sbatch")))
+        script = ROOT / words[place]
+        assert script.is_file(), command
+        configs = [w for w in words if w.endswith(".yaml") and w.startswith("configs/")]
+        assert all((ROOT / config).is_file() or "{" in config for config in configs), command
+        if script.suffix == ".py" and words[place + 1 :]:
+            with pytest.raises(Understood) as understood:
+                start(script, words[place + 1 :], monkeypatch)
+            # the rest of this one's goes to train_net.py
+            assert script.name == "submit_train.py" or not understood.value.args[0], command
+
+
+def start(script: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a tool as its command does."""
+    if script.name == "train_net.py":
+        parse(arguments)
+        return
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+    spec = importlib.util.spec_from_file_location("documented", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "documented", module)
+    spec.loader.exec_module(module)
+    module.main()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if link.startswith(("http", "mailto")):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), link
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
+            assert anchor in slugs, link
+
+
+def test_commands_of_the_guides_run_in_a_test_or_say_what_they_need() -> None:
+    """Those of the other two run below."""
+    for name in ("GETTING_STARTED", "MULTI_NODE"):
+        for block in blocks(ROOT / "docs" / f"{name}.md"):
+            assert block[0] in NEEDS, block
+
+
+def test_the_examples_of_custom_data_and_words(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "CUSTOM_DATA.md"
+    text = page.read_text(encoding="utf-8")
+    (yaml,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "things.yaml").write_text(yaml, encoding="utf-8")
+    for folder in ("tools", "projects", "configs", "datasets"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    smaller = {
+        "--train-images 200 --val-images 50": "--train-images 8 --val-images 3",
+        "train_net.py": "train_net.py --num-gpus 0",
+        "OUTPUT_DIR": "SOLVER.MAX_ITER 2 SOLVER.STEPS () TEST.DETECTIONS_PER_IMAGE 10 OUTPUT_DIR",
+        "datasets/shapes/": "things/",  # in the place of the quickstart's pictures and detector
+        "output/shapes/": "output/things/",
+        '--vocabulary "striped': '--confidence-threshold 0 --vocabulary "striped',
+    }
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "VILD_CACHE": str(tmp_path / "cache")}
+    environ.pop("DETECTRON2_DATASETS", None)
+    for block in [*blocks(page), *blocks(ROOT / "docs" / "CUSTOM_VOCABULARY.md")]:
+        for command in block:
+            for large, small in smaller.items():
+                command = command.replace(large, small)
+            words = [sys.executable, "-W", "ignore", *shlex.split(command)[1:]]
+            done = subprocess.run(
+                words, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=300
+            )
+            assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    out = tmp_path / "output" / "things"
+    assert (out / "ensemble" / "things_val_metrics.json").is_file()
+    assert (out / "index.html").stat().st_size > 100_000
+    assert len(list((out / "found").iterdir())) == 3
+    assert (tmp_path / "birds.safetensors").is_file()
