@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
+from statistics import fmean
 
+from vild.data.shapes import shapes_vocabulary
 from vild.data.shapes.dataset import shapes_folder
 from vild.engine.stages import Stage
+from vild.inference.plots import read_class_ap
 from vild.inference.runs import read_runs
 
 TRAIN_NET = "projects/ViLD/train_net.py"
@@ -206,6 +210,26 @@ class Pipeline:
         if "bbox" not in run.results:
             raise ValueError(f"{self.metrics(name)}: expected figures of boxes (bbox)")
         return run.results["bbox"]
+
+    def novel_kinds(self, name: str) -> Mapping[str, float]:
+        """Mean box AP of unseen compositions of labelled shapes, and of shapes never labelled.
+
+        Raises:
+            ValueError: the stage has left no figures of each class.
+        """
+        classes = shapes_vocabulary(self.seed)
+        pairs = list(zip(classes.compositions, classes.novel, strict=True))
+        labelled = {composition.shape for composition, novel in pairs if not novel}
+        file = self.folder / name / f"{self.data}_val_per_class.csv"
+        ap = {each.name: each.ap for each in read_class_ap(file)}
+        kinds: dict[str, list[float]] = {"unseen compositions": [], "unseen shapes": []}
+        for composition, novel in pairs:
+            if novel and not isnan(ap[composition.name]):
+                seen = composition.shape in labelled
+                kinds["unseen compositions" if seen else "unseen shapes"].append(
+                    ap[composition.name]
+                )
+        return {kind: fmean(values) for kind, values in kinds.items()}
 
     def _name(self, name: str) -> str:
         return f"{self.prefix}{name}"

@@ -8,7 +8,8 @@ from statistics import fmean, stdev
 from shapes_experiment.methods import METHODS
 from shapes_experiment.pipeline import Pipeline
 
-COLUMNS = ("AP", "APr", "APc", "APf")
+KINDS = ("unseen compositions", "unseen shapes")  # of novel classes
+COLUMNS = ("AP", "APr", "APc", "APf", *KINDS)
 METRICS = (*COLUMNS, "AP-base")
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]  # method -> seed -> metric -> percent
 
@@ -17,13 +18,13 @@ def collect(pipelines: Sequence[Pipeline], methods: Sequence[str]) -> Results:
     """Box AP of each method and seed.
 
     Raises:
-        ValueError: a file of figures without boxes.
+        ValueError: a method without figures of boxes, of all classes and of each.
     """
     results: dict[str, dict[str, dict[str, float]]] = {}
     for method in methods:
         results[method] = {}
         for pipeline in pipelines:
-            figures = pipeline.figures(method)
+            figures = {**pipeline.figures(method), **pipeline.novel_kinds(method)}
             results[method][str(pipeline.seed)] = {name: figures[name] for name in METRICS}
     return results
 
