@@ -1,9 +1,10 @@
 """The detector: classifier, losses, fusion, exact selection, box heads and RoI heads.
 
 Only the ``from_config`` of each part reads a configuration. Importing this registers ``ViLDRCNN``,
-``ViLDROIHeads`` and ``ViLDBoxHead`` with Detectron2.
+``ViLDROIHeads`` and ``ViLDBoxHead`` with Detectron2, and the parts of ``vild.modeling.official``.
 """
 
+import vild.modeling.official  # noqa: F401  (registers the official architecture)
 from vild.modeling.box_head import EmbeddingHead, Projection, ViLDBoxHead
 from vild.modeling.checkpointing import AtomicCheckpointer, load_weights
 from vild.modeling.classifier import TextClassifier

@@ -6,7 +6,7 @@ Shapes: N images, R regions over all of them (Ri of image i), K classes, D embed
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -196,20 +196,30 @@ class ViLDOutputLayers(FastRCNNOutputLayers):
         image = [None] * len(counts) if image_embeddings is None else image_embeddings.split(counts)
         results, regions = [], []
         for n, proposal in enumerate(proposals):
-            found = select_from_chunks(
-                boxes[n],
-                self._score_chunks(text[n], image[n], proposal),
-                proposal.image_size,
-                self.test_score_thresh,
-                self.test_nms_thresh,
-                self.test_topk_per_image,
-            )
+            chunks = self._score_chunks(text[n], image[n], proposal)
+            found = self.select(boxes[n], chunks, proposal.image_size)
             result = Instances(proposal.image_size)
             result.pred_boxes = Boxes(found[0])
             result.scores, result.pred_classes = found[1], found[2]
             results.append(result)
             regions.append(found[3])
         return results, regions
+
+    def select(
+        self, boxes: Tensor, chunks: Iterable[Tensor], image_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Detections of an image; see :func:`vild.modeling.select_from_chunks`.
+
+        Args:
+            boxes: (R, 4).
+            chunks: scores (r, K), R rows in all.
+            image_size: height, width.
+
+        Returns:
+            boxes (M, 4), scores (M,), classes (M,) and regions (M,), best first.
+        """
+        limits = (self.test_score_thresh, self.test_nms_thresh, self.test_topk_per_image)
+        return select_from_chunks(boxes, chunks, image_size, *limits)
 
     def predict_probs(self, predictions: Predictions, proposals: list[Instances]) -> list[Tensor]:
         """Probabilities (Ri, K + 1), background last; that of ViLD-image is 0.

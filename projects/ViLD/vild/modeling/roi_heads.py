@@ -61,6 +61,7 @@ class ViLDROIHeads(StandardROIHeads):
     """
 
     box_predictor: ViLDOutputLayers
+    output_layers = ViLDOutputLayers  # class of the box predictor
 
     @configurable
     def __init__(
@@ -109,7 +110,7 @@ class ViLDROIHeads(StandardROIHeads):
         made = super()._init_box_head(cfg, input_shape)
         text = load_text_embeddings(cfg)
         shape = made["box_head"].output_shape
-        made["box_predictor"] = ViLDOutputLayers(cfg, shape, text_embeddings=text)
+        made["box_predictor"] = cls.output_layers(cfg, shape, text_embeddings=text)
         if cfg.MODEL.VILD.VARIANT == "ensemble":
             size = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
             channels = input_shape[made["box_in_features"][0]].channels

@@ -1,0 +1,100 @@
+"""ViLD's RoI heads with the official crops, clipping, suppression and mask head.
+
+Shapes: N images, R regions over all of them, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_HEADS_REGISTRY, ROI_MASK_HEAD_REGISTRY
+from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vild.modeling.norms import normalise
+from vild.modeling.official.backbone import official_norm
+from vild.modeling.official.boxes import from_inclusive, last_pixel, to_inclusive
+from vild.modeling.official.regions import RegionCrops
+from vild.modeling.output_layers import ViLDOutputLayers
+from vild.modeling.roi_heads import ViLDROIHeads
+
+
+class InclusiveOutputLayers(ViLDOutputLayers):
+    """ViLD's output layers; boxes are clipped and suppressed in inclusive coordinates."""
+
+    def select(
+        self, boxes: Tensor, chunks: Iterable[Tensor], image_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See :meth:`ViLDOutputLayers.select`."""
+        boxes, *others = super().select(to_inclusive(boxes), chunks, last_pixel(image_size))
+        return from_inclusive(boxes), *others
+
+
+@ROI_HEADS_REGISTRY.register()
+class OfficialROIHeads(ViLDROIHeads):
+    """ViLD's RoI heads on :class:`RegionCrops`; ``POOLER_TYPE`` has no say."""
+
+    output_layers = InclusiveOutputLayers
+
+    @classmethod
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        made = super()._init_box_head(cfg, input_shape)
+        size = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
+        strides = [input_shape[name].stride for name in made["box_in_features"]]
+        return {**made, "box_pooler": RegionCrops(size, strides)}
+
+    @classmethod
+    def _init_mask_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        made = super()._init_mask_head(cfg, input_shape)
+        if not made:
+            return made
+        size = cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
+        strides = [input_shape[name].stride for name in made["mask_in_features"]]
+        return {**made, "mask_pooler": RegionCrops(size, strides)}
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class OfficialMaskHead(BaseMaskRCNNHead):
+    """Class-agnostic masks; every layer has a bias and a normalisation, the deconvolution, too.
+
+    Args:
+        input_shape: channels of a pooled region.
+        num_conv: number of convolutions.
+        conv_dim: channels of a convolution and of the deconvolution.
+        norm: see :func:`vild.modeling.norms.make_norm`.
+        **kwargs: Detectron2's own.
+    """
+
+    @configurable
+    def __init__(
+        self, input_shape: ShapeSpec, *, num_conv: int, conv_dim: int, norm: str, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.convs = nn.ModuleList()
+        channels = input_shape.channels
+        for _ in range(num_conv):
+            self.convs.append(nn.Conv2d(channels, conv_dim, kernel_size=3, padding=1))
+            channels = conv_dim
+        self.convs.append(nn.ConvTranspose2d(channels, conv_dim, kernel_size=2, stride=2))
+        for conv in self.convs:
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(conv.bias)
+        self.norms = nn.ModuleList(official_norm(norm, conv_dim) for _ in self.convs)
+        self.predictor = nn.Conv2d(conv_dim, 1, kernel_size=1)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Arguments from Detectron2's own keys, ``MODEL.ROI_MASK_HEAD``."""
+        head = cfg.MODEL.ROI_MASK_HEAD
+        own = {"num_conv": head.NUM_CONV, "conv_dim": head.CONV_DIM, "norm": head.NORM}
+        return {**super().from_config(cfg, input_shape), "input_shape": input_shape, **own}
+
+    def layers(self, x: Tensor) -> Tensor:
+        """Logits (R, 1, 2 P, 2 P) of pooled regions (R, C, P, P)."""
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = functional.relu(normalise(norm, conv(x)))
+        return self.predictor(x)
