@@ -45,7 +45,7 @@ def variables(name: str) -> dict[str, np.ndarray]:
 
 def value(name: str, shape: tuple[int, ...], text: np.ndarray) -> np.ndarray:
     seed = zlib.crc32(f"{name}:100".encode()) & 0x7FFFFFFF
-    rng = np.random.RandomState(seed)  # noqa: NPY002  (the rule of the recorded outputs)
+    rng = np.random.RandomState(seed)
     if "class-predict/kernel" in name and "background" not in name:
         return text
     if "moving_mean" in name:

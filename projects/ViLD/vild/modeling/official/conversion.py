@@ -67,10 +67,11 @@ def convert_variables(variables: Mapping[str, np.ndarray]) -> OfficialModel:
         if name not in COUNTERS and not name.endswith(SLOTS)
     }
     depth = _depth(given)
-    if TEXT not in given or given[TEXT].ndim != 2:
-        raise ValueError(
-            f"{ADVICE}; this one has no text classifier ({TEXT}), as that of a plain Mask R-CNN"
-        )
+    for name in (f"{HEAD}/project-to-clip/kernel", TEXT):
+        if name not in given or given[name].ndim != 2:
+            raise ValueError(
+                f"{ADVICE}; this one has no matrix {name}: it may be that of a plain Mask R-CNN"
+            )
     ensemble = f"{HEAD}/distill_conv_0/kernel" in given
     dimension, classes = given[TEXT].shape
     wanted = model_variables(depth, ensemble, dimension)
@@ -141,7 +142,9 @@ def _check(shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, np.ndarray
         "missing": [name for name in shapes if name not in given],
         "unknown": [name for name in given if name not in shapes],
         "of another shape": misshapen,
-        "not finite": [name for name, array in given.items() if not np.isfinite(array).all()],
+        "without finite numbers": [
+            name for name in shapes if name in given and not _is_finite(given[name])
+        ],
     }
     lines = [
         f"{len(names)} {fault}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
@@ -150,6 +153,10 @@ def _check(shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, np.ndarray
     ]
     if lines:
         raise ValueError(f"{ADVICE}. Of this one's {len(given)} variables, {'; '.join(lines)}")
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    return np.issubdtype(array.dtype, np.floating) and bool(np.isfinite(array).all())
 
 
 def _unit_rows(matrix: np.ndarray) -> Tensor:

@@ -1,0 +1,158 @@
+"""The converter as a user calls it; its good paths want TensorFlow."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from convert_official_checkpoint import checkpoint_prefix
+
+from tests.official import MODELS, converted, recorded, variables
+from vild.embeddings import TextEmbeddings
+
+needs_tensorflow = pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow") is None, reason="TensorFlow is not installed"
+)
+
+
+def run(repository: Path, folder: Path, *args: object) -> subprocess.CompletedProcess[str]:
+    names = folder / "names.txt"
+    names.write_text("".join(f"class {n}\n" for n in range(60)), encoding="utf-8")
+    command = [
+        *(sys.executable, "tools/convert_official_checkpoint.py", *map(str, args)),
+        *("--out", str(folder / "model.pth"), "--text-out", str(folder / "text.safetensors")),
+        *("--vocabulary", str(names)),
+    ]
+    return subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each model, written by TensorFlow, with an optimizer's variables."""
+    import tensorflow as tf
+
+    root = tmp_path_factory.mktemp("checkpoints")
+    for name in MODELS:
+        bias = "frcnn_layer_0/fast_rcnn_head/box-predict/bias"
+        arrays = {**variables(name), f"{bias}/Momentum": np.zeros(4, np.float32)}
+        with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+            made = {
+                key: tf.compat.v1.get_variable(
+                    key.replace(":", "_"), array.shape, use_resource=False, trainable=False
+                )
+                for key, array in arrays.items()
+            }
+            step = tf.compat.v1.train.create_global_step()
+            session.run(step.initializer)
+            for key, variable in made.items():
+                variable.load(arrays[key], session)
+            saver = tf.compat.v1.train.Saver([*made.values(), step])
+            (root / name).mkdir()
+            saver.save(session, str(root / name / "model.ckpt"), global_step=180000)
+    return root
+
+
+@needs_tensorflow
+@pytest.mark.parametrize("name", MODELS)
+def test_a_checkpoint_of_tensorflow_is_converted(
+    name: str, checkpoints: Path, repository: Path, tmp_path: Path
+) -> None:
+    arrays = recorded(name)
+    np.save(tmp_path / "text.npy", arrays["text_embeddings_DxK"])
+    np.save(tmp_path / "mask.npy", arrays["rare_mask"])
+    given = checkpoints / name
+    if name == "vanilla":  # as an archive once, as a folder once
+        given = tmp_path / "published.tar.gz"
+        with tarfile.open(given, "w:gz", compresslevel=1) as archive:
+            archive.add(checkpoints / name, arcname="resnet50_vild")
+    files = ["--classifier", tmp_path / "text.npy", "--rare-masks", tmp_path / "mask.npy"]
+    done = run(repository, tmp_path, given, *files)
+    assert done.returncode == 0, done.stderr
+    assert f"evaluate with {converted(name).config}" in done.stdout
+    assert "the checkpoint's own classifier differs from it by at most 0.0e+00" in done.stdout
+    loaded = torch.load(tmp_path / "model.pth", weights_only=True)["model"]
+    assert set(loaded) == set(converted(name).state)
+    assert all(torch.equal(loaded[key], value) for key, value in converted(name).state.items())
+    text = TextEmbeddings.load(tmp_path / "text.safetensors")
+    assert torch.equal(text.embeddings, converted(name).text)
+    assert text.vocabulary.novel == tuple((arrays["rare_mask"][1:] == 0).tolist())
+
+
+@needs_tensorflow
+def test_a_cut_checkpoint_is_refused(checkpoints: Path, repository: Path, tmp_path: Path) -> None:
+    for file in (checkpoints / "vanilla").glob("model.ckpt*"):
+        data = file.read_bytes()
+        (tmp_path / file.name).write_bytes(data[: len(data) // 2] if ".data" in file.name else data)
+    done = run(repository, tmp_path, tmp_path / "model.ckpt-180000")
+    assert done.returncode == 2
+    assert "is not a whole TensorFlow checkpoint" in done.stderr
+    assert not (tmp_path / "model.pth").exists()
+
+
+@needs_tensorflow
+def test_text_embeddings_of_another_dimension_are_refused(
+    checkpoints: Path, repository: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "text.npy", np.ones((768, 60), np.float32))
+    done = run(repository, tmp_path, checkpoints / "vanilla", "--classifier", tmp_path / "text.npy")
+    assert done.returncode == 2
+    assert "(D, K) of shape (512, 60)" in done.stderr
+    assert not (tmp_path / "model.pth").exists()
+
+
+def archive_of(folder: Path, *names: str) -> Path:
+    made = folder / "some.tar.gz"
+    with tarfile.open(made, "w:gz") as archive:
+        for name in names:
+            (folder / name).write_bytes(np.random.RandomState(0).bytes(10_000))
+            archive.add(folder / name, arcname=f"inside/{name}")
+    return made
+
+
+def test_a_prefix_is_found_in_an_archive_a_folder_and_as_it_is(tmp_path: Path) -> None:
+    made = archive_of(tmp_path, "m.ckpt.index", "m.ckpt.data-00000-of-00001", "graph.pbtxt")
+    with checkpoint_prefix(made) as prefix:
+        assert prefix.name == "m.ckpt"
+        assert prefix.with_name("m.ckpt.index").is_file()
+    assert not prefix.parent.exists()
+    for given in (tmp_path, tmp_path / "m.ckpt"):
+        with checkpoint_prefix(given) as prefix:
+            assert prefix == tmp_path / "m.ckpt"
+
+
+def test_a_cut_archive_is_refused(tmp_path: Path) -> None:
+    made = archive_of(tmp_path, "m.ckpt.index", "m.ckpt.data-00000-of-00001")
+    made.write_bytes(made.read_bytes()[:5000])
+    with (
+        pytest.raises(ValueError, match=r"no whole tar archive.*download it again"),
+        checkpoint_prefix(made),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["notes.txt"], r"expected one TensorFlow checkpoint.*some.tar.gz, got notes.txt"),
+        (["a.index", "b.index"], "got a.index, b.index; unpack it and name the prefix"),
+        (["a.index"], r"a.data-\.\.\..*not all of it is there"),
+    ],
+)
+def test_other_archives_are_refused(names: list[str], message: str, tmp_path: Path) -> None:
+    made = archive_of(tmp_path, *names)
+    with pytest.raises(ValueError, match=message), checkpoint_prefix(made):
+        pass
+
+
+def test_errors_are_one_line(repository: Path, tmp_path: Path) -> None:
+    done = run(repository, tmp_path, tmp_path / "gone.tar.gz")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "no whole tar archive" in done.stderr

@@ -1,0 +1,195 @@
+#!/usr/bin/env python
+r"""Convert a checkpoint of the official ViLD (TensorFlow) to Detectron2.
+
+python tools/convert_official_checkpoint.py resnet50_vild_ensemble.tar.gz \
+    --classifier clip_synonym_prompt.npy --rare-masks lvis_rare_masks.npy \
+    --out official/vild_ensemble_r50.pth --text-out embeddings/lvis_v1_official_text.safetensors
+
+The checkpoint is the archive as it is published, its folder, or the prefix of its files. Reading it
+takes TensorFlow (`pip install -e '.[convert]'`); nothing else here does. Exit code: 0, or 2 for an
+error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import vild
+from vild.data import Vocabulary, add_data_arguments, register_from_arguments
+from vild.data.files import atomic_path
+from vild.modeling.official import convert_variables, official_text
+
+ARCHIVES = (".tar.gz", ".tgz", ".tar")
+
+
+@contextlib.contextmanager
+def checkpoint_prefix(path: Path) -> Iterator[Path]:
+    """Where the checkpoint's files are, unpacked for as long as the context lasts.
+
+    Args:
+        path: an archive, a folder, or the prefix of ``<prefix>.index`` and ``<prefix>.data-...``.
+
+    Raises:
+        ValueError: no such file, an archive that is not whole, or none or several checkpoints in
+            it.
+    """
+    if not path.name.endswith(ARCHIVES):
+        yield _only_prefix(path) if path.is_dir() else _whole(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with tarfile.open(path) as archive:
+                archive.extractall(folder, filter="data")
+        except (OSError, EOFError, tarfile.TarError) as error:
+            raise ValueError(
+                f"{path} is no whole tar archive ({error}): expected the file as it is published; "
+                "download it again"
+            ) from None
+        yield _only_prefix(Path(folder), str(path))
+
+
+def _only_prefix(folder: Path, where: str = "") -> Path:
+    found = sorted(folder.rglob("*.index"))
+    if len(found) != 1:
+        names = sorted(f.name for f in folder.rglob("*") if f.is_file())
+        shown = ", ".join(f.name for f in found) or ", ".join(names[:5]) or "no file"
+        raise ValueError(
+            f"expected one TensorFlow checkpoint (NAME.index beside NAME.data-...) in "
+            f"{where or folder}, got {shown}; unpack it and name the prefix of "
+            "the one that is meant"
+        )
+    return _whole(found[0].with_suffix(""))
+
+
+def _whole(prefix: Path) -> Path:
+    index = prefix.with_name(f"{prefix.name}.index")
+    if not index.is_file() or not list(prefix.parent.glob(f"{prefix.name}.data-*")):
+        raise ValueError(
+            f"expected a TensorFlow checkpoint at {prefix} ({index.name} and {prefix.name}.data-"
+            "..., or a folder or .tar.gz with them): not all of it is there"
+        )
+    return prefix
+
+
+def read_variables(prefix: Path) -> dict[str, np.ndarray]:
+    """All variables of a TensorFlow checkpoint, by name.
+
+    Args:
+        prefix: of its files.
+
+    Raises:
+        ValueError: TensorFlow is not installed, or the files are not whole.
+    """
+    try:
+        import tensorflow as tf
+    except ImportError:
+        raise ValueError(
+            "reading a TensorFlow checkpoint takes TensorFlow, which is not installed: "
+            "pip install -e '.[convert]', or tensorflow-cpu in an environment beside this one"
+        ) from None
+    try:
+        reader = tf.train.load_checkpoint(str(prefix))
+        names = reader.get_variable_to_shape_map()
+        return {name: np.asarray(reader.get_tensor(name)) for name in names}
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{prefix} is not a whole TensorFlow checkpoint ({str(error).splitlines()[0]}): "
+            "download or unpack it again"
+        ) from None
+
+
+def load_array(path: Path) -> np.ndarray:
+    """An array of an ``.npy`` file.
+
+    Raises:
+        ValueError: none there.
+    """
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"expected an array in .npy format at {path}: {error}") from None
+
+
+def convert(args: argparse.Namespace) -> list[str]:
+    """Write what the arguments ask for.
+
+    Returns:
+        lines that say what was written.
+
+    Raises:
+        ValueError: see the functions that this calls. Nothing is written then.
+    """
+    register_from_arguments(args)
+    vocabulary = Vocabulary.load(args.vocabulary)
+    with checkpoint_prefix(args.checkpoint) as prefix:
+        model = convert_variables(read_variables(prefix))
+    matrix = load_array(args.classifier) if args.classifier else model.text.T.numpy()
+    mask = load_array(args.rare_masks) if args.rare_masks else None
+    text = official_text(matrix, mask, vocabulary, model.text.shape[1])
+    made_by = {"converted_from": args.checkpoint.name, "vild": vild.__version__}
+    with atomic_path(args.out) as temporary:
+        torch.save({"model": model.state, **made_by}, temporary)
+    text.save(args.text_out)
+    lines = [
+        f"wrote {args.out}: {len(model.state)} arrays of {model.variant}, R{model.depth}",
+        f"wrote {args.text_out}: {len(vocabulary)} classes ({sum(text.vocabulary.novel)} novel) x "
+        f"{text.dimension}",
+        f"evaluate with {model.config}",
+    ]
+    if model.text.shape == text.embeddings.shape:
+        off = float((model.text - text.embeddings).abs().max())
+        lines.insert(2, f"the checkpoint's own classifier differs from it by at most {off:.1e}")
+    return lines
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path, help="archive, folder or prefix")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write (.pth)")
+    parser.add_argument(
+        "--text-out", type=Path, required=True, help="text embeddings to write (.safetensors)"
+    )
+    parser.add_argument(
+        "--classifier",
+        type=Path,
+        metavar="NPY",
+        help="clip_synonym_prompt.npy, (D, K); by default the checkpoint's own",
+    )
+    parser.add_argument(
+        "--rare-masks",
+        type=Path,
+        metavar="NPY",
+        help="lvis_rare_masks.npy; by default the vocabulary says which classes are novel",
+    )
+    parser.add_argument("--vocabulary", default="lvis_v1_val", help="the classes, in order")
+    add_data_arguments(parser)
+    return parser
+
+
+def main() -> int:
+    """Command line entry; returns the exit code."""
+    parser = build_parser()
+    args = parser.parse_args()
+    if args.out.suffix != ".pth":
+        parser.error(f"expected --out to end on .pth, got {args.out}")
+    try:
+        print("\n".join(convert(args)))
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
