@@ -42,6 +42,8 @@ def checkpoint_prefix(path: Path) -> Iterator[Path]:
         ValueError: no such file, an archive that is not whole, or none or several checkpoints in
             it.
     """
+    if path.name.endswith(ARCHIVES) and not path.is_file():
+        raise ValueError(f"expected a checkpoint at {path}: no such file")
     if not path.name.endswith(ARCHIVES):
         yield _only_prefix(path) if path.is_dir() else _whole(path)
         return
@@ -100,7 +102,7 @@ def read_variables(prefix: Path) -> dict[str, np.ndarray]:
         reader = tf.train.load_checkpoint(str(prefix))
         names = reader.get_variable_to_shape_map()
         return {name: np.asarray(reader.get_tensor(name)) for name in names}
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+    except (tf.errors.OpError, LookupError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"{prefix} is not a whole TensorFlow checkpoint ({str(error).splitlines()[0]}): "
             "download or unpack it again"
