@@ -40,15 +40,16 @@ setup(
         "jinja2",  # result pages
     ],
     extras_require={
-        "demo": ["gradio>=5"],  # the web page
+        "demo": ["gradio>=6"],  # the web page
         "export": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.3"],  # tools/export_model.py
+        "convert": ["tensorflow-cpu>=2.16"],  # reads the official checkpoints
         "slurm": ["submitit>=1.5"],  # tools/submit_train.py
         "dev": [
             "clip-anytorch",  # OpenAI's own CLIP code, which tests compare the teacher with
             "pytest>=8",
             "pytest-xdist",
             "playwright",  # drives the Chromium of the system; downloads none
-            "gradio>=5",  # as in demo
+            "gradio>=6",  # as in demo
             "supervision>=0.25",  # takes the predictor's detections
             *("onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.3"),  # as in export
             "submitit>=1.5",

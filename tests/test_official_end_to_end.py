@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -15,12 +16,14 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data.transforms import ResizeTransform
 
-from tests.making import text_embeddings
-from tests.official import CONFIGS, config, converted
 from vild.data.shapes import generate_shapes
 from vild.inference import OpenVocabularyPredictor
 from vild.modeling.official import resize
 
+from .making import text_embeddings
+from .official import CONFIGS, config, converted
+
+LOGGER = logging.getLogger(__name__)  # the figures: pytest --log-cli-level info
 SETTINGS = {
     "MODEL.ROI_HEADS.NUM_CLASSES": "60",
     "MODEL.RPN.POST_NMS_TOPK_TEST": "20",
@@ -94,5 +97,5 @@ def test_pillows_resizing_is_not_equal(folder: Path) -> None:
     theirs = ResizeTransform(160, 160, 1024, 1024).apply_image(picture).astype(np.float32)
     ours = resize(torch.from_numpy(picture).float().permute(2, 0, 1), 1024, 1024)
     off = np.abs(ours.permute(1, 2, 0).numpy() - theirs)
-    print(f"mean {off.mean():.1f}, largest {off.max():.0f} of 255 grey levels")
+    LOGGER.info("mean %.1f, largest %.0f of 255 grey levels", off.mean(), off.max())
     assert off.mean() > 1

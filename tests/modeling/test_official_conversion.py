@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,14 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-from tests.making import text_embeddings
-from tests.official import CONFIGS, MODELS, config, converted, load, recorded, variables
 from vild.config import add_vild_config
 from vild.data import Vocabulary
 from vild.modeling import load_weights
 from vild.modeling.official import convert_variables, official_text
 from vild.modeling.official.variables import HEAD, TEXT, model_variables
+
+from ..making import text_embeddings
+from ..official import CONFIGS, MODELS, config, converted, load, recorded, variables
 
 
 def empty(shape: tuple[int, ...]) -> np.ndarray:
@@ -42,8 +44,10 @@ def test_every_recorded_variable_is_used_once(name: str) -> None:
 def test_r152(name: str, ensemble: bool, count: int, tmp_path: Path) -> None:
     """155 convolutions instead of 53, with 5 variables each; the rest is R50's."""
     known = model_variables(152, ensemble, 512)
-    assert len(known) + 1 == count == len(variables("double_branch" if ensemble else "vanilla")) + (
-        (155 - 53) * 5
+    assert (
+        len(known) + 1
+        == count
+        == len(variables("double_branch" if ensemble else "vanilla")) + ((155 - 53) * 5)
     )
     assert known[-1].official == "mask_head/mask_fcn_logits/bias"
     assert any(variable.official == "resnet152/conv2d_154/kernel" for variable in known)
@@ -69,10 +73,10 @@ def test_the_converted_file_is_loaded(tmp_path: Path) -> None:
     state = converted("vanilla").state
     file = tmp_path / "model.pth"
     torch.save({"model": state, "converted_from": "here"}, file)
-    for way in (lambda: load_weights(model, str(file)), DetectionCheckpointer(model).load):
+    for read in (partial(load_weights, model), DetectionCheckpointer(model).load):
         for parameter in model.parameters():
             parameter.data.zero_()
-        way() if way.__name__ == "<lambda>" else way(str(file))
+        read(str(file))
         for name, value in state.items():
             assert torch.equal(model.state_dict()[name], value), name
 

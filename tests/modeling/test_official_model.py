@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
-from tests.making import text_embeddings
-from tests.official import CONFIGS, MODELS, SIDE, config, image, official_model, recorded
 from vild.modeling.official import OfficialViLDRCNN, RegionCrops, resize
 from vild.modeling.official.backbone import official_norm
 from vild.modeling.official.boxes import to_inclusive
 
+from ..making import text_embeddings
+from ..official import CONFIGS, MODELS, SIDE, config, image, official_model, recorded
+
+LOGGER = logging.getLogger(__name__)  # the figures: pytest --log-cli-level info
 LEVELS = ("p2", "p3", "p4", "p5", "p6")
 
 
@@ -53,17 +55,17 @@ class Run:
         scores = self.proposals.objectness_logits.sigmoid()
         boxes, masks = yxyx(found.pred_boxes), found.pred_masks[:, 0]
         measured = {
-            "features": max(self._sampled(f"fpn/{name}", self.features[name]) for name in LEVELS),
+            "features": max(self.sampled(f"fpn/{name}", self.features[name]) for name in LEVELS),
             "proposals [px]": off(yxyx(self.proposals.proposal_boxes), arrays["rois/boxes_yxyx"]),
             "proposals' scores": off(scores, arrays["rois/scores"]),
             "boxes [px]": off(boxes, arrays["out/detection_boxes"]),
             "scores": off(found.scores, arrays["out/detection_scores"]),
             "masks": off(masks, arrays["out/detection_masks"].astype(np.float32)),
         }
-        print({key: f"{value:.1e}" for key, value in measured.items()})
+        LOGGER.info("%s", {key: f"{value:.1e}" for key, value in measured.items()})
         return measured
 
-    def _sampled(self, key: str, ours: Tensor) -> float:
+    def sampled(self, key: str, ours: Tensor) -> float:
         """Of (1, C, H, W) to the recorded values of (1, H, W, C)."""
         ours = ours.permute(0, 2, 3, 1)
         assert ours.shape == tuple(self.arrays[f"{key}/shape"])
@@ -86,13 +88,13 @@ def off(ours: Tensor, official: np.ndarray) -> float:
 def test_backbone_pyramid_and_rpn(model: Run) -> None:
     features = model.model.backbone.bottom_up(model.images.tensor)
     for level in range(2, 6):
-        assert model._sampled(f"backbone/c{level}", features[f"res{level}"]) < 1e-4
+        assert model.sampled(f"backbone/c{level}", features[f"res{level}"]) < 1e-4
     scores, deltas = model.model.proposal_generator.rpn_head([model.features[n] for n in LEVELS])
     for name, score, delta in zip(LEVELS, scores, deltas, strict=True):
-        assert model._sampled(f"fpn/{name}", model.features[name]) < 1e-4
-        assert model._sampled(f"rpn/scores/{name}", score) < 1e-4
+        assert model.sampled(f"fpn/{name}", model.features[name]) < 1e-4
+        assert model.sampled(f"rpn/scores/{name}", score) < 1e-4
         ours = delta.unflatten(1, (3, 4))[:, :, [1, 0, 3, 2]].flatten(1, 2)
-        assert model._sampled(f"rpn/boxes/{name}", ours) < 1e-4
+        assert model.sampled(f"rpn/boxes/{name}", ours) < 1e-4
 
 
 @torch.no_grad()
@@ -123,8 +125,8 @@ def test_proposals_and_detections(model: Run) -> None:
 
 
 @pytest.fixture
-def vanilla(tmp_path: Path) -> Iterator[nn.Module]:
-    yield official_model("vanilla", tmp_path)
+def vanilla(tmp_path: Path) -> nn.Module:
+    return official_model("vanilla", tmp_path)
 
 
 def test_detectron2s_max_pooling_is_not_equal(vanilla: nn.Module) -> None:
@@ -132,9 +134,9 @@ def test_detectron2s_max_pooling_is_not_equal(vanilla: nn.Module) -> None:
     stem = BasicStem(norm=lambda channels: official_norm("BN", channels))
     stem.load_state_dict(vanilla.backbone.bottom_up.stem.state_dict())
     vanilla.backbone.bottom_up.stem = stem.eval()
-    features = Run("vanilla", vanilla)
-    measured = max(features._sampled(f"fpn/{name}", features.features[name]) for name in LEVELS)
-    print(f"features off by {measured:.2f} of their largest")
+    run = Run("vanilla", vanilla)
+    measured = max(run.sampled(f"fpn/{name}", run.features[name]) for name in LEVELS)
+    LOGGER.info("features off by %.2f of their largest", measured)
     assert measured > 0.1
 
 
@@ -152,14 +154,15 @@ def test_detectron2s_roi_align_is_not_equal(
     with torch.no_grad():
         ours, theirs = crops(features, [boxes]), own(features, [given])
     measured = float((ours - theirs).abs().max())
-    print(f"{kind}: off by up to {measured:.2f}, features being up to {float(ours.abs().max()):.1f}")
+    largest = float(ours.abs().max())
+    LOGGER.info("%s: off by up to %.2f, features being up to %.1f", kind, measured, largest)
     assert measured >= least
     narrow = Boxes(torch.tensor([[20.0, 30.0, 22.0, 90.0]]))
     with torch.no_grad():
         ours = crops(features, [narrow])
         theirs = own(features, [Boxes(to_inclusive(narrow.tensor))])
     measured = float((ours - theirs).abs().max())
-    print(f"{kind}: a region 2 pixels wide is off by up to {measured:.2f}")
+    LOGGER.info("%s: a region 2 pixels wide is off by up to %.2f", kind, measured)
     assert measured > 0.1
 
 
@@ -173,13 +176,8 @@ def test_detectron2s_boxes_are_not_equal(tmp_path: Path) -> None:
     ours = run.proposals.proposal_boxes.tensor[:, [1, 0, 3, 2]]
     official = torch.from_numpy(run.arrays["rois/boxes_yxyx"][0])
     nearest = (ours[:, None] - official[None]).abs().amax(dim=2).amin(dim=1)
-    found = run.detections()
-    boxes = torch.from_numpy(run.arrays["out/detection_boxes"][0])[:, [1, 0, 3, 2]]
-    per_detection = (found.pred_boxes.tensor[:, None] - boxes[None]).abs().amax(dim=2).amin(dim=1)
-    print(
-        f"proposals: median {float(nearest.median()):.2f} px, largest {float(nearest.max()):.1f}; "
-        f"detections: median {float(per_detection.median()):.2f} px"
-    )
+    medians = float(nearest.median()), float(nearest.max())
+    LOGGER.info("proposals off by %.2f px (median), %.1f px (largest)", *medians)
     assert nearest.median() > 0.3
 
 

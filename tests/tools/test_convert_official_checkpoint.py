@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from convert_official_checkpoint import checkpoint_prefix
 
-from tests.official import MODELS, converted, recorded, variables
+from convert_official_checkpoint import checkpoint_prefix
 from vild.embeddings import TextEmbeddings
+
+from ..official import MODELS, converted, recorded, variables
 
 needs_tensorflow = pytest.mark.skipif(
     importlib.util.find_spec("tensorflow") is None, reason="TensorFlow is not installed"
