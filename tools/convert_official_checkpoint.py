@@ -147,6 +147,10 @@ def convert(args: argparse.Namespace) -> list[str]:
         f"{text.dimension}",
         f"evaluate with {model.config}",
     ]
+    if mask is not None:
+        pairs = zip(text.vocabulary.novel, vocabulary.novel, strict=True)
+        differ = sum(ours != theirs for ours, theirs in pairs)
+        lines.insert(2, f"{differ} of its novel flags differ from those of {args.vocabulary}")
     if model.text.shape == text.embeddings.shape:
         off = float((model.text - text.embeddings).abs().max())
         lines.insert(2, f"the checkpoint's own classifier differs from it by at most {off:.1e}")

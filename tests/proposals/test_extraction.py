@@ -111,3 +111,7 @@ def test_what_cannot_work_is_refused(cfg: CfgNode) -> None:
     many.MODEL.ROI_HEADS.NUM_CLASSES = 2
     with pytest.raises(ValueError, match="class-agnostic detector"):
         ProposalExtractor(many, "", source="detector")
+    resizing = cfg.clone()
+    resizing.MODEL.META_ARCHITECTURE = "OfficialViLDRCNN"
+    with pytest.raises(ValueError, match="which resizes them itself"):
+        ProposalExtractor(resizing, "")

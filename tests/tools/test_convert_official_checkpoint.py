@@ -77,6 +77,8 @@ def test_a_checkpoint_of_tensorflow_is_converted(
     assert done.returncode == 0, done.stderr
     assert f"evaluate with {converted(name).config}" in done.stdout
     assert "the checkpoint's own classifier differs from it by at most 0.0e+00" in done.stdout
+    base = int((arrays["rare_mask"][1:] != 0).sum())  # of names alone, all are novel
+    assert f"{base} of its novel flags differ from those of" in done.stdout
     loaded = torch.load(tmp_path / "model.pth", weights_only=True)["model"]
     assert set(loaded) == set(converted(name).state)
     assert all(torch.equal(loaded[key], value) for key, value in converted(name).state.items())

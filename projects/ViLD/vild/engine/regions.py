@@ -59,10 +59,10 @@ def compare_regions(
             if not len(rows):
                 continue
             teacher.add(regions.embeddings[rows], classes)
-            scale = mapped["image"].shape[-1] / mapped["width"]
-            boxes = Boxes(regions.boxes[rows] * scale).to(model.device)
             with torch.no_grad():
                 images = model.preprocess_image([mapped])
+                scale = images.image_sizes[0][1] / mapped["width"]
+                boxes = Boxes(regions.boxes[rows] * scale).to(model.device)
                 features = model.backbone(images.tensor)
                 student.add(heads.embed_regions(features, [boxes]).cpu(), classes)
     return teacher, student

@@ -84,6 +84,12 @@ class ProposalExtractor:
         cfg.MODEL.DEVICE = device
         cfg.MODEL.MASK_ON = False
         if self.source == "rpn":
+            if cfg.MODEL.META_ARCHITECTURE == "OfficialViLDRCNN":
+                raise ValueError(
+                    "expected a model whose pictures are resized before it, got OfficialViLDRCNN, "
+                    "which resizes them itself: take proposals of configs/LVIS/"
+                    "rpn_baseline_r50_fpn.yaml"
+                )
             cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
             cfg.MODEL.RPN.NMS_THRESH = self.nms_threshold
             # the RPN's NMS is a level's own; more have to come through it than are kept in the end
