@@ -8,6 +8,7 @@ import vild.modeling.official  # noqa: F401  (registers the official architectur
 from vild.modeling.box_head import EmbeddingHead, Projection, ViLDBoxHead
 from vild.modeling.checkpointing import AtomicCheckpointer, load_weights
 from vild.modeling.classifier import TextClassifier
+from vild.modeling.exportable import ExportableDetector
 from vild.modeling.fusion import fuse_scores
 from vild.modeling.losses import classification_loss, distillation_loss
 from vild.modeling.meta_arch import ImagesWithRegions, ViLDRCNN
@@ -27,6 +28,7 @@ __all__ = [
     "WITH_TEACHER",
     "AtomicCheckpointer",
     "EmbeddingHead",
+    "ExportableDetector",
     "ImagesWithRegions",
     "Projection",
     "TextClassifier",

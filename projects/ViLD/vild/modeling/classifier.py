@@ -81,7 +81,12 @@ class TextClassifier(nn.Module):
         self.text = embeddings.detach().to(self.text.device, copy=True)
 
     def forward(
-        self, features: Tensor, *, background: bool = True, rows: slice | Tensor | None = None
+        self,
+        features: Tensor,
+        *,
+        background: bool = True,
+        rows: slice | Tensor | None = None,
+        text: Tensor | None = None,
     ) -> Tensor:
         """Cosine / temperature, in at least float32 also under autocast.
 
@@ -89,6 +94,7 @@ class TextClassifier(nn.Module):
             features: (R, D) L2-normalised.
             background: append the background's logit. Without it: p_img of ViLD-ensemble.
             rows: the classes to score, all by default.
+            text: (K, D) L2-normalised, to compare with instead of those of :meth:`set_text`.
 
         Returns:
             (R, K + 1), or (R, K) without background.
@@ -96,11 +102,12 @@ class TextClassifier(nn.Module):
         Raises:
             RuntimeError: :meth:`set_text` was not called, or there is no background.
         """
-        if not self.num_classes:
+        text = self.text if text is None else text
+        if not len(text):
             raise RuntimeError("no text embeddings yet: call set_text() first")
         if background and self.background is None:
             raise RuntimeError("this classifier was made without a background")
-        text = self.text if rows is None else self.text[rows]
+        text = text if rows is None else text[rows]
         with without_autocast(features):
             features = at_least_float32(features)
             logits = functional.linear(features, text.to(features.dtype))

@@ -240,29 +240,43 @@ class ViLDOutputLayers(FastRCNNOutputLayers):
         for start in range(0, len(proposals), size):
             rows = slice(start, start + size)
             scores = self.class_scores(text[rows], None if image is None else image[rows])
-            if self.use_objectness:
-                objectness = proposals.objectness_logits[rows].float().sigmoid()
-                scores = (scores * objectness[:, None]).sqrt()
-            yield scores
+            yield self.with_objectness(scores, proposals.objectness_logits[rows])
 
-    def class_scores(self, text: Tensor, image: Tensor | None = None) -> Tensor:
+    def with_objectness(self, scores: Tensor, logits: Tensor) -> Tensor:
+        """Scores (R, K) of regions of objectness ``logits`` (R,), where it takes part in them."""
+        if not self.use_objectness:
+            return scores
+        return (scores * logits.float().sigmoid()[:, None]).sqrt()
+
+    def class_scores(
+        self,
+        text: Tensor,
+        image: Tensor | None = None,
+        *,
+        classes: Tensor | None = None,
+        novel: Tensor | None = None,
+    ) -> Tensor:
         """Scores of regions for the classes.
 
         Args:
             text: (R, D) embeddings of the text head; of the only head where there is one.
             image: (R, D) embeddings of the image head (ViLD-ensemble).
+            classes: (K, D) text embeddings, those of the vocabulary by default.
+            novel: (K,) bool, which of them are novel (ViLD-ensemble); as the vocabulary says by
+                default.
 
         Returns:
             (R, K) float32: softmax with background, then background is dropped; in ViLD-image
             softmax without background; both fused in ViLD-ensemble.
         """
         if self.classifier.background is None:
-            return self.classifier(text, background=False).softmax(1)
-        probs = self.classifier(text).softmax(1)[:, :-1]
+            return self.classifier(text, background=False, text=classes).softmax(1)
+        probs = self.classifier(text, text=classes).softmax(1)[:, :-1]
         if image is None:
             return probs
-        image_probs = self.classifier(image, background=False).softmax(1)
-        return fuse_scores(probs, image_probs, self.novel, *self.fusion_weights)
+        image_probs = self.classifier(image, background=False, text=classes).softmax(1)
+        novel = self.novel if novel is None else novel
+        return fuse_scores(probs, image_probs, novel, *self.fusion_weights)
 
 
 def _without_novel(logits: Tensor, novel: Tensor | None) -> Tensor:

@@ -106,7 +106,7 @@ def select_from_chunks(
     if done != len(boxes):
         raise ValueError(f"expected scores of {len(boxes)} regions, got {done}")
     scores, regions, classes = candidates.best_first()
-    kept = _suppress(boxes[regions], classes, nms_threshold, max_detections)
+    kept = suppress(boxes[regions], classes, nms_threshold, max_detections)
     return boxes[regions[kept]], scores[kept], classes[kept], regions[kept]
 
 
@@ -189,8 +189,20 @@ def _finite_rows(scores: Tensor) -> Tensor:
     return finite
 
 
-def _suppress(boxes: Tensor, classes: Tensor, nms_threshold: float, wanted: int) -> Tensor:
-    """Ranks (M,) of the detections among candidates (n, 4) and (n,) that come best first."""
+def suppress(boxes: Tensor, classes: Tensor, nms_threshold: float, wanted: int) -> Tensor:
+    """Ranks of the detections among candidates that come best first.
+
+    TorchScript compiles it for exported detectors, too.
+
+    Args:
+        boxes: (n, 4).
+        classes: (n,) int64.
+        nms_threshold: see :func:`select_detections`.
+        wanted: most detections; negative: all.
+
+    Returns:
+        (M,) int64, ascending.
+    """
     if wanted < 0:
         wanted = len(boxes)
     kept = classes.new_empty(0)  # ranks

@@ -1,0 +1,121 @@
+#!/usr/bin/env python
+r"""Write a trained detector as TorchScript and ONNX, to be run without this project.
+
+python tools/export_model.py --config-file configs/LVIS/vild_ensemble_r50_fpn_lsj.yaml \
+    --vocabulary "red kite, osprey" --sample-image street.jpg --output exported \
+    --opts MODEL.WEIGHTS model_final.pth
+
+The vocabulary is an input of the exported model (--text-embeddings input), or part of it (baked).
+Every file is loaded again and compared with the detector, to 1e-4, before it appears. What the
+files take and give: docs/EXPORT.md. Exit code: 0, or 2 for an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+
+from vild.config import add_vild_config, register_datasets
+from vild.data import read_image
+from vild.inference import OpenVocabularyPredictor
+from vild.inference.export import FORMATS, Exported, export_detector
+
+# names for the vocabularies that users ask for most
+VOCABULARIES = {"lvis": "lvis_v1_val", "coco": "coco_2017_ovd_val"}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--output", required=True, type=Path, help="a new or an empty folder")
+    parser.add_argument(
+        "--sample-image",
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="pictures to compare on; the first one is traced",
+    )
+    parser.add_argument("--format", nargs="+", choices=tuple(FORMATS), default=list(FORMATS))
+    parser.add_argument("--text-embeddings", choices=("input", "baked"), default="input")
+    parser.add_argument(
+        "--vocabulary",
+        help="lvis, coco, a registered data set, a json or text file, or a comma list; the "
+        "configuration's own by default",
+    )
+    parser.add_argument("--novel", help="comma list of the novel classes")
+    parser.add_argument("--repeats", type=int, default=5, help="of the time measurements")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
+    return parser
+
+
+def build_config(args: argparse.Namespace) -> CfgNode:
+    """The configuration that the arguments ask for, on the CPU."""
+    cfg = get_cfg()
+    add_vild_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.MODEL.DEVICE = "cpu"
+    register_datasets(cfg)
+    return cfg
+
+
+def build_predictor(cfg: CfgNode, args: argparse.Namespace) -> OpenVocabularyPredictor:
+    """The detector with the vocabulary that the arguments ask for.
+
+    Raises:
+        ValueError: see :class:`OpenVocabularyPredictor`.
+    """
+    words = VOCABULARIES.get(args.vocabulary, args.vocabulary)
+    novel = None if args.novel is None else [n for n in args.novel.split(",") if n.strip()]
+    if novel is not None and words is None:
+        raise ValueError("expected --vocabulary beside --novel")
+    return OpenVocabularyPredictor(cfg, words, novel=novel)
+
+
+def report(item: Exported) -> None:
+    """Size, times and how the file agrees with the detector."""
+    print(
+        f"wrote {item.file}: {item.megabytes:.1f} MB, {item.seconds:.3f} s a picture on "
+        f"{torch.get_num_threads()} threads, the detector itself {item.eager_seconds:.3f} s"
+    )
+    for check in item.checks:
+        print(
+            f"    {check.case}: {check.detections} detections; differences up to "
+            f"{check.boxes:.1e} pixels, {check.scores:.1e} of a score, {check.masks:.1e} of a mask"
+        )
+
+
+def main() -> int:
+    """Command line entry; returns the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    parser = build_parser()
+    args = parser.parse_args()
+    try:
+        cfg = build_config(args)
+        pictures = [read_image(file) for file in args.sample_image]
+        written = export_detector(
+            build_predictor(cfg, args).model,
+            cfg,
+            args.output,
+            pictures,
+            formats=args.format,
+            text_input=args.text_embeddings == "input",
+            repeats=args.repeats,
+        )
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    for item in written:
+        report(item)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
