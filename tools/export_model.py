@@ -18,15 +18,13 @@ import sys
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from vild.config import add_vild_config, register_datasets
+from demo import VOCABULARIES
+from vild.config import read_config, register_datasets
 from vild.data import read_image
 from vild.inference import OpenVocabularyPredictor
 from vild.inference.export import FORMATS, Exported, export_detector
-
-# names for the vocabularies that users ask for most
-VOCABULARIES = {"lvis": "lvis_v1_val", "coco": "coco_2017_ovd_val"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,17 +52,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=5, help="of the time measurements")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     return parser
-
-
-def build_config(args: argparse.Namespace) -> CfgNode:
-    """The configuration that the arguments ask for, on the CPU."""
-    cfg = get_cfg()
-    add_vild_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
-    cfg.MODEL.DEVICE = "cpu"
-    register_datasets(cfg)
-    return cfg
 
 
 def build_predictor(cfg: CfgNode, args: argparse.Namespace) -> OpenVocabularyPredictor:
@@ -99,7 +86,9 @@ def main() -> int:
     parser = build_parser()
     args = parser.parse_args()
     try:
-        cfg = build_config(args)
+        cfg = read_config(args.config_file, args.opts)
+        cfg.MODEL.DEVICE = "cpu"
+        register_datasets(cfg)
         pictures = [read_image(file) for file in args.sample_image]
         written = export_detector(
             build_predictor(cfg, args).model,

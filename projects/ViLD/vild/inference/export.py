@@ -117,7 +117,7 @@ def export_detector(
             run on the CPU, or an exported one that detects something else.
     """
     folder = Path(folder)
-    _check_arguments(folder, formats, pictures)
+    _check_arguments(folder, formats, pictures, repeats)
     example = ExportableDetector(model)
     if model.device.type != "cpu":
         raise ValueError(f"expected a detector on the CPU, got {model.device}")
@@ -158,7 +158,9 @@ def prepare_picture(cfg: CfgNode, picture: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(resize.apply_image(pixels).transpose(2, 0, 1)))
 
 
-def _check_arguments(folder: Path, formats: Sequence[str], pictures: Sequence[np.ndarray]) -> None:
+def _check_arguments(
+    folder: Path, formats: Sequence[str], pictures: Sequence[np.ndarray], repeats: int
+) -> None:
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
         raise ValueError(f"expected formats of {', '.join(FORMATS)}, got {unknown or 'none'}")
@@ -171,6 +173,8 @@ def _check_arguments(folder: Path, formats: Sequence[str], pictures: Sequence[np
         )
     if not pictures:
         raise ValueError("expected a picture to trace the detector with, got none")
+    if repeats < 1:
+        raise ValueError(f"expected 1 or more repeats of the time measurements, got {repeats}")
     if "onnx" in formats:
         try:
             import onnx  # noqa: F401

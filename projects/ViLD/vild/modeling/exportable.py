@@ -76,8 +76,12 @@ class ExportableDetector(nn.Module):
         if not heads.mask_on:
             return boxes, scores, classes
         levels = [features[f] for f in heads.mask_in_features]
-        masks = heads.mask_head.layers(heads.mask_pooler(levels, [Boxes(boxes)])).sigmoid()
-        return boxes, scores, classes, masks
+        if self.for_onnx:  # whose GroupNorm fails on no boxes at all: there is always one more
+            more = torch.cat([boxes, boxes.new_zeros(1, 4)])
+            masks = heads.mask_head.layers(heads.mask_pooler(levels, [Boxes(more)]))[:-1]
+        else:
+            masks = heads.mask_head.layers(heads.mask_pooler(levels, [Boxes(boxes)]))
+        return boxes, scores, classes, masks.sigmoid()
 
     def _select(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes (M, 4), scores and classes of the best among boxes (R, 4) and scores (R, K).
