@@ -70,8 +70,9 @@ def build_predictor(cfg: CfgNode, args: argparse.Namespace) -> OpenVocabularyPre
 def report(item: Exported) -> None:
     """Size, times and how the file agrees with the detector."""
     print(
-        f"wrote {item.file}: {item.megabytes:.1f} MB, {item.seconds:.3f} s a picture on "
-        f"{torch.get_num_threads()} threads, the detector itself {item.eager_seconds:.3f} s"
+        f"wrote {item.file}: {item.megabytes:.1f} MB; {item.picture[0]} x {item.picture[1]} pixels "
+        f"in {item.seconds:.3f} s, by the detector itself in {item.eager_seconds:.3f} s "
+        f"({torch.get_num_threads()} threads)"
     )
     for check in item.checks:
         print(

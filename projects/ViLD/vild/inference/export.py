@@ -66,13 +66,15 @@ class Exported:
     Attributes:
         file: the model.
         megabytes: its size, of 10^6 bytes.
-        seconds: median time for the first picture.
+        picture: height and width of the first picture, as it went in.
+        seconds: median time for it.
         eager_seconds: the detector's own.
         checks: one a picture and vocabulary.
     """
 
     file: Path
     megabytes: float
+    picture: tuple[int, int]
     seconds: float
     eager_seconds: float
     checks: tuple[Check, ...]
@@ -134,7 +136,10 @@ def export_detector(
             checks = tuple(_compare(name, case, run(case.inputs)) for case in cases)
             seconds = _median_seconds(run, (first,), repeats)
             size = file.stat().st_size / 1e6
-            written.append(Exported(folder / FORMATS[name], size, seconds, eager_seconds, checks))
+            picture = (first[0].shape[1], first[0].shape[2])
+            written.append(
+                Exported(folder / FORMATS[name], size, picture, seconds, eager_seconds, checks)
+            )
         text.save(folder / TEXT)
         description = _describe(model, cfg, text, cases[0], text_input, written)
         about.write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -284,8 +289,8 @@ def _export_onnx(model: nn.Module, inputs: Tensors, file: Path) -> Callable[[Ten
     axes = {name: {0: "detections"} for name in output_names}
     axes |= {name: {0: "classes"} for name in input_names[1:]}
     axes["image"] = {1: "height", 2: "width"}
-    # torch's other exporter (dynamo) cannot follow the decisions of Detectron2's RPN; torch 2.4
-    # has no such option
+    # torch's other exporter (dynamo) cannot follow Detectron2, which pads a picture by a tensor and
+    # then asks for its size; torch 2.4 has no such option
     has_other = "dynamo" in inspect.signature(torch.onnx.export).parameters
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as above
