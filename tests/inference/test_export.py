@@ -15,8 +15,9 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from vild.embeddings import TextEmbeddings
-from vild.inference import export
-from vild.inference.export import export_detector, prepare_picture
+from vild.inference import export, export_checks
+from vild.inference.export import export_detector
+from vild.inference.export_checks import prepare_picture
 
 from ..making import mapped_image, text_embeddings, tiny_config, tiny_model
 
@@ -187,9 +188,9 @@ def test_a_file_that_finds_something_else_is_not_kept(
 
 def test_detections_of_equal_scores_may_come_in_another_order() -> None:
     boxes, scores = torch.arange(12.0).reshape(3, 4), torch.tensor([0.9, 0.5, 0.5 - 1e-6])
-    case = export._Case("a", (), (boxes, scores, torch.tensor([0, 1, 2])))
+    case = export_checks.Case("a", (), (boxes, scores, torch.tensor([0, 1, 2])))
     order = torch.tensor([0, 2, 1])
-    check = export._compare("onnx", case, tuple(value[order] for value in case.expected))
+    check = export_checks.compare("onnx", case, tuple(value[order] for value in case.expected))
     assert (check.detections, check.boxes, check.scores) == (3, 0, 0)
 
 

@@ -22,41 +22,19 @@ import numpy as np
 import torch
 import torchvision
 from detectron2.config import CfgNode
-from detectron2.data import transforms as T
 from detectron2.utils.file_io import PathManager
-from torch import Tensor, nn
+from torch import nn
 
 import vild
-from vild.data import Vocabulary
 from vild.data.files import atomic_path
 from vild.embeddings import TextEmbeddings
+from vild.inference.export_checks import Case, Check, Tensors, compare, make_cases, run_detector
 from vild.modeling import ExportableDetector
+from vild.modeling.exportable import check_exportable
 
 FORMATS = {"torchscript": "model.ts", "onnx": "model.onnx"}
 ABOUT, TEXT = "model.json", "text.safetensors"
-TOLERANCE = 1e-4  # of scores and masks; of boxes relative to the coordinate, or in pixels below 1
 OPSET = 17  # RoIAlign as Detectron2 has it came with 16
-
-Tensors = tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Check:
-    """How an exported file and the detector agree on one picture.
-
-    Attributes:
-        case: which picture, and which vocabulary where it is not the detector's own.
-        detections: M.
-        boxes: largest difference of a coordinate, in pixels.
-        scores: largest difference of a score.
-        masks: largest difference of a mask's value in [0, 1]; 0 without masks.
-    """
-
-    case: str
-    detections: int
-    boxes: float
-    scores: float
-    masks: float
 
 
 @dataclass(frozen=True)
@@ -78,13 +56,6 @@ class Exported:
     seconds: float
     eager_seconds: float
     checks: tuple[Check, ...]
-
-
-@dataclass(frozen=True)
-class _Case:
-    name: str
-    inputs: Tensors
-    expected: Tensors
 
 
 def export_detector(
@@ -120,20 +91,20 @@ def export_detector(
     """
     folder = Path(folder)
     _check_arguments(folder, formats, pictures, repeats)
-    example = ExportableDetector(model)
+    check_exportable(model)
     if model.device.type != "cpu":
         raise ValueError(f"expected a detector on the CPU, got {model.device}")
     text = _own_text(model, cfg)
-    cases = _cases(example, cfg, pictures, text if text_input else None)
+    cases = make_cases(model, cfg, pictures, text if text_input else None)
     first = cases[0].inputs
-    eager_seconds = _median_seconds(_eager, (model, first[0]), repeats)
+    eager_seconds = _median_seconds(run_detector, (model, first[0]), repeats)
     written = []
     with ExitStack() as stack:
         about = stack.enter_context(atomic_path(folder / ABOUT))
         for name in formats:
             file = stack.enter_context(atomic_path(folder / FORMATS[name]))
             run = _EXPORTERS[name](model, first, file)
-            checks = tuple(_compare(name, case, run(case.inputs)) for case in cases)
+            checks = tuple(compare(name, case, run(case.inputs)) for case in cases)
             seconds = _median_seconds(run, (first,), repeats)
             size = file.stat().st_size / 1e6
             picture = (first[0].shape[1], first[0].shape[2])
@@ -144,23 +115,6 @@ def export_detector(
         description = _describe(model, cfg, text, cases[0], text_input, written)
         about.write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
     return written
-
-
-def prepare_picture(cfg: CfgNode, picture: np.ndarray) -> Tensor:
-    """The input of an exported detector.
-
-    Args:
-        cfg: ``INPUT`` of it.
-        picture: (H, W, 3) uint8 RGB.
-
-    Returns:
-        (3, H', W') uint8, resized as for the detector itself.
-    """
-    sizes = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST)
-    pixels = picture if cfg.INPUT.FORMAT == "RGB" else picture[:, :, ::-1]
-    pixels = np.ascontiguousarray(pixels)
-    resize = T.ResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TEST).get_transform(pixels)
-    return torch.from_numpy(np.ascontiguousarray(resize.apply_image(pixels).transpose(2, 0, 1)))
 
 
 def _check_arguments(
@@ -200,64 +154,6 @@ def _own_text(model: nn.Module, cfg: CfgNode) -> TextEmbeddings:
         " ".join(cfg.MODEL.VILD.TEACHER).strip(),
         predictor.teacher,
     )
-
-
-def _cases(
-    detector: ExportableDetector,
-    cfg: CfgNode,
-    pictures: Sequence[np.ndarray],
-    text: TextEmbeddings | None,
-) -> list[_Case]:
-    """Pictures and vocabularies with what the detector finds; the first one is traced."""
-    model = detector.model
-    images = {f"picture {n}": prepare_picture(cfg, p) for n, p in enumerate(pictures, start=1)}
-    first = images["picture 1"]
-    height, width = (max(1, round(side * 0.75)) for side in first.shape[1:])
-    smaller = nn.functional.interpolate(first[None].float(), (height, width), mode="bilinear")[0]
-    images["picture 1, mirrored and smaller"] = smaller.round().byte().flip(2)
-    cases = [
-        _Case(name, (image, *_vocabulary_inputs(model, text)), _eager(model, image))
-        for name, image in images.items()
-    ]
-    if text is not None:
-        try:
-            model.roi_heads.set_vocabulary(_other_classes(text))
-            inputs = (first, *_vocabulary_inputs(model, text))
-            cases.append(_Case("picture 1, other classes", inputs, _eager(model, first)))
-        finally:
-            model.roi_heads.set_vocabulary(text)
-    return cases
-
-
-def _vocabulary_inputs(model: nn.Module, text: TextEmbeddings | None) -> Tensors:
-    """The model's present vocabulary as inputs; none where it is part of the file."""
-    if text is None:
-        return ()
-    predictor = model.roi_heads.box_predictor
-    if model.roi_heads.variant == "ensemble":
-        return predictor.classifier.text, predictor.novel
-    return (predictor.classifier.text,)
-
-
-def _other_classes(text: TextEmbeddings) -> TextEmbeddings:
-    """Every second class, last one first, base where it was novel and the reverse."""
-    own = text.vocabulary
-    rows = slice(None, None, -2)
-    novel = tuple(not flag for flag in own.novel[rows])
-    return text.select(Vocabulary(own.names[rows], own.synonyms[rows], novel))
-
-
-@torch.no_grad()
-def _eager(model: nn.Module, image: Tensor) -> Tensors:
-    """Detectron2's own inference on (3, H, W), as the exported detector orders its outputs."""
-    try:
-        (found,) = model.inference([{"image": image}], do_postprocess=False)
-    except NotImplementedError as error:
-        raise ValueError(
-            f"expected a detector that runs on the CPU, where it is exported: {error}"
-        ) from None
-    masks = (found.pred_masks,) if found.has("pred_masks") else ()
-    return (found.pred_boxes.tensor, found.scores, found.pred_classes, *masks)
 
 
 def _export_torchscript(
@@ -329,37 +225,6 @@ def _traceable(detector: ExportableDetector, inputs: Tensors) -> nn.Module:
     return TracingAdapter(detector, inputs).eval()
 
 
-def _compare(format_name: str, case: _Case, found: Tensors) -> Check:
-    """Pair the detections: those of nearly equal scores may come in another order.
-
-    Raises:
-        ValueError: a detection that only one of the two has, or that differs.
-    """
-    boxes, scores, classes, *masks = case.expected
-    count = len(boxes)
-    if len(found[0]) == count and not count:
-        return Check(case.name, 0, 0.0, 0.0, 0.0)
-    difference = torch.full((count, len(found[0])), torch.inf)
-    if len(found[0]) == count:
-        relative = (boxes[:, None] - found[0]).abs() / boxes[:, None].abs().clamp(min=1)
-        difference = torch.maximum(relative.amax(dim=2), (scores[:, None] - found[1]).abs())
-        difference[classes[:, None] != found[2]] = torch.inf
-        partner = difference.argmin(dim=1)
-        pairs = difference.gather(1, partner[:, None])
-        if len(partner.unique()) == count and bool((pairs <= TOLERANCE).all()):
-            others = [value[partner] for value in found]
-            gap = [float((a - b).abs().max()) for a, b in zip(case.expected, others, strict=True)]
-            if not masks or gap[3] <= TOLERANCE:
-                return Check(case.name, count, gap[0], gap[1], gap[3] if masks else 0.0)
-    agree = int((difference <= TOLERANCE).any(dim=1).sum()) if difference.numel() else 0
-    raise ValueError(
-        f"the {format_name} file finds {len(found[0])} objects in {case.name} and the detector "
-        f"{count}, of which {agree} agree to {TOLERANCE}"
-        f"{' apart from their masks' if masks else ''}; nothing was written. Where nearly equal "
-        "scores or overlaps decide, another sample image may do"
-    )
-
-
 def _median_seconds(
     function: Callable[..., object], arguments: tuple[Any, ...], repeats: int
 ) -> float:
@@ -376,7 +241,7 @@ def _describe(
     model: nn.Module,
     cfg: CfgNode,
     text: TextEmbeddings,
-    example: _Case,
+    example: Case,
     text_input: bool,
     written: Sequence[Exported],
 ) -> dict[str, Any]:
