@@ -18,6 +18,7 @@ from vild.embeddings import TextEmbeddings
 from vild.inference import export, export_checks
 from vild.inference.export import export_detector
 from vild.inference.export_checks import prepare_picture
+from vild.modeling.official.roi_heads import OfficialROIHeads
 
 from ..making import mapped_image, text_embeddings, tiny_config, tiny_model
 
@@ -237,6 +238,10 @@ def test_detectors_of_other_kinds(tmp_path: Path) -> None:
             export_detector(model, cfg, tmp_path / "new", [picture(60, 80)])
     with pytest.raises(ValueError, match="expected a detector with ViLDROIHeads, got Linear"):
         export_detector(nn.Linear(1, 1), cfg, tmp_path / "new", [picture(60, 80)])
+    model, cfg = detector(tmp_path, "text")
+    model.roi_heads.__class__ = OfficialROIHeads  # selects in another way
+    with pytest.raises(ValueError, match="with OfficialROIHeads, which is not exported"):
+        export_detector(model, cfg, tmp_path / "new", [picture(60, 80)])
     model, cfg = detector(tmp_path, "text")
     model.roi_heads.mask_head = nn.Identity()
     with pytest.raises(ValueError, match="a mask head of Mask R-CNN's kind"):

@@ -70,7 +70,7 @@ class ExportableDetector(nn.Module):
         embeddings, deltas = predictor(heads.box_head(pooled))
         image_embeddings = None if heads.image_head is None else heads.image_head(pooled)
         scores = predictor.class_scores(embeddings, image_embeddings, classes=text, novel=novel)
-        scores = predictor.with_objectness(scores, proposals.objectness_logits)
+        scores = predictor.with_objectness(scores, proposals)
         boxes = predictor.box2box_transform.apply_deltas(deltas, proposals.proposal_boxes.tensor)
         boxes, scores, classes = self._select(_clipped(boxes, image), scores)
         if not heads.mask_on:
@@ -145,10 +145,12 @@ def check_exportable(model: nn.Module) -> None:
         ValueError: see there.
     """
     heads = getattr(model, "roi_heads", None)
-    if not isinstance(model, GeneralizedRCNN) or not isinstance(heads, ViLDROIHeads):
+    # heads that are derived from them select otherwise, as the official ones do
+    derived = type(heads) is not ViLDROIHeads
+    if not isinstance(model, GeneralizedRCNN) or not isinstance(heads, ViLDROIHeads) or derived:
         raise ValueError(
             f"expected a detector with ViLDROIHeads, got {type(model).__name__} with "
-            f"{type(heads).__name__}"
+            f"{type(heads).__name__}, which is not exported"
         )
     if model.proposal_generator is None or heads.variant in WITH_TEACHER:
         raise ValueError(

@@ -240,13 +240,13 @@ class ViLDOutputLayers(FastRCNNOutputLayers):
         for start in range(0, len(proposals), size):
             rows = slice(start, start + size)
             scores = self.class_scores(text[rows], None if image is None else image[rows])
-            yield self.with_objectness(scores, proposals.objectness_logits[rows])
+            yield self.with_objectness(scores, proposals[rows])
 
-    def with_objectness(self, scores: Tensor, logits: Tensor) -> Tensor:
-        """Scores (R, K) of regions of objectness ``logits`` (R,), where it takes part in them."""
+    def with_objectness(self, scores: Tensor, proposals: Instances) -> Tensor:
+        """Scores (R, K) and the ``objectness_logits`` (R,) of their regions, where these count."""
         if not self.use_objectness:
             return scores
-        return (scores * logits.float().sigmoid()[:, None]).sqrt()
+        return (scores * proposals.objectness_logits.float().sigmoid()[:, None]).sqrt()
 
     def class_scores(
         self,
