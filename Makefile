@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := $(PYTHON) tools/setup_env.py --run
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
-DEMO_WORDS ?= plain blue heart, striped yellow arrow, plain white cross, striped blue star
+DEMO_WORDS ?= striped blue heart, striped green bolt, striped blue cross, striped purple square
 QUICKSTART := output/shapes/ensemble/model_final.pth
 
 .DEFAULT_GOAL := help
