@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Exported:
         megabytes: its size, of 10^6 bytes.
         picture: height and width of the first picture, as it went in.
         seconds: median time for it.
-        eager_seconds: the detector's own.
+        eager_seconds: the detector's own, measured in turns with it.
         checks: one a picture and vocabulary.
     """
 
@@ -97,7 +98,6 @@ def export_detector(
     text = _own_text(model, cfg)
     cases = make_cases(model, cfg, pictures, text if text_input else None)
     first = cases[0].inputs
-    eager_seconds = _median_seconds(run_detector, (model, first[0]), repeats)
     written = []
     with ExitStack() as stack:
         about = stack.enter_context(atomic_path(folder / ABOUT))
@@ -105,7 +105,9 @@ def export_detector(
             file = stack.enter_context(atomic_path(folder / FORMATS[name]))
             run = _EXPORTERS[name](model, first, file)
             checks = tuple(compare(name, case, run(case.inputs)) for case in cases)
-            seconds = _median_seconds(run, (first,), repeats)
+            seconds, eager_seconds = _median_seconds(
+                (partial(run, first), partial(run_detector, model, first[0])), repeats
+            )
             size = file.stat().st_size / 1e6
             picture = (first[0].shape[1], first[0].shape[2])
             written.append(
@@ -225,16 +227,16 @@ def _traceable(detector: ExportableDetector, inputs: Tensors) -> nn.Module:
     return TracingAdapter(detector, inputs).eval()
 
 
-def _median_seconds(
-    function: Callable[..., object], arguments: tuple[Any, ...], repeats: int
-) -> float:
-    times = []
+def _median_seconds(functions: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """Of each; they take turns."""
+    times: list[list[float]] = [[] for _ in functions]
     for turn in range(repeats + 2):
-        start = time.perf_counter()
-        function(*arguments)
-        if turn >= 2:  # TorchScript looks at the first runs and then optimises
-            times.append(time.perf_counter() - start)
-    return statistics.median(times)
+        for function, own in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            function()
+            if turn >= 2:  # TorchScript looks at the first runs and then optimises
+                own.append(time.perf_counter() - start)
+    return [statistics.median(own) for own in times]
 
 
 def _describe(

@@ -168,24 +168,21 @@ def compare(format_name: str, case: Case, found: Tensors) -> Check:
     """
     boxes, scores, classes, *masks = case.expected
     count = len(boxes)
-    if len(found[0]) == count and not count:
+    if len(found[0]) == count == 0:
         return Check(case.name, 0, 0.0, 0.0, 0.0)
-    difference = torch.full((count, len(found[0])), torch.inf)
-    if len(found[0]) == count:
-        relative = (boxes[:, None] - found[0]).abs() / boxes[:, None].abs().clamp(min=1)
-        difference = torch.maximum(relative.amax(dim=2), (scores[:, None] - found[1]).abs())
-        difference[classes[:, None] != found[2]] = torch.inf
+    relative = (boxes[:, None] - found[0]).abs() / boxes[:, None].abs().clamp(min=1)
+    difference = torch.maximum(relative.amax(dim=2), (scores[:, None] - found[1]).abs())
+    difference[classes[:, None] != found[2]] = torch.inf
+    agree = (difference <= TOLERANCE).any(dim=1)
+    if len(found[0]) == count and agree.all():
         partner = difference.argmin(dim=1)
-        pairs = difference.gather(1, partner[:, None])
-        if len(partner.unique()) == count and bool((pairs <= TOLERANCE).all()):
-            others = [value[partner] for value in found]
-            gap = [float((a - b).abs().max()) for a, b in zip(case.expected, others, strict=True)]
-            if not masks or gap[3] <= TOLERANCE:
-                return Check(case.name, count, gap[0], gap[1], gap[3] if masks else 0.0)
-    agree = int((difference <= TOLERANCE).any(dim=1).sum()) if difference.numel() else 0
+        others = [value[partner] for value in found]
+        gap = [float((a - b).abs().max()) for a, b in zip(case.expected, others, strict=True)]
+        if len(partner.unique()) == count and (not masks or gap[3] <= TOLERANCE):
+            return Check(case.name, count, gap[0], gap[1], gap[3] if masks else 0.0)
     raise ValueError(
         f"the {format_name} file finds {len(found[0])} objects in {case.name} and the detector "
-        f"{count}, of which {agree} agree to {TOLERANCE}"
+        f"{count}, of which {int(agree.sum())} agree to {TOLERANCE}"
         f"{' apart from their masks' if masks else ''}; nothing was written. Where nearly equal "
         "scores or overlaps decide, another sample image may do"
     )
