@@ -350,7 +350,12 @@ def test_killed_at_any_moment_and_resumed(tmp_path: Path) -> None:
         child = context.Process(target=_extract_slowly, args=(tmp_path, len(rows), started))
         child.start()
         assert started.wait(60)
-        time.sleep(float(draw.uniform(0, 0.1)))
+        # after some more shards, however busy the machine is, and then at any moment
+        wanted = (progress[-1] if progress else 0) + int(draw.integers(0, 4))
+        deadline = time.monotonic() + 60
+        while len(list((tmp_path / "e").glob("shard_*"))) < wanted and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(float(draw.uniform(0, 0.05)))
         child.kill()
         child.join()
         assert child.exitcode == -signal.SIGKILL  # it was still at work

@@ -141,9 +141,22 @@ def _run(main: Callable[..., Any], *args: Any) -> None:
         if message is None:
             raise
         _tell(rank, message)
-    # Not after an error: the others may never come. Left to the interpreter's end, gloo's threads
-    # now and then abort a process that did its work.
+    # Not after an error: the others may never come.
     dist.destroy_process_group()
+    if multiprocessing.parent_process() is not None:
+        _leave()
+
+
+def _leave() -> None:
+    """End a started process that did its work, without the interpreter's own end.
+
+    There threads of torch's libraries now and then abort it (SIGABRT, on busy machines), and the
+    whole job would count as failed.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def explained(error: Exception) -> str | None:
