@@ -29,11 +29,9 @@ from vild.config import read_config, register_datasets
 from vild.data import read_image
 from vild.data.files import atomic_path
 from vild.inference import OpenVocabularyPredictor, PictureWriter, draw_detections
+from vild.inference.arguments import add_vocabulary_arguments, predictor_from_arguments
 from vild.inference.inputs import find_pictures
 from vild.inference.named import NamedDetectionsWriter
-
-# names for the vocabularies that users ask for most
-VOCABULARIES = {"lvis": "lvis_v1_val", "coco": "coco_2017_ovd_val"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,12 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--input", nargs="+", help="files, folders or patterns ('photos/*.jpg')")
     source.add_argument("--video-input", type=Path, help="a video")
     source.add_argument("--webcam", action="store_true", help="the first camera, until Ctrl-C")
-    parser.add_argument(
-        "--vocabulary",
-        help="lvis, coco, a registered data set, a json or text file, or a comma list; the "
-        "configuration's own by default",
-    )
-    parser.add_argument("--novel", help="comma list of the novel classes")
+    add_vocabulary_arguments(parser)
     parser.add_argument("--confidence-threshold", type=float, default=0.3, help="0.3 by default")
     parser.add_argument("--output", type=Path, help="folder for pictures, or file for the video")
     parser.add_argument("--results", type=Path, help=".json (COCO's results format) or .csv")
@@ -59,21 +52,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-frames", type=int, help="of a video or a webcam")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     return parser
-
-
-def build_predictor(args: argparse.Namespace) -> OpenVocabularyPredictor:
-    """The detector that the arguments ask for.
-
-    Raises:
-        ValueError: see :class:`OpenVocabularyPredictor`.
-    """
-    cfg = read_config(args.config_file, args.opts)
-    register_datasets(cfg)
-    words = VOCABULARIES.get(args.vocabulary, args.vocabulary)
-    novel = None if args.novel is None else [n for n in args.novel.split(",") if n.strip()]
-    if novel is not None and words is None:
-        raise ValueError("expected --vocabulary beside --novel")
-    return OpenVocabularyPredictor(cfg, words, novel=novel, precision=args.precision)
 
 
 def detect_pictures(
@@ -207,7 +185,9 @@ def main() -> int:
     args = parser.parse_args()
     failed: dict[Path, str] = {}
     try:
-        predictor = build_predictor(args)
+        cfg = read_config(args.config_file, args.opts)
+        register_datasets(cfg)
+        predictor = predictor_from_arguments(cfg, args, args.precision)
         with ExitStack() as stack:
             results = None
             if args.results is not None:

@@ -18,12 +18,10 @@ import sys
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode
 
-from demo import VOCABULARIES
 from vild.config import read_config, register_datasets
 from vild.data import read_image
-from vild.inference import OpenVocabularyPredictor
+from vild.inference.arguments import add_vocabulary_arguments, predictor_from_arguments
 from vild.inference.export import FORMATS, Exported, export_detector
 
 
@@ -43,28 +41,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--format", nargs="+", choices=tuple(FORMATS), default=list(FORMATS))
     parser.add_argument("--text-embeddings", choices=("input", "baked"), default="input")
-    parser.add_argument(
-        "--vocabulary",
-        help="lvis, coco, a registered data set, a json or text file, or a comma list; the "
-        "configuration's own by default",
-    )
-    parser.add_argument("--novel", help="comma list of the novel classes")
+    add_vocabulary_arguments(parser)
     parser.add_argument("--repeats", type=int, default=5, help="of the time measurements")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     return parser
-
-
-def build_predictor(cfg: CfgNode, args: argparse.Namespace) -> OpenVocabularyPredictor:
-    """The detector with the vocabulary that the arguments ask for.
-
-    Raises:
-        ValueError: see :class:`OpenVocabularyPredictor`.
-    """
-    words = VOCABULARIES.get(args.vocabulary, args.vocabulary)
-    novel = None if args.novel is None else [n for n in args.novel.split(",") if n.strip()]
-    if novel is not None and words is None:
-        raise ValueError("expected --vocabulary beside --novel")
-    return OpenVocabularyPredictor(cfg, words, novel=novel)
 
 
 def report(item: Exported) -> None:
@@ -92,7 +72,7 @@ def main() -> int:
         register_datasets(cfg)
         pictures = [read_image(file) for file in args.sample_image]
         written = export_detector(
-            build_predictor(cfg, args).model,
+            predictor_from_arguments(cfg, args).model,
             cfg,
             args.output,
             pictures,

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import vild
-from vild.data import Vocabulary, add_data_arguments, register_from_arguments
+from vild.data import Vocabulary, add_data_arguments, comma_list, register_from_arguments
 from vild.embeddings import Teacher, TextEmbeddings, embed_vocabulary, import_embeddings
 from vild.embeddings.teacher import OPENAI_MODEL, OPENAI_TAG, SHAPES_MODEL
 from vild.embeddings.text import CLIP_TEMPERATURE
@@ -35,7 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="a registered data set, a json, a text file with one class a line, or a comma list",
     )
     parser.add_argument(
-        "--novel", help="comma list of the novel classes; overrides the vocabulary's"
+        "--novel",
+        type=comma_list,
+        help="comma list of the novel classes; overrides the vocabulary's",
     )
     add_data_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
@@ -74,8 +76,7 @@ def run(args: argparse.Namespace) -> TextEmbeddings:
         ValueError: see the functions that this calls.
     """
     register_from_arguments(args)
-    novel = None if args.novel is None else [n for n in args.novel.split(",") if n.strip()]
-    vocabulary = Vocabulary.load(args.vocabulary, novel)
+    vocabulary = Vocabulary.load(args.vocabulary, args.novel)
     if args.import_file:
         teacher_name = f"{args.model}/{args.pretrained}"
         rows = Vocabulary.load(args.import_classes) if args.import_classes else vocabulary

@@ -123,10 +123,10 @@ def build_page(
     return page
 
 
-def launch(page: gr.Blocks, limits: Limits, host: str, port: int | None, **options: object) -> str:
-    """Serve the page; returns its address."""
+def serve(page: gr.Blocks, limits: Limits, host: str, port: int, browser: bool) -> None:
+    """Serve the page until Ctrl-C."""
     page.queue(max_size=32)
-    return page.launch(
+    page.launch(
         server_name=host,
         server_port=port,
         max_file_size=f"{limits.upload_mb}mb",
@@ -136,8 +136,8 @@ def launch(page: gr.Blocks, limits: Limits, host: str, port: int | None, **optio
         ssr_mode=False,
         enable_monitoring=False,
         quiet=True,
-        **options,
-    )[1]
+        inbrowser=browser,
+    )
 
 
 def main() -> int:
@@ -156,7 +156,7 @@ def main() -> int:
             PageDetector(predictor, limits), args.words, args.confidence_threshold, examples
         )
         print(f"http://{args.host}:{args.port} (Ctrl-C ends it)", flush=True)
-        launch(page, limits, args.host, args.port, inbrowser=args.browser)
+        serve(page, limits, args.host, args.port, args.browser)
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     return 0

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vild.embeddings import TextEmbeddings
 from vild.inference import export, export_checks
 from vild.inference.export import export_detector
-from vild.inference.export_checks import prepare_picture
+from vild.inference.predictor import prepare_picture
 from vild.modeling.official.roi_heads import OfficialROIHeads
 
 from ..making import mapped_image, text_embeddings, tiny_config, tiny_model

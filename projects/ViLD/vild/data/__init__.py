@@ -1,7 +1,12 @@
 """Data sets, splits, vocabularies and prompts. Importing it registers the built-in data sets."""
 
 from vild.data.annotations import Category, load_records, read_annotation_file, read_categories
-from vild.data.command_line import add_data_arguments, find_split, register_from_arguments
+from vild.data.command_line import (
+    add_data_arguments,
+    comma_list,
+    find_split,
+    register_from_arguments,
+)
 from vild.data.custom import register_custom
 from vild.data.images import UnreadableImageError, read_image
 from vild.data.prompts import clean_name, fill, vild_templates
@@ -18,6 +23,7 @@ __all__ = [
     "Vocabulary",
     "add_data_arguments",
     "clean_name",
+    "comma_list",
     "fill",
     "find_split",
     "load_records",

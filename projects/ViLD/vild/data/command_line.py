@@ -30,6 +30,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def comma_list(text: str) -> list[str]:
+    """The words of ``--novel "a, b"``; for argparse's ``type``."""
+    return [word for word in text.split(",") if word.strip()]
+
+
 def register_from_arguments(args: argparse.Namespace) -> None:
     """Register what the arguments of :func:`add_data_arguments` name.
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import transforms as T
 from torch import Tensor, nn
 
 from vild.data import Vocabulary
 from vild.embeddings import TextEmbeddings
+from vild.inference.predictor import prepare_picture
 
 TOLERANCE = 1e-4  # of scores and masks; of boxes relative to the coordinate, or in pixels below 1
 
@@ -54,23 +54,6 @@ class Case:
     name: str
     inputs: Tensors
     expected: Tensors
-
-
-def prepare_picture(cfg: CfgNode, picture: np.ndarray) -> Tensor:
-    """The input of an exported detector.
-
-    Args:
-        cfg: ``INPUT`` of it.
-        picture: (H, W, 3) uint8 RGB.
-
-    Returns:
-        (3, H', W') uint8, resized as for the detector itself.
-    """
-    sizes = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST)
-    pixels = picture if cfg.INPUT.FORMAT == "RGB" else picture[:, :, ::-1]
-    pixels = np.ascontiguousarray(pixels)
-    resize = T.ResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TEST).get_transform(pixels)
-    return torch.from_numpy(np.ascontiguousarray(resize.apply_image(pixels).transpose(2, 0, 1)))
 
 
 def make_cases(

@@ -19,6 +19,7 @@ from detectron2.data import Metadata
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
+from torch import Tensor
 
 from vild.data import Vocabulary
 from vild.embeddings import TextEmbeddings
@@ -86,9 +87,7 @@ class OpenVocabularyPredictor:
         self.model = _build(cfg, text)
         load_weights(self.model, cfg.MODEL.WEIGHTS)
         self.model.eval()
-        sizes = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST)
-        self._resize = T.ResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TEST)
-        self._is_rgb = cfg.INPUT.FORMAT == "RGB"
+        self._cfg = cfg
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -180,10 +179,25 @@ class OpenVocabularyPredictor:
                 "cv2.cvtColor makes them of grey ones and of those with transparency"
             )
         height, width = picture.shape[:2]
-        pixels = picture[:, :, ::-1] if self._is_rgb else picture
-        pixels = self._resize.get_transform(pixels).apply_image(pixels)
-        image = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        image = prepare_picture(self._cfg, picture[:, :, ::-1])
         return {"image": image, "height": height, "width": width}
+
+
+def prepare_picture(cfg: CfgNode, picture: np.ndarray) -> Tensor:
+    """What a detector sees of a picture.
+
+    Args:
+        cfg: ``INPUT`` of it.
+        picture: (H, W, 3) uint8 RGB.
+
+    Returns:
+        (3, H', W') uint8, resized, channels as ``INPUT.FORMAT`` says.
+    """
+    sizes = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST)
+    pixels = picture if cfg.INPUT.FORMAT == "RGB" else picture[:, :, ::-1]
+    pixels = np.ascontiguousarray(pixels)
+    resize = T.ResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TEST).get_transform(pixels)
+    return torch.from_numpy(np.ascontiguousarray(resize.apply_image(pixels).transpose(2, 0, 1)))
 
 
 def read_words(

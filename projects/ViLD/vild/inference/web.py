@@ -138,7 +138,9 @@ class PageDetector:
             return self._last[1]  # only the threshold has changed
         whole = read_image(file, max_pixels=self.limits.megapixels * 1_000_000)
         pixels = _at_most(whole, MAX_SIDE)
-        self.predictor.set_vocabulary(words)
+        if self._last is None or self._last[0][1] != words:
+            self._last = None  # nothing says which words are set, should this picture fail
+            self.predictor.set_vocabulary(words)
         begin = time.perf_counter()
         found = self.predictor(np.ascontiguousarray(pixels[:, :, ::-1]))
         seconds = time.perf_counter() - begin
