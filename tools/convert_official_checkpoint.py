@@ -25,7 +25,7 @@ import torch
 
 import vild
 from vild.data import Vocabulary, add_data_arguments, register_from_arguments
-from vild.data.files import atomic_path
+from vild.data.files import atomic_path, read_npy
 from vild.modeling.official import convert_variables, official_text
 
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
@@ -109,18 +109,6 @@ def read_variables(prefix: Path) -> dict[str, np.ndarray]:
         ) from None
 
 
-def load_array(path: Path) -> np.ndarray:
-    """An array of an ``.npy`` file.
-
-    Raises:
-        ValueError: none there.
-    """
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"expected an array in .npy format at {path}: {error}") from None
-
-
 def convert(args: argparse.Namespace) -> list[str]:
     """Write what the arguments ask for.
 
@@ -134,8 +122,8 @@ def convert(args: argparse.Namespace) -> list[str]:
     vocabulary = Vocabulary.load(args.vocabulary)
     with checkpoint_prefix(args.checkpoint) as prefix:
         model = convert_variables(read_variables(prefix))
-    matrix = load_array(args.classifier) if args.classifier else model.text.T.numpy()
-    mask = load_array(args.rare_masks) if args.rare_masks else None
+    matrix = read_npy(args.classifier, "an array") if args.classifier else model.text.T.numpy()
+    mask = read_npy(args.rare_masks, "an array") if args.rare_masks else None
     text = official_text(matrix, mask, vocabulary, model.text.shape[1])
     made_by = {"converted_from": args.checkpoint.name, "vild": vild.__version__}
     with atomic_path(args.out) as temporary:

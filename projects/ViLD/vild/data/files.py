@@ -1,4 +1,4 @@
-"""Writing files so that a kill at any moment leaves the old one or the new one, never half."""
+"""Files: a kill at any moment of writing leaves the old one or the new one, never half."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
 
 
 @contextmanager
@@ -42,6 +44,22 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_npy(path: str | os.PathLike[str], what: str) -> np.ndarray:
+    """The array of an ``.npy`` file, never a pickle.
+
+    Args:
+        path: the file.
+        what: it is expected to be, for the error.
+
+    Raises:
+        ValueError: no such file, or another one.
+    """
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"expected {what} in .npy format at {path}: {error}") from None
 
 
 def remove_leftovers(target: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vild.data import Vocabulary, fill, vild_templates
-from vild.data.files import atomic_path
+from vild.data.files import atomic_path, read_npy
 from vild.data.prompts import SINGLE_TEMPLATE, check_templates
 from vild.embeddings.teacher import Teacher
 
@@ -255,10 +255,7 @@ def import_embeddings(
         ValueError: the file is missing or no matrix, neither side has K entries, both have, or a
             row is zero or not finite.
     """
-    try:
-        matrix = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"expected a matrix in .npy format at {path}: {error}") from None
+    matrix = read_npy(path, "a matrix")
     k = len(vocabulary)
     if matrix.ndim != 2 or not np.issubdtype(matrix.dtype, np.floating):
         raise ValueError(
@@ -279,12 +276,26 @@ def import_embeddings(
         raise ValueError(
             f"{path}: expected the shape ({k}, D) or (D, {k}) for {k} classes, got {shape}"
         )
-    rows = torch.from_numpy(np.ascontiguousarray(matrix, dtype=np.float32))
+    rows = unit_rows(matrix, lambda row: f"{path}: the row of {vocabulary.names[row]!r}")
+    return TextEmbeddings(rows, vocabulary, temperature, teacher, templates="imported")
+
+
+def unit_rows(matrix: np.ndarray, describe: Callable[[int], str]) -> Tensor:
+    """Rows of unit norm from those of any.
+
+    Args:
+        matrix: (K, D) of any float type.
+        describe: what a row is, for the error.
+
+    Returns:
+        (K, D) float32.
+
+    Raises:
+        ValueError: a row that is zero or not finite.
+    """
+    rows = torch.from_numpy(np.array(matrix, np.float32, order="C"))
     norms = rows.norm(dim=1)
     bad = ~(torch.isfinite(rows).all(dim=1) & (norms > 0))
     if bad.any():
-        row = int(bad.nonzero()[0])
-        raise ValueError(f"{path}: the row of {vocabulary.names[row]!r} is zero or not finite")
-    return TextEmbeddings(
-        rows / norms[:, None], vocabulary, temperature, teacher, templates="imported"
-    )
+        raise ValueError(f"{describe(int(bad.nonzero()[0]))} is zero or not finite")
+    return rows / norms[:, None]

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from vild.data import Vocabulary
 from vild.embeddings import TextEmbeddings
+from vild.embeddings.text import unit_rows
 from vild.modeling.official.variables import BLOCKS, HEAD, TEXT, model_variables
 
 TEACHER = "ViT-B-32/openai"  # whose embeddings the official models were distilled from
@@ -160,12 +160,6 @@ def _is_finite(array: np.ndarray) -> bool:
 
 
 def _unit_rows(matrix: np.ndarray) -> Tensor:
-    rows = torch.from_numpy(np.array(matrix, np.float32, order="C"))
-    norms = rows.norm(dim=1)
-    bad = ~(torch.isfinite(norms) & (norms > 0))
-    if bad.any():
-        raise ValueError(
-            f"expected text embeddings with a direction, but that of class "
-            f"{int(bad.nonzero()[0])} is zero or not finite"
-        )
-    return functional.normalize(rows, dim=1)
+    return unit_rows(
+        matrix, lambda row: f"expected text embeddings with a direction, but that of class {row}"
+    )
