@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vild.config import add_vild_config
+from vild.config import read_config
 from vild.data import Vocabulary
 from vild.embeddings import TextEmbeddings
 from vild.modeling import VARIANTS, WITH_TEACHER
@@ -96,9 +96,7 @@ def with_proposals(mapped: dict[str, Any]) -> dict[str, Any]:
 
 def tiny_config(folder: Path, variant: str, text: TextEmbeddings, *changes: Any) -> CfgNode:
     """A detector that takes a step on a small picture in a tenth of a second."""
-    cfg = get_cfg()
-    add_vild_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / "shapes" / f"vild_{variant}.yaml"))
+    cfg = read_config(CONFIGS / "shapes" / f"vild_{variant}.yaml")
     file = folder / f"text{len(text.vocabulary)}.safetensors"
     text.save(file)
     cfg.merge_from_list(

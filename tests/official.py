@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
-from vild.config import add_vild_config
+from vild.config import read_config
 from vild.data import Vocabulary
 from vild.embeddings import TextEmbeddings
 from vild.modeling.official import OfficialModel, convert_variables, official_text
@@ -78,9 +78,7 @@ def config(name: str, folder: Path, *changes: Any) -> CfgNode:
     """The shipped configuration with the sizes of the recorded run."""
     text = text_of(name)
     text.save(folder / "text.safetensors")
-    cfg = get_cfg()
-    add_vild_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / f"{MODELS[name]}.yaml"))
+    cfg = read_config(CONFIGS / f"{MODELS[name]}.yaml")
     cfg.merge_from_list(
         [
             *("MODEL.DEVICE", "cpu", "INPUT.MAX_SIZE_TEST", SIDE),

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from vild import engine
-from vild.config import add_vild_config
+from vild.config import read_config
 from vild.data import Vocabulary, read_categories, read_image, register_split
 from vild.data.shapes import generate_shapes, shapes_vocabulary
 from vild.embeddings import CropRule, OnlineEmbedder, Teacher, embed_vocabulary
@@ -100,9 +100,7 @@ def register(folder: Path, change: Callable[[dict[str, Any]], None] | None = Non
 
 def config(folder: Path, variant: str, **changes: Any) -> CfgNode:
     """The benchmark's own configuration of a variant, on these pictures."""
-    cfg = get_cfg()
-    add_vild_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / "shapes" / f"vild_{variant}.yaml"))
+    cfg = read_config(CONFIGS / "shapes" / f"vild_{variant}.yaml")
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.VILD.TEXT_EMBEDDINGS = str(folder / "text.safetensors")
     cfg.MODEL.VILD.DISTILL.STORE = str(folder / "store")

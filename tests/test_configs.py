@@ -107,9 +107,7 @@ def coco_mini(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_recipe_takes_a_step_and_detects(path: Path, tmp_path: Path) -> None:
     """As shipped but for its numbers of channels in the heads, on one small picture."""
-    cfg = get_cfg()
-    add_vild_config(cfg)
-    cfg.merge_from_file(str(path))
+    cfg = read_config(path)
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.ROI_BOX_HEAD.CONV_DIM = cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 32
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 64
@@ -165,6 +163,12 @@ def detect(model: nn.Module, seen: dict[str, Any]) -> None:
         ("MODEL: [", (), "expected a configuration in"),
         ("VERSION: 2\nMODEL:\n  VILLD: {}\n", (), "Non-existent config key: MODEL.VILLD"),
         ("VERSION: 2\n", ("MODEL.VILLD", "1"), r"expected KEY VALUE pairs .*MODEL\.VILLD"),
+        (
+            "VERSION: 2\nMODEL:\n  VILD:\n    DISTILL:\n      W: 1\n",
+            (),
+            r"Non-existent config key: MODEL\.VILD\.DISTILL\.W",
+        ),
+        ("VERSION: 2\n", ("MODEL.VILD.DISTILL.W", "1"), r"Non-existent key.*DISTILL\.W"),
         ("VERSION: 2\n", ("MODEL.WEIGHTS",), "expected KEY VALUE pairs"),
         ("VERSION: 2\n", ("SOLVER.MAX_ITER", "many"), "expected KEY VALUE pairs"),
     ],
@@ -191,9 +195,7 @@ def test_zero_shot_switches_softmax_and_training_sets() -> None:
 
 
 def test_another_batch_size_scales_the_schedule() -> None:
-    cfg = get_cfg()
-    add_vild_config(cfg)
-    cfg.merge_from_file(str(FOLDER / "LVIS" / "vild_ensemble_r50_fpn_lsj.yaml"))
+    cfg = read_config(FOLDER / "LVIS" / "vild_ensemble_r50_fpn_lsj.yaml")
     solver = cfg.SOLVER
     assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER) == (256, 0.32, 180_000)
     assert abs(solver.BASE_LR * solver.WARMUP_FACTOR - 0.0032) < 1e-9
@@ -214,9 +216,7 @@ def test_another_batch_size_scales_the_schedule() -> None:
 
 
 def test_the_official_weight_decay_spares_norms_and_biases() -> None:
-    cfg = get_cfg()
-    add_vild_config(cfg)
-    cfg.merge_from_file(str(FOLDER / "LVIS" / "vild_ensemble_r50_fpn_lsj.yaml"))
+    cfg = read_config(FOLDER / "LVIS" / "vild_ensemble_r50_fpn_lsj.yaml")
     head = ViLDBoxHead(ShapeSpec(channels=4, height=2, width=2), conv_dim=4, fc_dim=4)
     groups = build_optimizer(cfg, head).param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-from vild.config import add_vild_config
+from vild.config import read_config
 from vild.data import Vocabulary
 from vild.modeling import load_weights
 from vild.modeling.official import convert_variables, official_text
@@ -56,9 +55,7 @@ def test_r152(name: str, ensemble: bool, count: int, tmp_path: Path) -> None:
     assert Path(model.config).stem == name
     text = text_embeddings(3, 512)
     text.save(tmp_path / "text.safetensors")
-    cfg = get_cfg()
-    add_vild_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / f"{name}.yaml"))
+    cfg = read_config(CONFIGS / f"{name}.yaml")
     cfg.merge_from_list(
         [
             *("MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.NUM_CLASSES", 3),

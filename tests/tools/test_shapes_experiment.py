@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from detectron2.config import get_cfg
 
 import benchmark_shapes
 import quickstart
@@ -15,7 +14,7 @@ from shapes_experiment.claims import claims_to_markdown, judge
 from shapes_experiment.methods import METHODS, distill
 from shapes_experiment.pipeline import TRAIN_NET, Pipeline
 from shapes_experiment.table import METRICS, collect, summary, to_markdown
-from vild.config import add_vild_config
+from vild.config import read_config
 from vild.data.shapes import shapes_vocabulary
 from vild.data.shapes.categories import Composition
 from vild.engine import parse
@@ -31,11 +30,7 @@ def all_stages(pipeline: Pipeline) -> list[Stage]:
 
 def configuration(stage: Stage, repository: Path) -> Any:
     args = parse(list(stage.command[1:]))
-    cfg = get_cfg()
-    add_vild_config(cfg)
-    cfg.merge_from_file(str(repository / args.config_file))
-    cfg.merge_from_list(args.opts)
-    return cfg
+    return read_config(repository / args.config_file, args.opts)
 
 
 def test_every_configuration_of_a_seed_is_of_that_seed(repository: Path) -> None:

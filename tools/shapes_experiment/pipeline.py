@@ -18,6 +18,7 @@ from vild.inference.plots import read_class_ap
 from vild.inference.runs import read_runs
 
 TRAIN_NET = "projects/ViLD/train_net.py"
+KINDS = ("unseen compositions", "unseen shapes")  # of novel classes
 PROPOSALS = 100  # a picture, kept in the stores
 DISTILLED_REGIONS = 60  # of them, embedded by the teacher for training
 
@@ -222,13 +223,11 @@ class Pipeline:
         labelled = {composition.shape for composition, novel in pairs if not novel}
         file = self.folder / name / f"{self.data}_val_per_class.csv"
         ap = {each.name: each.ap for each in read_class_ap(file)}
-        kinds: dict[str, list[float]] = {"unseen compositions": [], "unseen shapes": []}
+        kinds: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for composition, novel in pairs:
             if novel and not isnan(ap[composition.name]):
-                seen = composition.shape in labelled
-                kinds["unseen compositions" if seen else "unseen shapes"].append(
-                    ap[composition.name]
-                )
+                kind = KINDS[composition.shape not in labelled]
+                kinds[kind].append(ap[composition.name])
         return {kind: fmean(values) for kind, values in kinds.items()}
 
     def _name(self, name: str) -> str:

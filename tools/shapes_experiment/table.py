@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
 from shapes_experiment.methods import METHODS
-from shapes_experiment.pipeline import Pipeline
+from shapes_experiment.pipeline import KINDS, Pipeline
 
-KINDS = ("unseen compositions", "unseen shapes")  # of novel classes
 COLUMNS = ("AP", "APr", "APc", "APf", *KINDS)
 METRICS = (*COLUMNS, "AP-base")
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]  # method -> seed -> metric -> percent
