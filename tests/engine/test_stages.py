@@ -95,6 +95,19 @@ def test_a_changed_configuration_runs_again(tmp_path: Path) -> None:
     assert lines(tmp_path, "a") == ["good"]
 
 
+def test_another_version_of_what_a_command_reads_runs_again(tmp_path: Path) -> None:
+    stages = chain(tmp_path)
+    run(stages, tmp_path)
+    stages[0] = replace(stages[0], version="weights 2")
+    assert run(stages, tmp_path)
+    assert [r.identity["version"] for r in read_records(tmp_path / "records")] == [
+        "weights 2",
+        "",
+        "",
+    ]
+    assert not run(stages, tmp_path)
+
+
 def test_a_lost_output_is_made_again(tmp_path: Path) -> None:
     stages = chain(tmp_path)
     run(stages, tmp_path)

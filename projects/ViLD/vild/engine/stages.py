@@ -1,8 +1,8 @@
 """Runs an experiment that is made of commands: each once, after those that it needs.
 
 A stage is a command with the files that it makes. A finished stage leaves a record; it is skipped
-the next time, unless its command, a configuration that it names or a stage that it needs is
-another one since. An interrupted stage is started again with its files as it left them, for the
+the next time, unless its command, a configuration that it names, its version or a stage that it
+needs is another one since. An interrupted stage is started again with its files as it left them, for the
 commands of this project go on from there; after any other change its files are removed first.
 """
 
@@ -52,6 +52,7 @@ class Stage:
         after: names of the stages whose outputs it reads.
         seconds: about how long it takes, for the time that is left.
         keep: whether the command itself sees to outputs that are out of date.
+        version: of what it reads from the package, such as weights.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Stage:
     after: tuple[str, ...] = ()
     seconds: float = 10.0
     keep: bool = False
+    version: str = ""
 
     @property
     def shown(self) -> str:
@@ -73,7 +75,8 @@ class Record:
     """What a finished stage left.
 
     Attributes:
-        identity: command, its configurations, and the runs of the stages that it needed.
+        identity: command, its configurations, its version, and the runs of the stages that it
+            needed.
         run: differs between any two runs.
         seconds: wall time over all its attempts.
         peak_bytes: largest resident memory of one of its processes.
@@ -293,6 +296,7 @@ class StageRunner:
         return {
             "command": list(stage.command),
             "configurations": digest.hexdigest(),
+            "version": stage.version,
             "after": needed,
         }
 
