@@ -15,8 +15,6 @@ from shapes_experiment.methods import METHODS, distill
 from shapes_experiment.pipeline import TRAIN_NET, Pipeline
 from shapes_experiment.table import METRICS, collect, summary, to_markdown
 from vild.config import read_config
-from vild.data.shapes import shapes_vocabulary
-from vild.data.shapes.categories import Composition
 from vild.engine import parse
 from vild.engine.stages import Stage, StageRunner
 
@@ -80,31 +78,12 @@ def test_the_table_has_means_and_deviations(tmp_path: Path) -> None:
         file.parent.mkdir(parents=True)
         box = {"AP": ap, "APr": ap / 2, "APc": 1.0, "APf": 2.0, "AP-base": 3.0}
         file.write_text(json.dumps({"metrics": {"bbox": box}}), encoding="utf-8")
-        lines = ["class,novel,bbox AP"]
-        for composition, novel, kind in kinds_of_classes(pipeline.seed):
-            of_kind = {"base": 99.0, "composition": ap, "shape": ap / 4}[kind]
-            lines.append(f"{composition.name},{int(novel)},{of_kind}")
-        lines[-1] = lines[-1].rsplit(",", 1)[0] + ","  # a class without objects
-        file.with_name(f"{pipeline.data}_val_per_class.csv").write_text("\n".join(lines) + "\n")
     results = collect(pipelines, ["text"])
     assert summary(results, "text", "AP") == (15.0, pytest.approx(50**0.5))
     assert summary(collect(pipelines[:1], ["text"]), "text", "AP") == (10.0, 0.0)
     assert to_markdown(results).splitlines()[2] == (
-        "| ViLD-text | 15.0 ± 7.1 | 7.5 ± 3.5 | 1.0 ± 0.0 | 2.0 ± 0.0 | 15.0 ± 7.1 | 3.8 ± 1.8 |"
+        "| ViLD-text | 15.0 ± 7.1 | 7.5 ± 3.5 | 1.0 ± 0.0 | 2.0 ± 0.0 |"
     )
-
-
-def kinds_of_classes(seed: int) -> list[tuple[Composition, bool, str]]:
-    """Classes of a seed; those of shapes that no base class has are of the kind shape."""
-    classes = shapes_vocabulary(seed)
-    pairs = list(zip(classes.compositions, classes.novel, strict=True))
-    labelled = {c.shape for c, novel in pairs if not novel}
-    found = [
-        (c, novel, ("composition" if c.shape in labelled else "shape") if novel else "base")
-        for c, novel in pairs
-    ]
-    assert [kind for *_, kind in found].count("shape") == 9
-    return found
 
 
 @pytest.mark.parametrize(("ensemble", "holds"), [(30.1, True), (30.0, False), (20.0, False)])
@@ -147,7 +126,7 @@ def test_the_quickstart_is_made_of_the_configs_own_paths(repository: Path) -> No
 
 def test_the_benchmark_runs_three_seeds_that_are_not_those_of_the_settings() -> None:
     args = benchmark_shapes.build_parser().parse_args([])
-    assert args.seeds == [2, 3, 4]
+    assert args.seeds == [5, 6, 7]
     assert args.only == list(METHODS)
 
 

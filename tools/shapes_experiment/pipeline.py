@@ -5,20 +5,17 @@ Every one is a command of this project that LVIS takes too, with `configs/shapes
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isnan
+from importlib import resources
 from pathlib import Path
-from statistics import fmean
 
-from vild.data.shapes import shapes_vocabulary
-from vild.data.shapes.dataset import shapes_folder
+from vild.data.shapes.dataset import FORMAT, shapes_folder
 from vild.engine.stages import Stage
-from vild.inference.plots import read_class_ap
 from vild.inference.runs import read_runs
 
 TRAIN_NET = "projects/ViLD/train_net.py"
-KINDS = ("unseen compositions", "unseen shapes")  # of novel classes
 PROPOSALS = 100  # a picture, kept in the stores
 DISTILLED_REGIONS = 60  # of them, embedded by the teacher for training
 
@@ -72,6 +69,7 @@ class Pipeline:
                 (pictures / "shapes.json",),
                 seconds=17,
                 keep=True,
+                version=f"format {FORMAT}",
             ),
             Stage(
                 self._name("text_embeddings"),
@@ -83,6 +81,7 @@ class Pipeline:
                 (text,),
                 (self._name("shapes"),),
                 seconds=6,
+                version=_teacher_version(),
             ),
             self.train(
                 *("rpn_baseline", "rpn_baseline"),
@@ -212,24 +211,6 @@ class Pipeline:
             raise ValueError(f"{self.metrics(name)}: expected figures of boxes (bbox)")
         return run.results["bbox"]
 
-    def novel_kinds(self, name: str) -> Mapping[str, float]:
-        """Mean box AP of unseen compositions of labelled shapes, and of shapes never labelled.
-
-        Raises:
-            ValueError: the stage has left no figures of each class.
-        """
-        classes = shapes_vocabulary(self.seed)
-        pairs = list(zip(classes.compositions, classes.novel, strict=True))
-        labelled = {composition.shape for composition, novel in pairs if not novel}
-        file = self.folder / name / f"{self.data}_val_per_class.csv"
-        ap = {each.name: each.ap for each in read_class_ap(file)}
-        kinds: dict[str, list[float]] = {kind: [] for kind in KINDS}
-        for composition, novel in pairs:
-            if novel and not isnan(ap[composition.name]):
-                kind = KINDS[composition.shape not in labelled]
-                kinds[kind].append(ap[composition.name])
-        return {kind: fmean(values) for kind, values in kinds.items()}
-
     def _name(self, name: str) -> str:
         return f"{self.prefix}{name}"
 
@@ -250,3 +231,9 @@ class Pipeline:
         if not test:
             options += ["DATASETS.TEST", "()"]
         return tuple(options)
+
+
+def _teacher_version() -> str:
+    """Digest of the weights that the package ships: a newer package's embed everything anew."""
+    folder = resources.files("vild.embeddings") / "shapes_teacher"
+    return hashlib.sha256((folder / "open_clip_model.safetensors").read_bytes()).hexdigest()

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
 from shapes_experiment.methods import METHODS
-from shapes_experiment.pipeline import KINDS, Pipeline
+from shapes_experiment.pipeline import Pipeline
 
-COLUMNS = ("AP", "APr", "APc", "APf", *KINDS)
+COLUMNS = ("AP", "APr", "APc", "APf")
 METRICS = (*COLUMNS, "AP-base")
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]  # method -> seed -> metric -> percent
 
@@ -17,13 +17,13 @@ def collect(pipelines: Sequence[Pipeline], methods: Sequence[str]) -> Results:
     """Box AP of each method and seed.
 
     Raises:
-        ValueError: a method without figures of boxes, of all classes and of each.
+        ValueError: a method without figures of boxes.
     """
     results: dict[str, dict[str, dict[str, float]]] = {}
     for method in methods:
         results[method] = {}
         for pipeline in pipelines:
-            figures = {**pipeline.figures(method), **pipeline.novel_kinds(method)}
+            figures = pipeline.figures(method)
             results[method][str(pipeline.seed)] = {name: figures[name] for name in METRICS}
     return results
 

@@ -28,8 +28,9 @@ _SYNONYM = {
     "checkered": "{colour} {shape} with checks",
 }
 
-# How many classes are frequent, common and rare. Rare ones are novel: half of them compositions
-# that are never labelled, of shapes that are, and half shapes that are never labelled at all.
+# How many classes are frequent, common and rare. Rare ones are novel, and of shapes that are never
+# labelled, as LVIS's are nouns that never are: a new composition of a labelled shape, colour and
+# pattern is found by the text embeddings alone.
 FREQUENT, COMMON, NOVEL = 20, 22, 18
 UNSEEN_SHAPES = 3
 # Colour and pattern of every class are one of so few looks: each is shared by half a dozen classes
@@ -120,12 +121,11 @@ def shapes_vocabulary(seed: int) -> ShapesVocabulary:
     seen = [c for c in ALL_COMPOSITIONS if c.shape not in unseen and c.look in looks]
     seen = [seen[i] for i in rng.permutation(len(seen))]
     base = FREQUENT + COMMON
-    novel_seen = NOVEL // 2
     # All unseen shapes in the same looks: were there one a look, it would be told from the labelled
     # ones by being none of them.
-    shared = looks[: (NOVEL - novel_seen) // UNSEEN_SHAPES]
-    novel_unseen = [c for c in ALL_COMPOSITIONS if c.shape in unseen and c.look in shared]
-    chosen = [*seen[: base + novel_seen], *novel_unseen]
+    shared = looks[: NOVEL // UNSEEN_SHAPES]
+    novel = [c for c in ALL_COMPOSITIONS if c.shape in unseen and c.look in shared]
+    chosen = [*seen[:base], *novel]
     frequency = ["f"] * FREQUENT + ["c"] * COMMON + ["r"] * NOVEL
     ranks = np.arange(1, base + 1, dtype=np.float64)
     zipf = np.round(ranks**-ZIPF, 9)  # rounded: pow's last bit differs between machines

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 TRAIN_IMAGES, VAL_IMAGES = 2000, 500
 NEGATIVES = 20  # absent classes that a picture is said to have been searched for, as in LVIS
-FORMAT = 3  # raised whenever the same seed would give other pictures or annotations
+FORMAT = 4  # raised whenever the same seed would give other pictures or annotations
 _SPLITS = {"train": 2, "val": 3}  # part of the seed of every picture
 _RECIPE = "shapes.json"
 _MAKING = ".making-"  # with the process id: a folder that is not finished
