@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train the teacher of ``shapes`` and print its zero-shot accuracy on held-out crops.
 
-The package ships the weights that this command wrote. It takes a few minutes on two CPU cores.
+The package ships the weights that this command wrote. It takes about ten minutes on one CPU core.
 
 python tools/train_shapes_teacher.py --out-dir output/shapes_teacher
 python tools/train_shapes_teacher.py --evaluate-only
@@ -30,8 +30,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out-dir", type=Path, default=Path("output/shapes_teacher"))
-    parser.add_argument("--iterations", type=int, default=1200)
-    parser.add_argument("--scenes", type=int, default=4000, help="pictures to cut crops from")
+    parser.add_argument("--iterations", type=int, default=3000)
+    parser.add_argument("--scenes", type=int, default=8000, help="pictures to cut crops from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vocabulary-seed", type=int, default=0, help="classes to evaluate on")
     parser.add_argument("--evaluate-only", action="store_true", help="the shipped weights")
