@@ -16,12 +16,15 @@ import time
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from vild.data import Vocabulary
 from vild.data.shapes import ALL_COMPOSITIONS, shapes_vocabulary
 from vild.embeddings import Teacher, embed_vocabulary
-from vild.embeddings.shapes_training import draw_crops, train, zero_shot_accuracy
+from vild.embeddings.shapes_training import draw_crops, jitter, train, zero_shot_accuracy
+
+LOOSE = 0.3  # what edges are off by at most: an IoU of 0.57 on average, as most proposals have
 
 
 def main() -> int:
@@ -68,13 +71,18 @@ def report(teacher: Teacher, vocabulary_seed: int) -> None:
     novel = [row for row, flag in zip(rows, classes.novel, strict=True) if flag]
     base = [row for row, flag in zip(rows, classes.novel, strict=True) if not flag]
     for kind, wanted in (("novel", novel), ("base", base)):
-        keep = crops.only(wanted)
-        for among, matrix, order in (
-            (f"the {len(rows)} classes", text, rows),
-            (f"all {len(ALL_COMPOSITIONS)} compositions", text_all, range(len(ALL_COMPOSITIONS))),
-        ):
-            accuracy, count = zero_shot_accuracy(teacher, matrix, list(order), keep)
-            print(f"{kind} classes among {among}: {accuracy:.1%} of {count} held-out crops")
+        exact = crops.only(wanted)
+        loose = jitter(exact, LOOSE, np.random.RandomState(0))
+        for boxes, keep in (("their own boxes", exact), ("loose boxes", loose)):
+            for among, matrix, order in (
+                (f"the {len(rows)} classes", text, rows),
+                (f"all {len(ALL_COMPOSITIONS)} compositions", text_all, range(text_all.shape[0])),
+            ):
+                accuracy, count = zero_shot_accuracy(teacher, matrix, list(order), keep)
+                print(
+                    f"{kind} classes in {boxes} among {among}: {accuracy:.1%} of {count} "
+                    "held-out crops"
+                )
 
 
 if __name__ == "__main__":

@@ -60,8 +60,11 @@ class Crops:
 
     def only(self, labels: Sequence[int]) -> Crops:
         """The regions of these labels."""
-        kept = np.isin(self.label, labels)
-        return Crops(self.images, self.image[kept], self.box[kept], self.label[kept])
+        return self.at(np.nonzero(np.isin(self.label, labels))[0])
+
+    def at(self, regions: npt.NDArray[np.int64]) -> Crops:
+        """These regions, in this order."""
+        return Crops(self.images, self.image[regions], self.box[regions], self.label[regions])
 
 
 def draw_crops(split: str, scenes: int, seed: int = 0, progress: bool = False) -> Crops:
@@ -145,6 +148,23 @@ def cut(
     return torch.from_numpy(out).permute(0, 3, 1, 2).float() / 255
 
 
+def jitter(
+    crops: Crops, amplitude: float | npt.NDArray[np.float64], rng: np.random.RandomState
+) -> Crops:
+    """The same regions with each edge of their boxes moved at random, inside of the picture.
+
+    Args:
+        crops: what to move.
+        amplitude: the most that an edge moves by, as a share of the box's width or height; one for
+            all, or (R, 1).
+        rng: draws the moves.
+    """
+    extent = np.tile(crops.box[:, 2:] - crops.box[:, :2], 2)
+    box = crops.box + extent * amplitude * (2 * rng.random_sample(crops.box.shape) - 1)
+    limit = float(crops.images.shape[1])
+    return Crops(crops.images, crops.image, box.clip(0, limit), crops.label)
+
+
 def train(
     folder: Path, iterations: int = 3000, scenes: int = 8000, seed: int = 0, progress: bool = True
 ) -> Teacher:
@@ -218,12 +238,8 @@ def _augmented(
     crops: Crops, chosen: npt.NDArray[np.int64], size: int, rng: np.random.RandomState
 ) -> Tensor:
     """Crops with jittered boxes, at 1 or 1.5 times their size."""
-    box = crops.box[chosen]
-    extent = np.tile(box[:, 2:] - box[:, :2], 2)
     amplitude = JITTER * rng.random_sample((len(chosen), 1))
-    jittered = box + extent * amplitude * (2 * rng.random_sample(box.shape) - 1)
-    limit = float(crops.images.shape[1])
-    moved = Crops(crops.images, crops.image[chosen], jittered.clip(0, limit), crops.label[chosen])
+    moved = jitter(crops.at(chosen), amplitude, rng)
     growth = np.where(rng.random_sample(len(chosen)) < 0.5, 1.0, GROWTH)
     return cut(moved, np.arange(len(chosen)), size, growth)
 

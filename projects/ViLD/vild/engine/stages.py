@@ -2,8 +2,9 @@
 
 A stage is a command with the files that it makes. A finished stage leaves a record; it is skipped
 the next time, unless its command, a configuration that it names, its version or a stage that it
-needs is another one since. An interrupted stage is started again with its files as it left them, for the
-commands of this project go on from there; after any other change its files are removed first.
+needs is another one since. An interrupted stage is started again with its files as it left them,
+for the commands of this project go on from there; after any other change its files are removed
+first.
 """
 
 from __future__ import annotations
