@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := $(PYTHON) tools/setup_env.py --run
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
-DEMO_WORDS ?= striped blue heart, striped green bolt, striped blue cross, striped purple square
+DEMO_WORDS ?= striped blue heart, striped green bolt, dotted red hourglass, plain green circle, checkered white circle
 QUICKSTART := output/shapes/ensemble/model_final.pth
 
 .DEFAULT_GOAL := help
