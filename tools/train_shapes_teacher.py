@@ -13,7 +13,6 @@ import argparse
 import shutil
 import sys
 import time
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ from vild.embeddings.shapes_training import (
     train,
     zero_shot_accuracy,
 )
+from vild.embeddings.teacher import SHAPES_FOLDER
 
 LOOSE = 0.3  # what edges are off by at most: an IoU of 0.57 on average, as most proposals have
 
@@ -50,9 +50,7 @@ def main() -> int:
         teacher = Teacher.load("vild-shapes")
     else:
         args.out_dir.mkdir(parents=True, exist_ok=True)
-        shipped = resources.files("vild.embeddings") / "shapes_teacher" / "open_clip_config.json"
-        with resources.as_file(shipped) as config:
-            shutil.copy(config, args.out_dir)
+        shutil.copy(SHAPES_FOLDER / "open_clip_config.json", args.out_dir)
         start = time.perf_counter()
         teacher = train(args.out_dir.absolute(), args.iterations, args.scenes, args.seed)
         print(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,7 @@ from vild.embeddings.shapes_training import (
     train,
     zero_shot_accuracy,
 )
-
-FOLDER = Path(str(resources.files("vild.embeddings"))) / "shapes_teacher"
+from vild.embeddings.teacher import SHAPES_FOLDER
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +34,7 @@ def test_it_is_an_open_clip_model_of_its_own_temperature(shipped: Teacher) -> No
     assert type(shipped.model) is open_clip.CLIP
     assert (shipped.dimension, shipped.image_size) == (64, 48)
     assert 0.01 < shipped.temperature < 0.1  # not CLIP's: it was trained less
-    assert (FOLDER / "open_clip_model.safetensors").stat().st_size <= 8e6
+    assert (SHAPES_FOLDER / "open_clip_model.safetensors").stat().st_size <= 8e6
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -96,7 +94,7 @@ def test_boxes_are_jittered_by_so_much_at_most() -> None:
 
 
 def test_training_writes_what_loading_reads(tmp_path: Path) -> None:
-    shutil.copy(FOLDER / "open_clip_config.json", tmp_path)
+    shutil.copy(SHAPES_FOLDER / "open_clip_config.json", tmp_path)
     made = train(tmp_path, iterations=2, scenes=700, progress=False)
     again = Teacher.load(f"local-dir:{tmp_path}", None, "cpu")
     assert again.fingerprint == made.fingerprint
@@ -104,7 +102,7 @@ def test_training_writes_what_loading_reads(tmp_path: Path) -> None:
 
 
 def test_too_few_scenes_are_refused(tmp_path: Path) -> None:
-    shutil.copy(FOLDER / "open_clip_config.json", tmp_path)
+    shutil.copy(SHAPES_FOLDER / "open_clip_config.json", tmp_path)
     with pytest.raises(ValueError, match="draw more"):
         train(tmp_path, iterations=1, scenes=5, progress=False)
     assert [p.name for p in tmp_path.iterdir()] == ["open_clip_config.json"]
@@ -112,7 +110,7 @@ def test_too_few_scenes_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_shipped_command_reproduces_the_accuracy(tmp_path: Path) -> None:
-    shutil.copy(FOLDER / "open_clip_config.json", tmp_path)
+    shutil.copy(SHAPES_FOLDER / "open_clip_config.json", tmp_path)
     teacher = train(tmp_path, progress=False)
     classes = shapes_vocabulary(0)
     rows = [ALL_COMPOSITIONS.index(c) for c in classes.compositions]

@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from vild.data.shapes.dataset import FORMAT, shapes_folder
+from vild.embeddings.teacher import SHAPES_FOLDER
 from vild.engine.stages import Stage
 from vild.inference.runs import read_runs
 
@@ -235,5 +235,5 @@ class Pipeline:
 
 def _teacher_version() -> str:
     """Digest of the weights that the package ships: a newer package's embed everything anew."""
-    folder = resources.files("vild.embeddings") / "shapes_teacher"
-    return hashlib.sha256((folder / "open_clip_model.safetensors").read_bytes()).hexdigest()
+    weights = SHAPES_FOLDER / "open_clip_model.safetensors"
+    return hashlib.sha256(weights.read_bytes()).hexdigest()

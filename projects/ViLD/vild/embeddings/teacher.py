@@ -11,7 +11,6 @@ import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 
 import open_clip
@@ -24,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 OPENAI_MODEL, OPENAI_TAG = "ViT-B-32", "openai"  # the paper's teacher
 SHAPES_MODEL = "vild-shapes"  # the embedded benchmark's, in this package
+SHAPES_FOLDER = Path(__file__).parent / "shapes_teacher"  # its config and weights
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -89,8 +89,7 @@ class Teacher:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         name = model
         if model == SHAPES_MODEL:
-            folder = resources.files("vild.embeddings").joinpath("shapes_teacher")
-            model, pretrained = f"local-dir:{folder}", None
+            model, pretrained = f"local-dir:{SHAPES_FOLDER}", None
         elif pretrained:
             name = f"{model}/{pretrained}"
         # OpenAI trained with QuickGELU; open_clip only warns when its plain models load them
