@@ -133,7 +133,9 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert text.vocabulary == TEXT.vocabulary
 
 
-def test_nothing_is_found_in_the_traced_picture(tmp_path: Path) -> None:
+def test_nothing_is_found_in_the_traced_picture(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """And then something with fewer classes, each of which gets more of the softmax."""
     pytest.importorskip("onnxruntime")
     many, one = (text_embeddings(k, temperature=1.0, seed=2) for k in (40, 1))
@@ -141,6 +143,7 @@ def test_nothing_is_found_in_the_traced_picture(tmp_path: Path) -> None:
     model, cfg = detector(tmp_path, "text", *threshold, text=many)
     written = export_detector(model, cfg, tmp_path / "exported", [picture(60, 80)], repeats=1)
     assert {check.detections for item in written for check in item.checks} == {0}
+    assert "compared on no detection" in caplog.text
     image = torch.from_numpy(picture(96, 96)).permute(2, 0, 1)
     for run, tolerance in ((run_torchscript, 1e-6), (run_onnx, 1e-4)):
         model.roi_heads.set_vocabulary(one)

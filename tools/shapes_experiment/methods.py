@@ -90,4 +90,11 @@ METHODS = {
         ("MODEL.VILD.FUSION_WEIGHTS", "[0.0, 0.0]"),
         scores=training("ensemble"),
     ),
+    # not of the paper: what the text head does to novel classes in the fusion
+    "image_for_novel": Method(
+        "- novel classes by its image head alone",
+        "vild_ensemble",
+        ("MODEL.VILD.FUSION_WEIGHTS", f"[{2 / 3:.4f}, 0.0]"),
+        scores=training("ensemble"),
+    ),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import logging
 import os
 import statistics
 import time
@@ -32,6 +33,8 @@ from vild.embeddings import TextEmbeddings
 from vild.inference.export_checks import Case, Check, Tensors, compare, make_cases, run_detector
 from vild.modeling import ExportableDetector
 from vild.modeling.exportable import check_exportable
+
+logger = logging.getLogger(__name__)
 
 FORMATS = {"torchscript": "model.ts", "onnx": "model.onnx"}
 ABOUT, TEXT = "model.json", "text.safetensors"
@@ -72,7 +75,8 @@ def export_detector(
     """Write a detector in other formats, all of them or none.
 
     Each is loaded again and compared with the detector: on ``pictures``, on the first one mirrored
-    and smaller, and, where the text embeddings are an input, with other classes.
+    and smaller, and, where the text embeddings are an input, with other classes. Where the detector
+    finds nothing in any of these, a warning says so.
 
     Args:
         model: of :class:`OpenVocabularyPredictor`; on the CPU.
@@ -97,6 +101,12 @@ def export_detector(
         raise ValueError(f"expected a detector on the CPU, got {model.device}")
     text = _own_text(model, cfg)
     cases = make_cases(model, cfg, pictures, text if text_input else None)
+    if not any(len(case.expected[0]) for case in cases):
+        logger.warning(
+            "expected sample pictures in which the detector finds something, got none: its files "
+            "are compared on no detection. Give other pictures, or a lower "
+            f"MODEL.ROI_HEADS.SCORE_THRESH_TEST than {cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST}"
+        )
     first = cases[0].inputs
     written = []
     with ExitStack() as stack:
