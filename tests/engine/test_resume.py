@@ -143,6 +143,11 @@ def test_a_checkpoint_of_another_variant_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"another shape \(roi_heads\.box_predictor\.projection"):
         load_weights(other, file)
     load_weights(ensemble, file, unused=("roi_heads.image_head",))
+    DetectionCheckpointer(ensemble, str(tmp_path)).save("ensemble")
+    file = str(tmp_path / "ensemble.pth")
+    with pytest.raises(ValueError, match=r"ViLD-ensemble, and the configuration has no image head"):
+        load_weights(single, file)
+    load_weights(single, file, unused=("roi_heads.image_head",))
 
 
 def test_losses_that_are_no_numbers_name_their_images(tmp_path: Path) -> None:

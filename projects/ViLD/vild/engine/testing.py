@@ -62,7 +62,7 @@ def evaluate(
     if resume and last.has_checkpoint():
         weights = last.get_checkpoint_file()
     # CLIP on crops takes no more than masks from a checkpoint
-    unused = ("roi_heads.box_",) if cfg.MODEL.VILD.VARIANT == "clip" else ()
+    unused = ("roi_heads.box_", "roi_heads.image_head") if cfg.MODEL.VILD.VARIANT == "clip" else ()
     load_weights(model, weights, unused)
     if vocabulary is not None:
         model.roi_heads.set_vocabulary(read_vocabulary(cfg, vocabulary))

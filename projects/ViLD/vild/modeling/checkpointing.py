@@ -12,6 +12,8 @@ from torch import nn
 
 from vild.data.files import atomic_path
 
+IMAGE_HEAD = "roi_heads.image_head."  # of ViLD-ensemble
+
 
 class AtomicCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer; a file appears under its name once it is whole.
@@ -21,10 +23,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
     Attributes:
         missing: parameters and buffers that the last checkpoint did not have.
         misshapen: those that it had in another shape.
+        unexpected: what it had and the model has not.
     """
 
     missing: tuple[str, ...] = ()
     misshapen: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``<name>.pth`` and make it the last checkpoint."""
@@ -78,6 +82,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         # Detectron2 takes what it has logged out of these lists
         self.missing = tuple(incompatible.missing_keys)
         self.misshapen = tuple(name for name, *_ in incompatible.incorrect_shapes)
+        self.unexpected = tuple(incompatible.unexpected_keys)
         return incompatible
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -98,11 +103,12 @@ def load_weights(model: nn.Module, path: str, unused: tuple[str, ...] = ()) -> N
         model: that was built, whatever its weights.
         path: checkpoint; parameters of a ``.pth`` file are looked at, other files are converted by
             name.
-        unused: beginnings of the names of parameters that the model does without.
+        unused: beginnings of the names of parameters that the model does without, in the model or
+            in the checkpoint.
 
     Raises:
-        ValueError: there is no whole checkpoint, or parameters are missing or of another shape;
-            the first ones are named.
+        ValueError: there is no whole checkpoint; parameters are missing or of another shape (the
+            first ones are named); or it is of ViLD-ensemble and the model is not.
     """
     checkpointer = AtomicCheckpointer(model)
     checkpointer.load(path, checkpointables=[])
@@ -117,4 +123,12 @@ def load_weights(model: nn.Module, path: str, unused: tuple[str, ...] = ()) -> N
             f"{path} lacks {len(missing)} of the model's parameters, or has them in another shape "
             f"({shown}): it is a checkpoint of another variant or architecture. Use the "
             "configuration that it was trained with"
+        )
+    # half of ViLD-ensemble is no ViLD and no ViLD-text: its figures would pass for theirs
+    image_head = [name for name in checkpointer.unexpected if name.startswith(IMAGE_HEAD)]
+    if any(not name.startswith(unused) for name in image_head):
+        raise ValueError(
+            f"{path} is a checkpoint of ViLD-ensemble, and the configuration has no image head for "
+            "it. Use the configuration that it was trained with; MODEL.VILD.FUSION_WEIGHTS "
+            "'[1.0, 1.0]' scores by its text head alone"
         )
