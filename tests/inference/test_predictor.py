@@ -22,7 +22,7 @@ from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
 from vild.data import Vocabulary
-from vild.embeddings import Teacher, TextEmbeddings
+from vild.embeddings import Teacher, TextEmbeddings, cache
 from vild.embeddings.cache import CachedTextEncoder
 from vild.inference.predictor import OpenVocabularyPredictor
 
@@ -263,6 +263,19 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path) -> None:
         "vild-shapes", None, templates="single", folder=tmp_path / "file"
     )
     assert torch.equal(unwritable.embed(words).embeddings, before)
+
+
+def test_the_cache_keeps_the_newest_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "MAX_WORDS", 2)
+    first = CachedTextEncoder("vild-shapes", None, folder=tmp_path)
+    made = first.embed(Vocabulary.from_names(WORDS))
+    assert made.embeddings.shape == (3, 64)
+    again = CachedTextEncoder("vild-shapes", None, folder=tmp_path)
+    same_words = again.embed(Vocabulary.from_names(WORDS[1:]))
+    assert again.encoded == 0
+    assert torch.equal(same_words.embeddings, made.embeddings[1:])
+    again.embed(Vocabulary.from_names(WORDS))
+    assert again.encoded == 1
 
 
 def test_memory_returns_after_large_vocabularies(folder: Path) -> None:

@@ -27,6 +27,7 @@ from vild.embeddings.text import TextEmbeddings, embed_vocabulary, template_set
 logger = logging.getLogger(__name__)
 
 FORMAT = "vild-text-cache-1"
+MAX_WORDS = 50_000  # kept in a file, 100 MB of CLIP's: visitors of a page type without end
 
 
 def default_folder() -> Path:
@@ -47,8 +48,8 @@ class CachedTextEncoder:
         temperature: of that teacher; goes with ``fingerprint``.
         templates: prompts; see :func:`vild.embeddings.text.template_set`.
         synonyms: average over a class's synonyms as well as over its prompts.
-        folder: of the files; :func:`default_folder` by default. One that cannot be written to
-            costs time, not the result.
+        folder: of the files; :func:`default_folder` by default. Each has the last ``MAX_WORDS``
+            that were new. One that cannot be written to costs time, not the result.
         device: of the teacher.
         batch_size: prompts at a time.
 
@@ -167,7 +168,7 @@ class CachedTextEncoder:
             file.parent.mkdir(parents=True, exist_ok=True)
             # other processes may have added words since the file was read
             with FileLock(f"{file}.lock"):
-                kept = {**self._read(file), **new}
+                kept = dict(list({**self._read(file), **new}.items())[-MAX_WORDS:])
                 header = {"format": FORMAT, "keys": json.dumps(list(kept), ensure_ascii=False)}
                 with atomic_path(file) as temporary:
                     save_file({"embeddings": torch.stack(list(kept.values()))}, temporary, header)
