@@ -1,0 +1,46 @@
+"""The tool that compares region embeddings of teacher and detectors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
+
+import compare_regions
+
+from .. import small_shapes
+
+Run = Callable[..., int]
+
+
+def test_each_detector_beside_the_teacher(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_shapes.make(tmp_path, 3)
+    cfg = small_shapes.config(tmp_path, "vild")
+    files = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        DetectionCheckpointer(build_model(cfg), str(tmp_path)).save(f"model{seed}")
+        files.append(str(tmp_path / f"model{seed}.pth"))
+    config = tmp_path / "config.yaml"
+    config.write_text(cfg.dump(), encoding="utf-8")
+    common = ["--config-file", config, "--dataset", small_shapes.SEEN, "--weights", *files]
+    assert run(compare_regions, *common, "--regions", tmp_path / "store") == 0
+    lines = capsys.readouterr().out.splitlines()
+    form = re.compile(r"(.*): named rightly ([\d.]+) % of (\d+) base, no novel regions")
+    found = [form.fullmatch(line) for line in lines]
+    names, base, counts = zip(*(match.groups() for match in found if match), strict=True)
+    assert names == ("the teacher", *files)
+    assert len(set(counts)) == 1
+    # the real teacher knows its classes; weights as they were made know nothing
+    assert float(base[0]) > 60
+    assert max(map(float, base[1:])) < 30
+
+    assert run(compare_regions, *common, "--regions", tmp_path / "none") == 2
+    assert "none" in capsys.readouterr().err

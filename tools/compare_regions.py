@@ -1,0 +1,72 @@
+#!/usr/bin/env python
+"""How well region embeddings name objects: the teacher's, and those of detectors that learned.
+
+All see the same proposals, those of a store that cover an annotated object (IoU of 0.5 or more).
+Printed is the share of them whose nearest text embedding is that of the object's class. Unlike AP
+it does not depend on scores, boxes and background.
+
+python tools/compare_regions.py --config-file configs/shapes/vild_ensemble.yaml \
+    --dataset shapes_val --regions output/shapes/embeddings/shapes_val \
+    --weights output/shapes/ensemble/model_final.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from vild.config import read_config
+from vild.data import add_data_arguments, register_from_arguments
+from vild.embeddings import EmbeddingStore
+from vild.engine.regions import compare_regions
+from vild.evaluation.similarity import SimilarityMeter
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, help="of the detectors")
+    parser.add_argument("--weights", required=True, nargs="+", help="their checkpoints")
+    parser.add_argument("--dataset", required=True, help="registered, with all classes annotated")
+    parser.add_argument(
+        "--regions", required=True, help="store of the teacher's embeddings of the data set"
+    )
+    parser.add_argument("--pictures", type=int, help="how many are looked at (default: all)")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs of the configuration"
+    )
+    add_data_arguments(parser)
+    return parser
+
+
+def report(name: str, meter: SimilarityMeter) -> None:
+    """One line."""
+    shares = []
+    for kind, novel in (("base", False), ("novel", True)):
+        count = int(meter.counts[meter.novel == novel].sum())
+        shares.append(f"{meter.accuracy(novel):.1f} % of {count} {kind}" if count else f"no {kind}")
+    print(f"{name}: named rightly {', '.join(shares)} regions", flush=True)
+
+
+def main() -> int:
+    """Command line entry; returns the exit code."""
+    parser = build_parser()
+    args = parser.parse_args()
+    try:
+        register_from_arguments(args)
+        store = EmbeddingStore(args.regions)
+        for number, weights in enumerate(args.weights):
+            cfg = read_config(args.config_file, ["MODEL.WEIGHTS", weights, *args.opts])
+            teacher, detector = compare_regions(cfg, args.dataset, store, args.pictures)
+            if number == 0:
+                report("the teacher", teacher)
+            report(weights, detector)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
