@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from vild.config import read_config
+from vild.config import read_config, use_available_device
 from vild.data import add_data_arguments, register_from_arguments
 from vild.embeddings import EmbeddingStore
 from vild.engine.regions import compare_regions
@@ -45,7 +45,7 @@ def report(name: str, meter: SimilarityMeter) -> None:
     """One line."""
     shares = []
     for kind, novel in (("base", False), ("novel", True)):
-        count = int(meter.counts[meter.novel == novel].sum())
+        count = meter.count(novel)
         shares.append(f"{meter.accuracy(novel):.1f} % of {count} {kind}" if count else f"no {kind}")
     print(f"{name}: named rightly {', '.join(shares)} regions", flush=True)
 
@@ -59,6 +59,7 @@ def main() -> int:
         store = EmbeddingStore(args.regions)
         for number, weights in enumerate(args.weights):
             cfg = read_config(args.config_file, ["MODEL.WEIGHTS", weights, *args.opts])
+            use_available_device(cfg)
             teacher, detector = compare_regions(cfg, args.dataset, store, args.pictures)
             if number == 0:
                 report("the teacher", teacher)

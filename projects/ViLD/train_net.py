@@ -14,7 +14,6 @@ import sys
 from datetime import timedelta
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
@@ -26,6 +25,7 @@ from vild.config import (
     register_datasets,
     scale_schedule,
     set_zero_shot,
+    use_available_device,
 )
 from vild.engine import (
     Trainer,
@@ -49,8 +49,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.zero_shot is not None:
         set_zero_shot(cfg, args.zero_shot)
     register_datasets(cfg)
-    if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
-        cfg.MODEL.DEVICE = "cpu"
+    use_available_device(cfg)
     if cfg.MODEL.DEVICE == "cpu":
         reuse_freed_memory()
     require_same_config(cfg)

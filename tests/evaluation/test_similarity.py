@@ -23,6 +23,7 @@ def test_means_and_shares() -> None:
     assert mean[1].isnan().all()
     torch.testing.assert_close(mean[2], torch.tensor([0.0, 0.0, 1.0]))
     assert meter.accuracy(novel=False) == 50.0
+    assert (meter.count(novel=False), meter.count(novel=True)) == (2, 1)
     assert meter.accuracy(novel=True) == 100.0
     assert meter.counts.tolist() == [2, 0, 1]
 

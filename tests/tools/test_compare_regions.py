@@ -31,7 +31,9 @@ def test_each_detector_beside_the_teacher(
     config = tmp_path / "config.yaml"
     config.write_text(cfg.dump(), encoding="utf-8")
     common = ["--config-file", config, "--dataset", small_shapes.SEEN, "--weights", *files]
-    assert run(compare_regions, *common, "--regions", tmp_path / "store") == 0
+    # the recipes' device: this machine may have no GPU
+    device = ["--opts", "MODEL.DEVICE", "cuda"]
+    assert run(compare_regions, *common, "--regions", tmp_path / "store", *device) == 0
     lines = capsys.readouterr().out.splitlines()
     form = re.compile(r"(.*): named rightly ([\d.]+) % of (\d+) base, no novel regions")
     found = [form.fullmatch(line) for line in lines]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
@@ -92,6 +93,16 @@ def override_config(cfg: CfgNode, options: Sequence[str]) -> None:
         raise ValueError(
             f"expected KEY VALUE pairs of the configuration, got {list(options)}: {_reason(error)}"
         ) from None
+
+
+def use_available_device(cfg: CfgNode) -> None:
+    """The CPU instead of Detectron2's default device where this machine has no GPU.
+
+    Args:
+        cfg: changed in place, unless ``MODEL.DEVICE`` is another device than the default.
+    """
+    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
 
 
 def _reason(error: Exception) -> str:

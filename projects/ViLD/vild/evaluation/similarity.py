@@ -48,14 +48,17 @@ class SimilarityMeter:
         """
         return (self._sums / self.counts[:, None]).float()
 
+    def count(self, novel: bool) -> int:
+        """Number of regions of novel or of base classes."""
+        return int(self.counts[self.novel == novel].sum())
+
     def accuracy(self, novel: bool) -> float:
         """Share of the regions of novel or of base classes whose nearest text is their own's.
 
         In percent; nan where there are no regions.
         """
-        of_kind = self.novel == novel
-        count = int(self.counts[of_kind].sum())
-        return 100 * int(self._nearest_is_own[of_kind].sum()) / count if count else float("nan")
+        count, right = self.count(novel), int(self._nearest_is_own[self.novel == novel].sum())
+        return 100 * right / count if count else float("nan")
 
 
 def match_objects(
