@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from shapes_experiment.methods import METHODS
-from shapes_experiment.pipeline import Pipeline
+from shapes_experiment.pipeline import Pipeline, teacher_version
 from vild.engine.progress import shown_time
 from vild.engine.stages import Stage, StageRunner, run_or_exit
 
@@ -40,6 +40,7 @@ def build_stages(pipeline: Pipeline) -> list[Stage]:
         ("tools/train_shapes_teacher.py", "--evaluate-only"),
         (),
         seconds=12,
+        version=teacher_version(),
     )
     ensemble = "vild_ensemble"
     stages = [data, teacher, *others]

@@ -22,6 +22,8 @@ from vild.data import Vocabulary
 from vild.data.shapes import ALL_COMPOSITIONS, shapes_vocabulary
 from vild.embeddings import Teacher, embed_vocabulary
 from vild.embeddings.shapes_training import (
+    ITERATIONS,
+    SCENES,
     draw_crops,
     embed_crops,
     jitter,
@@ -39,8 +41,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out-dir", type=Path, default=Path("output/shapes_teacher"))
-    parser.add_argument("--iterations", type=int, default=3000)
-    parser.add_argument("--scenes", type=int, default=8000, help="pictures to cut crops from")
+    parser.add_argument("--iterations", type=int, default=ITERATIONS)
+    parser.add_argument("--scenes", type=int, default=SCENES, help="pictures to cut crops from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vocabulary-seed", type=int, default=0, help="classes to evaluate on")
     parser.add_argument("--evaluate-only", action="store_true", help="the shipped weights")

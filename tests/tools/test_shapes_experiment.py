@@ -12,7 +12,7 @@ import benchmark_shapes
 import quickstart
 from shapes_experiment.claims import claims_to_markdown, judge
 from shapes_experiment.methods import METHODS, distill
-from shapes_experiment.pipeline import TRAIN_NET, Pipeline
+from shapes_experiment.pipeline import TRAIN_NET, Pipeline, teacher_version
 from shapes_experiment.table import METRICS, collect, summary, to_markdown
 from vild.config import read_config
 from vild.engine import parse
@@ -122,6 +122,10 @@ def test_the_quickstart_is_made_of_the_configs_own_paths(repository: Path) -> No
             assert cfg.MODEL.VILD.TEXT_EMBEDDINGS == "output/shapes/text.safetensors"
             assert cfg.DATASETS.TRAIN == ("shapes_train_base",)
     assert sum(stage.seconds for stage in stages) < 12 * 60
+    # those that read the packaged teacher; all embeddings come after one of them
+    assert {stage.name for stage in stages if stage.version == teacher_version()} == {
+        *("teacher", "text_embeddings")
+    }
 
 
 def test_the_benchmark_runs_three_seeds_that_are_not_those_of_the_settings() -> None:

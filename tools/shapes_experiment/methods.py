@@ -60,6 +60,12 @@ def training(method: str) -> str:
     return f"{method}_training"
 
 
+def fused(label: str, base: float, novel: float) -> Method:
+    """The trained ensemble with other weights of its text head, for base and for novel classes."""
+    weights = ("MODEL.VILD.FUSION_WEIGHTS", f"[{base}, {novel}]")
+    return Method(label, "vild_ensemble", weights, scores=training("ensemble"))
+
+
 METHODS = {
     "oracle": Method(
         "ViLD-text, novel classes labelled",
@@ -78,23 +84,8 @@ METHODS = {
     "vild": Method("ViLD, w = 0.5", "vild_vild", distill(0.5)),
     "vild_1": Method("ViLD, w = 1", "vild_vild", distill(1)),
     "ensemble": Method("ViLD-ensemble, w = 0.5", "vild_ensemble", distill(0.5)),
-    "text_head": Method(
-        "- its text head alone",
-        "vild_ensemble",
-        ("MODEL.VILD.FUSION_WEIGHTS", "[1.0, 1.0]"),
-        scores=training("ensemble"),
-    ),
-    "image_head": Method(
-        "- its image head alone",
-        "vild_ensemble",
-        ("MODEL.VILD.FUSION_WEIGHTS", "[0.0, 0.0]"),
-        scores=training("ensemble"),
-    ),
+    "text_head": fused("- its text head alone", 1.0, 1.0),
+    "image_head": fused("- its image head alone", 0.0, 0.0),
     # not of the paper: what the text head does to novel classes in the fusion
-    "image_for_novel": Method(
-        "- novel classes by its image head alone",
-        "vild_ensemble",
-        ("MODEL.VILD.FUSION_WEIGHTS", f"[{2 / 3:.4f}, 0.0]"),
-        scores=training("ensemble"),
-    ),
+    "image_for_novel": fused("- novel classes by its image head alone", 0.6667, 0.0),
 }

@@ -81,7 +81,7 @@ class Pipeline:
                 (text,),
                 (self._name("shapes"),),
                 seconds=6,
-                version=_teacher_version(),
+                version=teacher_version(),
             ),
             self.train(
                 *("rpn_baseline", "rpn_baseline"),
@@ -233,7 +233,7 @@ class Pipeline:
         return tuple(options)
 
 
-def _teacher_version() -> str:
+def teacher_version() -> str:
     """Digest of the weights that the package ships: a newer package's embed everything anew."""
     weights = SHAPES_FOLDER / "open_clip_model.safetensors"
     return hashlib.sha256(weights.read_bytes()).hexdigest()

@@ -36,6 +36,7 @@ _SCENES = {"train": 10, "held-out": 11}  # part of every scene's seed; the data 
 # Of the box's size, each edge: proposals are never exact, and most of them loose. The most that a
 # crop's edges are moved by is itself drawn, from 0 to this, so that exact boxes are learned, too.
 JITTER = 0.4
+ITERATIONS, SCENES = 3000, 8000  # of the training; pictures to cut crops from
 GROWTH = 1.5  # the larger of the two crops that ViLD embeds
 MIN_VISIBLE = 0.6
 BACKGROUND_IOU = 0.2
@@ -166,7 +167,11 @@ def jitter(
 
 
 def train(
-    folder: Path, iterations: int = 3000, scenes: int = 8000, seed: int = 0, progress: bool = True
+    folder: Path,
+    iterations: int = ITERATIONS,
+    scenes: int = SCENES,
+    seed: int = 0,
+    progress: bool = True,
 ) -> Teacher:
     """Train the teacher and write its weights beside ``open_clip_config.json`` in ``folder``.
 

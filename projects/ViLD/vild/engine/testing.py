@@ -24,6 +24,7 @@ from vild.engine.trainer import Trainer
 from vild.evaluation import OpenVocabularyEvaluator
 from vild.inference import PictureWriter
 from vild.modeling import AtomicCheckpointer, ViLDROIHeads, load_weights
+from vild.modeling.checkpointing import IMAGE_HEAD
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def evaluate(
     if resume and last.has_checkpoint():
         weights = last.get_checkpoint_file()
     # CLIP on crops takes no more than masks from a checkpoint
-    unused = ("roi_heads.box_", "roi_heads.image_head") if cfg.MODEL.VILD.VARIANT == "clip" else ()
+    unused = ("roi_heads.box_", IMAGE_HEAD) if cfg.MODEL.VILD.VARIANT == "clip" else ()
     load_weights(model, weights, unused)
     if vocabulary is not None:
         model.roi_heads.set_vocabulary(read_vocabulary(cfg, vocabulary))

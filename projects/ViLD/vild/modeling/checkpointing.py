@@ -125,8 +125,9 @@ def load_weights(model: nn.Module, path: str, unused: tuple[str, ...] = ()) -> N
             "configuration that it was trained with"
         )
     # half of ViLD-ensemble is no ViLD and no ViLD-text: its figures would pass for theirs
-    image_head = [name for name in checkpointer.unexpected if name.startswith(IMAGE_HEAD)]
-    if any(not name.startswith(unused) for name in image_head):
+    if not IMAGE_HEAD.startswith(unused) and any(
+        name.startswith(IMAGE_HEAD) for name in checkpointer.unexpected
+    ):
         raise ValueError(
             f"{path} is a checkpoint of ViLD-ensemble, and the configuration has no image head for "
             "it. Use the configuration that it was trained with; MODEL.VILD.FUSION_WEIGHTS "
