@@ -33,6 +33,7 @@ setup(
         "opencv-python-headless>=4.9",  # images and video; this build needs no libGL
         "numpy>=1.26",
         "Pillow>=10",
+        "msgspec>=0.18",  # typed decoding of annotations and results
         "filelock",  # one writer a shard of a store
         "tqdm",  # progress bars
         "matplotlib",  # pictures and curves
@@ -47,6 +48,7 @@ setup(
         "dev": [
             "clip-anytorch",  # OpenAI's own CLIP code, which tests compare the teacher with
             "pytest>=8",
+            "hypothesis",  # property tests of the intake
             "pytest-xdist",
             "playwright",  # drives the Chromium of the system; downloads none
             "gradio>=6",  # as in demo
