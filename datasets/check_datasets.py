@@ -109,8 +109,11 @@ def show(report: DatasetReport) -> None:
         print(
             f"  {split.name}: {counts.images:,} images, {counts.annotations:,} annotations, "
             f"{counts.categories:,} classes{f' ({groups})' if groups else ''}; "
-            f"{split.images_opened:,} pictures opened"
+            f"{split.images_opened:,} images opened"
         )
+        if counts.objects:
+            objects = ", ".join(f"{n:,} of {group} classes" for group, n in counts.objects.items())
+            print(f"  {'':{len(split.name)}}  objects: {objects}")
     for problem in report.problems:
         print(f"  {problem.severity}: {problem.text}")
     print()
@@ -145,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for report in reports:
         show(report)
     errors = sum(report.errors for report in reports)
-    warnings = sum(len(report.problems) for report in reports) - errors
+    warnings = sum(p.severity == "warning" for report in reports for p in report.problems)
     checked = ", ".join(report.name for report in reports)
     print(f"{checked}: {'FAILED' if errors else 'ok'} (errors: {errors}, warnings: {warnings})")
     return int(errors > 0)

@@ -81,7 +81,7 @@ def main() -> int:
     failed = {}
     for record in tqdm(chosen, unit="img", disable=None):
         # those below the threshold are never drawn, and their masks need not be decoded
-        own = [e for e in results.get(record["image_id"], ()) if e["score"] >= args.threshold]
+        own = [e for e in results.get(record["image_id"], ()) if e.score >= args.threshold]
         try:
             size = (record["height"], record["width"])
             writer.write(record, instances_from_results(own, size, rows))

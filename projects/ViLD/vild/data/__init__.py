@@ -1,6 +1,6 @@
 """Data sets, splits, vocabularies and prompts. Importing it registers the built-in data sets."""
 
-from vild.data.annotations import Category, load_records, read_annotation_file, read_categories
+from vild.data.annotations import Category, load_records, read_annotations
 from vild.data.command_line import (
     add_data_arguments,
     comma_list,
@@ -28,8 +28,7 @@ __all__ = [
     "find_split",
     "load_records",
     "novel_flags",
-    "read_annotation_file",
-    "read_categories",
+    "read_annotations",
     "read_image",
     "register_builtin",
     "register_custom",

@@ -1,4 +1,8 @@
-"""Reads detection annotations in COCO or LVIS format into Detectron2's records."""
+"""The intake of annotations in COCO or LVIS format: decoded, checked and normalised once.
+
+The checker, registration, training and evaluation all read annotations with
+:func:`decode_annotations`, so they see the same objects and the same problems.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,85 @@ import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import pycocotools.mask as mask_util
+import msgspec
 from detectron2.structures import BoxMode
+
+from vild.data.files import decode_text
+from vild.data.images import ImageFinder
+from vild.data.masks import Rle, box_of, check_segmentation, read_segmentation
+from vild.data.problems import Findings, Problem
+from vild.data.prompts import clean_name
 
 logger = logging.getLogger(__name__)
 
 # LVIS's own thresholds, in training images: r <= 10 < c <= 100 < f
 RARE_IMAGES, COMMON_IMAGES = 10, 100
-_NEEDED = {
-    "images": ("id", "height", "width"),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
-    "categories": ("id", "name"),
-}
+SLACK = 1.0  # pixels that a box may stick out of its image without a remark
+FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")  # LVIS's lists of an image
+
+Id = int | str
+_T = TypeVar("_T")
+
+
+class ImageEntry(msgspec.Struct):
+    """An image of a json. ``height`` and ``width`` are in pixels."""
+
+    id: Id
+    height: int
+    width: int
+    file_name: str = ""
+    coco_url: str = ""
+    neg_category_ids: list[Id] | None = None
+    not_exhaustive_category_ids: list[Id] | None = None
+
+    @property
+    def path(self) -> str:
+        """Path below the folder of images; as in LVIS, the end of ``coco_url`` if need be."""
+        return self.file_name or "/".join(self.coco_url.split("/")[-2:])
+
+
+class Annotation(msgspec.Struct, gc=False):
+    """An annotated object. After the intake every attribute but ``id`` has its final form.
+
+    Attributes:
+        image_id: id of its image, exactly as the image has it.
+        category_id: likewise.
+        id: as in the json; nothing depends on it.
+        bbox: x, y, width, height in pixels; from the mask where the json has none.
+        area: in square pixels; that of the box where the json has none.
+        iscrowd: 1 for a region of many objects.
+        segmentation: polygons, compressed run lengths, or None for an object without a mask.
+    """
+
+    image_id: Id
+    category_id: Id
+    id: Id | None = None
+    bbox: list[float] | None = None
+    area: float | None = None
+    iscrowd: int = 0
+    segmentation: list[list[float]] | Rle | None = None
+
+
+class CategoryEntry(msgspec.Struct):
+    """A class of a json as it is written there."""
+
+    id: Id
+    name: str
+    synonyms: list[str] | None = None
+    frequency: str | None = None
+    image_count: int | None = None
+    supercategory: str | None = None
+
+
+class _File(msgspec.Struct):
+    images: list[ImageEntry]
+    annotations: list[Annotation]
+    categories: list[CategoryEntry]
 
 
 @dataclass(frozen=True)
@@ -37,119 +104,362 @@ class Category:
         image_count: training images with at least one instance, or None if unknown.
     """
 
-    id: int
+    id: Id
     name: str
     synonyms: tuple[str, ...]
     frequency: str
     image_count: int | None
 
 
-def read_annotation_file(json_file: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read and check a json in COCO or LVIS format.
+@dataclass(frozen=True)
+class Annotations:
+    """A json after the intake.
 
-    Returns:
-        its contents; at least ``images``, ``annotations`` and ``categories``.
+    Attributes:
+        path: the file.
+        images: in ascending order of their ids.
+        objects: in the file's order; those that cannot be used are left out.
+        categories: in ascending order of their ids.
+        listed: how many annotations the file lists.
+        problems: what was wrong or normalised.
+    """
+
+    path: str
+    images: list[ImageEntry] = field(default_factory=list)
+    objects: list[Annotation] = field(default_factory=list)
+    categories: list[Category] = field(default_factory=list)
+    listed: int = 0
+    problems: tuple[Problem, ...] = ()
+
+    def missing_lists(self) -> tuple[str, ...]:
+        """Those of LVIS's two lists that some image lacks; all of them without images."""
+        if not self.images:
+            return FEDERATED
+        return tuple(k for k in FEDERATED if any(getattr(i, k) is None for i in self.images))
+
+    def has_any_list(self) -> bool:
+        """Whether any image has one of LVIS's two lists."""
+        return any(getattr(i, key) is not None for i in self.images for key in FEDERATED)
+
+
+def read_annotations(
+    json_file: str | os.PathLike[str], crowds_are_objects: bool = False
+) -> Annotations:
+    """Read annotations and refuse what cannot be used; warnings and notes go to the log.
+
+    Args:
+        json_file: annotations in COCO or LVIS format.
+        crowds_are_objects: take ``iscrowd: 1`` for a single object, as CVAT means it.
 
     Raises:
-        ValueError: the file is missing, is no json, or lacks what the format needs.
+        ValueError: the file is missing, or has errors; the message has the first of them.
+    """
+    found = decode_annotations(json_file, crowds_are_objects)
+    errors = [p.text for p in found.problems if p.severity == "error"]
+    if errors:
+        more = f" ({len(errors) - 1} more; datasets/check_datasets.py lists them)"
+        raise ValueError(errors[0] + (more if len(errors) > 1 else ""))
+    for problem in found.problems:
+        _log_once(problem)
+    return found
+
+
+_logged: set[str] = set()
+
+
+def _log_once(problem: Problem) -> None:
+    if problem.text not in _logged:
+        _logged.add(problem.text)
+        level = logging.WARNING if problem.severity == "warning" else logging.INFO
+        logger.log(level, "%s", problem.text)
+
+
+def decode_annotations(
+    json_file: str | os.PathLike[str], crowds_are_objects: bool = False
+) -> Annotations:
+    """Read annotations, whatever is wrong with them; see ``problems`` of the result.
+
+    Args:
+        json_file: annotations in COCO or LVIS format.
+        crowds_are_objects: see :func:`read_annotations`.
     """
     path = Path(json_file)
-    if not path.is_file():
-        raise ValueError(
-            f"expected annotations at {path}, but there is no such file. Run "
-            "datasets/check_datasets.py to see which files are expected where."
-        )
+    findings = Findings(str(path))
+    contents = _decode(path, findings)
+    images = _images(contents.images, findings)
+    entries = _categories(contents.categories, findings)
+    listed = len(contents.annotations)
+    objects = _objects(contents.annotations, images, entries, crowds_are_objects, findings)
+    entries = _without_root(entries, objects, findings)
+    categories = _counted(entries, objects, findings)
+    ordered = sorted(images.values(), key=lambda image: id_order(image.id))
+    _plausible(ordered, objects, findings)
+    return Annotations(str(path), ordered, objects, categories, listed, findings.problems())
+
+
+def id_order(key: Id) -> tuple[bool, Id]:
+    """Sort key for ids, numbers before text."""
+    return isinstance(key, str), key
+
+
+def find_id(known: Mapping[Id, Any], key: Id) -> Id | None:
+    """The id in ``known`` that ``key`` means: itself, or the same number as text or as a number."""
+    if key in known:
+        return key
+    other = _number(key) if isinstance(key, str) else str(key)
+    return other if other in known else None
+
+
+def _number(key: Id) -> Id:
+    """Text that is plainly a whole number as that number."""
+    if isinstance(key, str) and key.isascii() and key.removeprefix("-").isdecimal():
+        return int(key) if len(key) < 20 else key
+    return key
+
+
+def _decode(path: Path, findings: Findings) -> _File:
+    """Typed contents: at once where the file is well typed, otherwise entry by entry."""
+    nothing = _File([], [], [])
     try:
-        contents = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not a json file ({error})") from None
-    if not isinstance(contents, dict):
-        raise ValueError(
-            f"{path}: expected a json object with the keys {', '.join(_NEEDED)}, got a "
-            f"{type(contents).__name__}. Is it a results file instead of annotations?"
+        content = path.read_bytes()
+    except OSError as error:
+        findings.fail(
+            f"expected annotations at {path}: {error.strerror}. Run datasets/check_datasets.py "
+            "to see which files are expected where"
         )
-    for section, keys in _NEEDED.items():
-        if not isinstance(contents.get(section), list):
-            raise ValueError(
+        return nothing
+    try:
+        return msgspec.json.decode(content, type=_File)
+    except (msgspec.DecodeError, RecursionError):
+        pass  # another type somewhere, another encoding, NaN, or no json at all
+    try:
+        loaded = json.loads(decode_text(content, f"{path}: expected json"))
+    except (ValueError, RecursionError) as error:
+        findings.fail(f"{path} is not a json file ({error})")
+        return nothing
+    if not isinstance(loaded, dict):
+        findings.fail(
+            f"{path}: expected a json object with the keys images, annotations, categories, got a "
+            f"{type(loaded).__name__}. Is it a results file instead of annotations?"
+        )
+        return nothing
+    for section in ("images", "annotations", "categories"):
+        if not isinstance(loaded.get(section), list):
+            findings.fail(
                 f"{path}: expected a list under {section!r}, as COCO's and LVIS's formats have; "
-                f"got the keys {sorted(contents)}"
+                f"got the keys {sorted(loaded)!s:.200}"
             )
-        for index, item in enumerate(contents[section]):
-            missing = [key for key in keys if not isinstance(item, dict) or key not in item]
-            if missing:
-                raise ValueError(
-                    f"{path}: {section}[{index}] lacks {', '.join(map(repr, missing))}"
-                )
-    return contents
+            return nothing
+    return _File(
+        _entries(loaded["images"], "images", ImageEntry, findings),
+        _entries(loaded["annotations"], "annotations", Annotation, findings),
+        _entries(loaded["categories"], "categories", CategoryEntry, findings),
+    )
 
 
-def read_categories(contents: Mapping[str, Any], where: str) -> list[Category]:
-    """Classes of a json in the order of their ids.
-
-    Frequencies and image counts are taken from the json where it has them, and counted from its
-    annotations where it has not.
-
-    Args:
-        contents: what :func:`read_annotation_file` gave.
-        where: the file, for messages.
-
-    Raises:
-        ValueError: no class, an id twice, a name twice or empty.
-    """
-    ids = [item["id"] for item in contents["categories"]]
-    if not all(isinstance(i, int) for i in ids):
-        odd = next(i for i in ids if not isinstance(i, int))
-        raise ValueError(f"{where}: expected whole numbers as category ids, got {odd!r}")
-    items = sorted(contents["categories"], key=lambda item: item["id"])
-    if not items:
-        raise ValueError(f"{where}: expected at least one class under 'categories', got none")
-    for key in ("id", "name"):
-        twice = repeated(item[key] for item in items)
-        if twice:
-            raise ValueError(f"{where}: the category {key} {twice[0]!r} is there more than once")
-    nameless = [item["id"] for item in items if not str(item["name"]).strip()]
-    if nameless:
-        raise ValueError(f"{where}: the category with id {nameless[0]} has an empty name")
-
-    images_of: dict[int, set[int]] = defaultdict(set)
-    if not all("frequency" in item and "image_count" in item for item in items):
-        for annotation in contents["annotations"]:
-            images_of[annotation["category_id"]].add(annotation["image_id"])
-    categories = []
-    for item in items:
-        count = int(item.get("image_count", len(images_of[item["id"]])))
-        frequency = item.get("frequency") or frequency_of(count)
-        if frequency not in ("r", "c", "f"):
-            raise ValueError(
-                f"{where}: category {item['name']!r} has frequency {frequency!r}; "
-                "expected 'r', 'c' or 'f'"
-            )
-        name = str(item["name"])
-        categories.append(Category(item["id"], name, synonyms_of(item, where), frequency, count))
-    return categories
+def _entries(items: list[Any], section: str, kind: type[_T], findings: Findings) -> list[_T]:
+    """Entries of a section one by one: null counts as missing, and plain numbers may be text."""
+    made = []
+    for index, item in enumerate(items):
+        where = f"{section}[{index}]"
+        if not isinstance(item, dict):
+            findings.add("invalid", f"{where}: expected an object, got {item!r:.40}")
+            continue
+        known = {k: v for k, v in item.items() if v is not None and k in kind.__struct_fields__}  # type: ignore[attr-defined]
+        if kind is Annotation:
+            _normalise(known, where, findings)
+        elif kind is CategoryEntry and type(known.get("name")) in (int, float):
+            known["name"] = str(known["name"])
+        try:
+            made.append(msgspec.convert(known, kind, strict=False))
+        except msgspec.ValidationError as error:
+            findings.add("invalid", _located(error, where))
+    return made
 
 
-def synonyms_of(item: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """The name of a json's class, then its other names.
-
-    Args:
-        item: the class, with ``name`` and maybe ``synonyms``.
-        where: the file, for messages.
-
-    Raises:
-        ValueError: the synonyms are no list of names.
-    """
-    synonyms = item.get("synonyms", [])
-    if not isinstance(synonyms, list) or not all(isinstance(s, str) for s in synonyms):
-        raise ValueError(
-            f"{where}: expected a list of names as the synonyms of {item['name']!r}, got "
-            f"{synonyms!r}"
-        )
-    return tuple(dict.fromkeys([str(item["name"]), *synonyms]))
+def _located(error: Exception, where: str) -> str:
+    """Msgspec's message with the path in front: ``annotations[3].area: expected float, got str``."""
+    text, _, place = str(error).partition(" - at `$")
+    return f"{where}{place.rstrip('`')}: {text[:1].lower()}{text[1:].replace('`', '')}"
 
 
-def repeated(values: Iterable[Any]) -> list[Any]:
-    """Values that are there more than once, in the order of their first appearance."""
+_CROWD = {"0": 0, "1": 1, "false": 0, "true": 1}
+
+
+def _normalise(item: dict[str, Any], where: str, findings: Findings) -> None:
+    """Other spellings of an annotation's values, in place."""
+    if "iscrowd" in item:
+        item["iscrowd"] = _CROWD.get(str(item["iscrowd"]).lower(), item["iscrowd"])
+    for key in ("bbox", "area"):  # NaN is pandas's way to write nothing
+        if item.get(key) == [] or item.get(key) != item.get(key):
+            del item[key]
+    if "segmentation" in item:
+        try:
+            mask = read_segmentation(item.pop("segmentation"))
+        except ValueError as error:
+            findings.add("masks", f"{where}: {error}")
+        else:
+            item["segmentation"] = msgspec.to_builtins(mask)
+
+
+def _images(entries: list[ImageEntry], findings: Findings) -> dict[Id, ImageEntry]:
+    for key in repeated(image.id for image in entries):
+        findings.add("image_ids", key)
+    for image in entries:
+        if image.height <= 0 or image.width <= 0:
+            findings.add("image_sizes", image.id)
+        if not image.path:
+            findings.add("image_paths", image.id)
+    return {image.id: image for image in entries}
+
+
+def _categories(entries: list[CategoryEntry], findings: Findings) -> dict[Id, CategoryEntry]:
+    for entry in entries:
+        entry.id = _number(entry.id)
+        if not entry.name.strip():
+            findings.add("names", entry.id)
+        if entry.frequency not in (None, "", "r", "c", "f"):
+            findings.add("frequencies", f"{entry.name!r}: {entry.frequency!r}")
+    for key in repeated(entry.id for entry in entries):
+        findings.add("category_ids", key)
+    return {entry.id: entry for entry in sorted(entries, key=lambda entry: id_order(entry.id))}
+
+
+def _objects(
+    annotations: list[Annotation],
+    images: Mapping[Id, ImageEntry],
+    categories: Mapping[Id, CategoryEntry],
+    crowds_are_objects: bool,
+    findings: Findings,
+) -> list[Annotation]:
+    """The annotations that can be used, completed."""
+    kept = []
+    ids: set[Id] = set()
+    for index, item in enumerate(annotations):
+        image_id, category_id = item.image_id, item.category_id
+        if image_id not in images:
+            found = find_id(images, image_id)
+            if found is None:
+                findings.add("images", _label(index, item, f"image {image_id!r}"))
+                continue
+            item.image_id = found
+        if category_id not in categories:
+            found = find_id(categories, category_id)
+            if found is None:
+                findings.add("classes", _label(index, item, f"class {category_id!r}"))
+                continue
+            item.category_id = found
+        if item.id is None or item.id in ids:
+            findings.count("annotation_ids")
+        else:
+            ids.add(item.id)
+        image = images[item.image_id]
+        if item.iscrowd not in (0, 1):
+            findings.add("invalid", f"annotations[{index}].iscrowd: expected 0 or 1")
+            continue
+        if item.iscrowd and crowds_are_objects:
+            item.iscrowd = 0
+        if item.segmentation:
+            try:
+                item.segmentation = check_segmentation(item.segmentation, image.height, image.width)
+            except ValueError as error:
+                findings.add("masks", _label(index, item, str(error)))
+                item.segmentation = None
+        else:
+            item.segmentation = None
+        if _complete(item, index, image, findings):
+            kept.append(item)
+    return kept
+
+
+def _label(index: int, item: Annotation, note: str = "") -> str:
+    known = f" (id {item.id})" if item.id is not None else ""
+    return f"annotations[{index}]{known}" + (f": {note}" if note else "")
+
+
+def _complete(item: Annotation, index: int, image: ImageEntry, findings: Findings) -> bool:
+    """Whether the box can be used; a missing one is made, and so is the area."""
+    if not item.bbox:
+        if item.segmentation is None:
+            findings.add("boxes", _label(index, item, "neither box nor mask"))
+            return False
+        item.bbox = box_of(item.segmentation)
+        findings.count("mask_boxes")
+    box = item.bbox
+    if len(box) != 4 or not isfinite(sum(box)):
+        findings.add("boxes", _label(index, item, f"bbox {box}"))
+        return False
+    x, y, width, height = box
+    if width <= 0 or height <= 0:
+        findings.add("negative" if min(width, height) < 0 else "empty", _label(index, item))
+        if min(width, height) < 0:
+            return False
+    elif min(x, y) < -SLACK or x + width > image.width + SLACK or y + height > image.height + SLACK:
+        findings.add("outside", _label(index, item))
+    if item.area is None or not 0 <= item.area < float("inf"):
+        item.area = width * height
+        findings.count("areas")
+    return True
+
+
+def _without_root(
+    entries: dict[Id, CategoryEntry], objects: list[Annotation], findings: Findings
+) -> dict[Id, CategoryEntry]:
+    """Without Roboflow's first category, which only holds the others together."""
+    used = {item.category_id for item in objects}
+    for key, entry in entries.items():
+        others = [other for other in entries.values() if other is not entry]
+        if others and key not in used and all(o.supercategory == entry.name for o in others):
+            findings.add("root", entry.name)
+            return {other.id: other for other in others}
+    return entries
+
+
+def _counted(
+    entries: Mapping[Id, CategoryEntry], objects: list[Annotation], findings: Findings
+) -> list[Category]:
+    """Classes; frequencies and image counts are counted where the json has none."""
+    if not entries:
+        findings.count("no_classes")
+    by_prompt: dict[str, list[str]] = defaultdict(list)
+    for entry in entries.values():
+        if entry.name.strip():
+            by_prompt[clean_name(entry.name)].append(entry.name)
+    for names in by_prompt.values():
+        if len(names) > 1:
+            findings.add("same_names", " and ".join(map(repr, names)))
+    images_of: dict[Id, set[Id]] = defaultdict(set)
+    if any(not e.frequency or e.image_count is None for e in entries.values()):
+        for item in objects:
+            images_of[item.category_id].add(item.image_id)
+    made = []
+    for key, entry in entries.items():
+        count = len(images_of[key]) if entry.image_count is None else entry.image_count
+        frequency = entry.frequency or frequency_of(count)
+        synonyms = tuple(dict.fromkeys([entry.name, *(entry.synonyms or ())]))
+        made.append(Category(key, entry.name, synonyms, frequency, count))
+    return made
+
+
+def _plausible(images: list[ImageEntry], objects: list[Annotation], findings: Findings) -> None:
+    """Data that are well formed and cannot mean what they say."""
+    if not images:
+        findings.count("no_images")
+    crowds = sum(item.iscrowd for item in objects)
+    if crowds and 2 * crowds > len(objects):
+        findings.count("crowds", crowds)
+    fractions = sum(map(_is_fraction, objects))
+    if fractions:
+        findings.count("all_fractions" if fractions == len(objects) else "fractions", fractions)
+
+
+def _is_fraction(item: Annotation) -> bool:
+    x, y, width, height = item.bbox or (0, 0, 0, 0)
+    return x >= 0 and y >= 0 and width > 0 and height > 0 and x + width <= 1 and y + height <= 1
+
+
+def repeated(values: Iterable[_T]) -> list[_T]:
+    """Values that occur more than once, in the order of their first appearance."""
     return [value for value, times in Counter(values).items() if times > 1]
 
 
@@ -163,109 +473,72 @@ def frequency_of(image_count: int) -> str:
 def load_records(
     json_file: str | os.PathLike[str],
     image_root: str | os.PathLike[str],
-    category_rows: Mapping[int, int],
+    category_rows: Mapping[Id, int],
     kept_rows: Collection[int] | None = None,
+    crowds_are_objects: bool = False,
 ) -> list[dict[str, Any]]:
     """Records in Detectron2's standard format, sorted by image id.
 
-    Images stay even where no annotation does: objects of dropped classes are in the pictures,
+    Images stay even where no annotation does: objects of dropped classes are in the images,
     unlabelled, as ViLD's training wants them.
 
     Args:
         json_file: annotations in COCO or LVIS format.
-        image_root: folder of the pictures. A picture's path below it is its ``file_name``, or, as
-            in LVIS, the last two parts of its ``coco_url``.
+        image_root: folder of the images; see :class:`vild.data.images.ImageFinder`.
         category_rows: json id -> contiguous row of the classifier. Annotations of other ids are
             left out.
         kept_rows: rows whose annotations are kept; all by default.
+        crowds_are_objects: see :func:`read_annotations`.
 
     Returns:
-        one dict a picture: ``file_name``, ``image_id``, ``height``, ``width``, ``annotations``
-        (``bbox`` XYWH absolute, ``bbox_mode``, ``category_id`` the row, ``iscrowd``,
-        ``segmentation`` as polygons or compressed RLE) and, where the json has them,
-        ``neg_category_ids`` and ``not_exhaustive_category_ids`` (as the json's ids, which LVIS's
-        evaluator wants).
+        one dict per image: ``file_name``, ``image_id``, ``height``, ``width``, ``annotations``
+        (``bbox`` XYWH absolute, ``bbox_mode``, ``category_id`` the row, ``iscrowd``, ``area`` and,
+        for objects with a mask, ``segmentation`` as polygons or compressed RLE) and, where the
+        json has them, LVIS's lists, with the ids of the json.
 
     Raises:
-        ValueError: the file is missing or malformed, or an annotation names an unknown image.
+        ValueError: see :func:`read_annotations`.
     """
-    contents = read_annotation_file(json_file)
+    contents = read_annotations(json_file, crowds_are_objects)
     kept = set(category_rows.values()) if kept_rows is None else set(kept_rows)
-    annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    seen: set[int] = set()
-    for item in contents["annotations"]:
-        if item["id"] in seen:
-            raise ValueError(f"{json_file}: annotation id {item['id']} is there more than once")
-        seen.add(item["id"])
-        annotations[item["image_id"]].append(item)
-
-    twice = repeated(image["id"] for image in contents["images"])
-    if twice:
-        raise ValueError(f"{json_file}: image id {twice[0]} is there more than once")
-    records = []
-    for image in sorted(contents["images"], key=lambda item: item["id"]):
-        record: dict[str, Any] = {
-            "file_name": os.path.join(image_root, relative_path(image, str(json_file))),
-            "image_id": image["id"],
-            "height": image["height"],
-            "width": image["width"],
+    instances: dict[Id, list[dict[str, Any]]] = defaultdict(list)
+    for item in contents.objects:
+        row = category_rows.get(item.category_id)
+        if row not in kept:
+            continue
+        instance: dict[str, Any] = {
+            "bbox": item.bbox,
+            "bbox_mode": BoxMode.XYWH_ABS,
+            "category_id": row,
+            "iscrowd": item.iscrowd,
+            "area": item.area,  # average recall by size goes by it
         }
-        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
-            if key in image:
-                record[key] = image[key]
-        instances = []
-        for item in annotations.pop(image["id"], ()):
-            row = category_rows.get(item["category_id"])
-            instance = _instance(item, row, image) if row in kept else None
-            if instance is not None:
-                instances.append(instance)
-        record["annotations"] = instances
-        records.append(record)
-    if annotations:
-        raise ValueError(
-            f"{json_file}: {sum(map(len, annotations.values()))} annotations name images that it "
-            f"does not list, the first of them image {next(iter(annotations))}"
-        )
+        mask = item.segmentation
+        if mask is not None:
+            instance["segmentation"] = mask.to_dict() if isinstance(mask, Rle) else mask
+        instances[item.image_id].append(instance)
+    finder = ImageFinder(image_root)
+    records = []
+    for image in contents.images:
+        record: dict[str, Any] = {
+            "file_name": finder.path(image.path),
+            "image_id": image.id,
+            "height": image.height,
+            "width": image.width,
+        }
+        for key in FEDERATED:
+            if getattr(image, key) is not None:
+                record[key] = getattr(image, key)
+        records.append({**record, "annotations": instances.pop(image.id, [])})
     logger.info("Loaded %d images from %s", len(records), json_file)
     return records
 
 
-def relative_path(image: Mapping[str, Any], where: str) -> str:
-    """Path of a picture below its folder: its ``file_name``, or as in LVIS off its ``coco_url``.
-
-    Raises:
-        ValueError: it has neither.
-    """
-    if image.get("file_name"):
-        return str(image["file_name"])
-    if image.get("coco_url"):
-        return "/".join(str(image["coco_url"]).split("/")[-2:])
-    raise ValueError(f"{where}: image {image['id']} has neither 'file_name' nor 'coco_url'")
-
-
-def _instance(item: Mapping[str, Any], row: int, image: Mapping[str, Any]) -> dict[str, Any] | None:
-    """An annotation in Detectron2's form; None, as there, if none of its polygons is one."""
-    if len(item["bbox"]) != 4:
+def synonyms_of(item: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    synonyms = item.get("synonyms", [])
+    if not isinstance(synonyms, list) or not all(isinstance(s, str) for s in synonyms):
         raise ValueError(
-            f"annotation {item['id']}: expected a box of 4 numbers (x, y, width, height), got "
-            f"{item['bbox']}"
+            f"{where}: expected a list of names as the synonyms of {item['name']!r}, got "
+            f"{synonyms!r}"
         )
-    instance: dict[str, Any] = {
-        "bbox": item["bbox"],
-        "bbox_mode": BoxMode.XYWH_ABS,
-        "category_id": row,
-        "iscrowd": int(item.get("iscrowd", 0)),
-    }
-    if "area" in item:  # the file's own; average recall by size goes by it
-        instance["area"] = item["area"]
-    segmentation = item.get("segmentation")
-    if isinstance(segmentation, dict):
-        if isinstance(segmentation["counts"], list):  # uncompressed, as COCO's crowds are
-            segmentation = mask_util.frPyObjects(segmentation, image["height"], image["width"])
-        instance["segmentation"] = segmentation
-    elif segmentation:
-        polygons = [points for points in segmentation if len(points) >= 6 and len(points) % 2 == 0]
-        if not polygons:
-            return None
-        instance["segmentation"] = polygons
-    return instance
+    return tuple(dict.fromkeys([str(item["name"]), *synonyms]))

@@ -6,6 +6,7 @@
     novel: [red kite, osprey]     # names or json ids; or a frequency group: novel: r
     base: [sparrow, crow]         # optional: classes in neither list are left out
     evaluator: coco               # optional: lvis or coco
+    crowds_are_objects: true      # optional: iscrowd: 1 is a single object, as CVAT writes masks
 
 registers ``birds_train_base``, ``birds_train`` and ``birds_val``. Paths are relative to the yaml's
 folder; ``~`` and ``$VARIABLES`` are expanded.
@@ -13,20 +14,50 @@ folder; ``~`` and ``$VARIABLES`` are expanded.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import yaml
+from detectron2.data import DatasetCatalog
 
-from vild.data.annotations import Category, read_annotation_file, read_categories
+from vild.data.annotations import FEDERATED, Annotations, Category, read_annotations
+from vild.data.files import read_text
 from vild.data.registry import register_splits
 from vild.data.splits import novel_flags, select_rows
 
-_KEYS = {"name", "train", "val", "novel", "base", "evaluator"}
+logger = logging.getLogger(__name__)
+
+_registered: set[str] = set()  # by yaml files; these may be registered again
+
+
+class SplitFiles(msgspec.Struct, forbid_unknown_fields=True):
+    """Where a split lies: ``json`` and ``images``, a file and a folder."""
+
+    json: str
+    images: str
+
+
+class Spec(msgspec.Struct, forbid_unknown_fields=True):
+    """The yaml of a data set; see the top of this module."""
+
+    name: str | int
+    novel: list[Any] | str
+    train: SplitFiles | None = None
+    val: SplitFiles | None = None
+    base: list[Any] | None = None
+    evaluator: Literal["lvis", "coco"] | None = None
+    crowds_are_objects: bool = False
+
+    def splits(self) -> dict[str, SplitFiles]:
+        """The splits that there are, train first."""
+        both = {"train": self.train, "val": self.val}
+        return {name: files for name, files in both.items() if files is not None}
 
 
 def register_custom(yaml_file: str | os.PathLike[str]) -> list[str]:
@@ -37,82 +68,87 @@ def register_custom(yaml_file: str | os.PathLike[str]) -> list[str]:
 
     Raises:
         ValueError: the yaml or a json is missing or malformed, a class does not exist, the
-            classes of train and val differ, or every class is novel.
+            classes of train and val differ, every class is novel, or the name is taken.
     """
     path = Path(yaml_file)
     spec = read_spec(path)
-    name = str(spec["name"])
-    files: dict[str, tuple[Path, Path]] = {}
-    contents: dict[str, dict[str, Any]] = {}
-    for split in ("train", "val"):
-        if split in spec:
-            files[split] = resolve_paths(spec[split], path, split)
-            contents[split] = read_annotation_file(files[split][0])
-    categories = {split: read_categories(c, str(files[split][0])) for split, c in contents.items()}
+    files = {split: resolve_paths(own, path, split) for split, own in spec.splits().items()}
+    contents = {
+        split: read_annotations(json_file, spec.crowds_are_objects)
+        for split, (json_file, _) in files.items()
+    }
+    categories = {split: found.categories for split, found in contents.items()}
     first = next(iter(categories))  # train, where there is one: its counts make the frequencies
     _check_same_classes(categories, path)
     classes, novel = _apply_split(categories[first], spec, path)
-    evaluator = spec.get("evaluator") or _evaluator(contents[first])
+    evaluator = _evaluator(contents, spec, path)
+    taken = [
+        name
+        for name in DatasetCatalog.list()
+        if name.startswith(f"{spec.name}_") and name not in _registered
+        if name.removeprefix(f"{spec.name}_") in ("train_base", "train", "val")
+    ]
+    if taken:
+        raise ValueError(
+            f"{path}: the name {spec.name!r} is taken ({taken[0]}); choose another one"
+        )
+    crowds = spec.crowds_are_objects
+    names = register_splits(str(spec.name), files, classes, novel, evaluator, crowds)
+    _registered.update(names)
+    return names
 
-    return register_splits(name, files, classes, novel, evaluator)
 
-
-def read_spec(path: Path) -> dict[str, Any]:
+def read_spec(path: Path) -> Spec:
     """Read and check the yaml of a data set; the files that it names are not looked at.
 
     Raises:
         ValueError: it is missing or malformed.
     """
-    if not path.is_file():
-        raise ValueError(f"expected a yaml that describes a data set at {path}: no such file")
+    text = read_text(path, "a yaml that describes a data set")
     try:
-        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        loaded = yaml.safe_load(text)
+        spec = msgspec.convert(loaded, Spec)
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is not valid yaml: {error}") from None
-    if not isinstance(spec, dict):
-        raise ValueError(f"{path}: expected the keys {sorted(_KEYS)}, got {type(spec).__name__}")
-    unknown = sorted(set(map(str, spec)) - _KEYS)
-    if unknown:
-        raise ValueError(f"{path}: unknown key {unknown[0]!r}; known are {sorted(_KEYS)}")
-    for key in ("name", "novel"):
-        if spec.get(key) is None:
-            raise ValueError(f"{path}: the key {key!r} is missing or empty")
-    if "train" not in spec and "val" not in spec:
-        raise ValueError(f"{path}: expected at least one of the keys 'train' and 'val'")
-    if not re.fullmatch(r"\w[\w.-]*", str(spec["name"])):
+    except ValueError as error:  # msgspec's, or yaml's of a value such as an impossible date
+        known = ", ".join(Spec.__struct_fields__)
         raise ValueError(
-            f"{path}: expected a name of letters, digits, '_', '-' and '.', got {spec['name']!r}"
+            f"{path}: expected the description of a data set with the keys {known}: {error}"
+        ) from None
+    if not spec.splits():
+        raise ValueError(f"{path}: expected at least one of the keys 'train' and 'val'")
+    if not re.fullmatch(r"\w[\w.-]*", str(spec.name)):
+        raise ValueError(
+            f"{path}: expected a name of letters, digits, '_', '-' and '.', got {spec.name!r}"
         )
-    for key in ("novel", "base"):
-        if key in spec and not isinstance(spec[key], list | str):
-            raise ValueError(f"{path}: expected a list under {key!r}, got {spec[key]!r}")
-    if spec.get("evaluator", "lvis") not in ("lvis", "coco"):
-        raise ValueError(f"{path}: evaluator must be 'lvis' or 'coco', got {spec['evaluator']!r}")
     return spec
 
 
-def resolve_paths(entry: Any, yaml_file: Path, split: str) -> tuple[Path, Path]:
-    """The json and the folder of pictures that a split's entry names.
+def resolve_paths(files: SplitFiles, yaml_file: Path, split: str) -> tuple[Path, Path]:
+    """The json and the folder of images of a split.
 
     Raises:
-        ValueError: the entry is malformed, a variable is not set, or the folder is missing.
+        ValueError: a variable is not set, or the folder is missing.
     """
-    if not isinstance(entry, Mapping) or set(entry) != {"json", "images"}:
-        raise ValueError(
-            f"{yaml_file}: expected '{split}: {{json: FILE, images: FOLDER}}', got {entry!r}"
-        )
     paths = []
     for key in ("json", "images"):
-        text = os.path.expandvars(os.path.expanduser(str(entry[key])))
+        given = getattr(files, key)
+        text = os.path.expandvars(os.path.expanduser(given))
         if "$" in text:
             raise ValueError(
-                f"{yaml_file}: {split}.{key} is {entry[key]!r}, but that environment variable is "
-                "not set"
+                f"{yaml_file}: {split}.{key} is {given!r}, but that environment variable is not set"
             )
         paths.append(yaml_file.parent / text)
-    if not paths[1].is_dir():
+    if not _is_folder(paths[1]):
         raise ValueError(f"{yaml_file}: {split}.images: there is no folder {paths[1]}")
     return paths[0], paths[1]
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _check_same_classes(categories: Mapping[str, list[Category]], where: Path) -> None:
@@ -120,7 +156,7 @@ def _check_same_classes(categories: Mapping[str, list[Category]], where: Path) -
         return
     train, val = ({c.id: c.name for c in categories[split]} for split in ("train", "val"))
     if train != val:
-        odd = sorted(train.items() ^ val.items())[0]
+        odd = min(train.items() ^ val.items(), key=str)
         raise ValueError(
             f"{where}: the classes of train and val differ ({len(train)} and {len(val)} classes; "
             f"the first difference is id {odd[0]}, {odd[1]!r}). Both files need the same list."
@@ -128,14 +164,12 @@ def _check_same_classes(categories: Mapping[str, list[Category]], where: Path) -
 
 
 def _apply_split(
-    categories: list[Category], spec: Mapping[str, Any], where: Path
+    categories: list[Category], spec: Spec, where: Path
 ) -> tuple[list[Category], tuple[bool, ...]]:
     """Classes that take part, and their novel flags."""
-    novel = novel_flags(categories, spec["novel"], str(where))
-    if "base" in spec:
-        if isinstance(spec["base"], str):
-            raise ValueError(f"{where}: expected a list under 'base', got {spec['base']!r}")
-        base = select_rows(categories, spec["base"], str(where), "base")
+    novel = novel_flags(categories, spec.novel, str(where))
+    if spec.base is not None:
+        base = select_rows(categories, spec.base, str(where), "base")
         both = sorted(categories[row].name for row in base if novel[row])
         if both:
             raise ValueError(f"{where}: {both[0]!r} is listed as base and as novel")
@@ -146,7 +180,7 @@ def _apply_split(
         raise ValueError(
             f"{where}: all {len(novel)} classes are novel; nothing is left to train on"
         )
-    if not isinstance(spec["novel"], str):
+    if not isinstance(spec.novel, str):
         # A split by name is reported like LVIS's: APr is the AP of the novel classes.
         categories = [
             replace(c, frequency="r" if n else ("c" if c.frequency == "r" else c.frequency))
@@ -155,7 +189,20 @@ def _apply_split(
     return categories, novel
 
 
-def _evaluator(contents: Mapping[str, Any]) -> str:
-    """LVIS's evaluator where the pictures say what was looked for in them, else COCO's."""
-    images = contents["images"]
-    return "lvis" if images and all("neg_category_ids" in image for image in images) else "coco"
+def _evaluator(contents: Mapping[str, Annotations], spec: Spec, where: Path) -> str:
+    """LVIS's evaluator where every image says what was looked for in it, else COCO's."""
+    missing = {split: found.missing_lists() for split, found in contents.items()}
+    lacking = next(((split, keys[0]) for split, keys in missing.items() if keys), None)
+    if spec.evaluator == "lvis" and lacking:
+        raise ValueError(
+            f"{where}: evaluator: lvis needs {' and '.join(map(repr, FEDERATED))} for every image, "
+            f"but images of {lacking[0]} have no {lacking[1]!r}. Use evaluator: coco"
+        )
+    if spec.evaluator is not None:
+        return spec.evaluator
+    if lacking and any(found.has_any_list() for found in contents.values()):
+        logger.warning(
+            "%s: COCO's evaluation is used: images of %s have no %r, which LVIS's needs",
+            *(where, *lacking),
+        )
+    return "coco" if lacking else "lvis"

@@ -18,7 +18,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 from torch import Tensor
 
 from vild.data.images import read_image
@@ -169,6 +169,44 @@ class ViLDDatasetMapper(DatasetMapper):
             self._transform_annotations(mapped, transforms, shape)
         return mapped
 
+    def _transform_annotations(
+        self,
+        dataset_dict: dict[str, Any],
+        transforms: T.TransformList,
+        image_shape: tuple[int, int],
+    ) -> None:
+        """Detectron2's, for objects with polygons, with run lengths and without a mask.
+
+        An object without a mask has its box's rectangle among ``gt_masks``, and False in
+        ``gt_has_mask``; :class:`vild.modeling.OptionalMaskROIHeads` leaves it out of the mask loss.
+        """
+        own = [a for a in dataset_dict["annotations"] if not a.get("iscrowd")]
+        has_mask = torch.tensor([bool(a.get("segmentation")) for a in own], dtype=torch.bool)
+        kind = self.instance_mask_format
+        for annotation in dataset_dict["annotations"]:
+            if not self.use_instance_mask:
+                annotation.pop("segmentation", None)
+            elif not annotation.get("segmentation"):
+                annotation["segmentation"] = [_rectangle(annotation)]
+            elif isinstance(annotation["segmentation"], dict):
+                kind = "bitmask"
+            if not self.use_keypoint:
+                annotation.pop("keypoints", None)
+        moved = [
+            detection_utils.transform_instance_annotations(
+                *(annotation, transforms, image_shape),
+                keypoint_hflip_indices=self.keypoint_hflip_indices,
+            )
+            for annotation in own
+        ]
+        instances = detection_utils.annotations_to_instances(moved, image_shape, mask_format=kind)
+        if self.use_instance_mask:
+            instances.gt_has_mask = has_mask
+        if self.recompute_boxes:
+            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+        del dataset_dict["annotations"]
+        dataset_dict["instances"] = detection_utils.filter_empty_instances(instances)
+
     def _proposals(
         self, record: RegionRecord, transforms: T.TransformList, shape: tuple[int, int]
     ) -> Instances:
@@ -206,6 +244,11 @@ class ViLDDatasetMapper(DatasetMapper):
         )
         chosen = draw.choice(len(regions), self.limit, replace=False)
         return regions[torch.from_numpy(np.sort(chosen))]
+
+
+def _rectangle(annotation: Mapping[str, Any]) -> list[float]:
+    x1, y1, x2, y2 = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    return [x1, y1, x2, y1, x2, y2, x1, y2]
 
 
 def large_scale_jitter(parameters: Sequence[float]) -> list[T.Augmentation]:

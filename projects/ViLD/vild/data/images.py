@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 import warnings
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -165,3 +167,53 @@ def _what_else(path: Path) -> str:
         f"it is no picture of a kind that Pillow knows; it begins with {start!r}. Is it an error "
         "page or a text with a picture's name? Download it again"
     )
+
+
+class ImageFinder:
+    """Finds images below a folder by the names that annotations give them.
+
+    Annotation tools write names with backslashes, ``%20``, another case, another Unicode form, or
+    the folder of the images in front. Each folder is listed once.
+
+    Args:
+        root: folder of the images.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = os.fspath(root)
+        self._names: dict[str, set[str]] = {}
+        self._folded: dict[str, dict[str, str | None]] = {}
+
+    def path(self, name: str) -> str:
+        """Path of the image that ``name`` means; ``root/name`` where there is none."""
+        for spelling in dict.fromkeys([name, name.replace("\\", "/"), unquote(name)]):
+            folder, base = os.path.split(spelling)
+            if base in self._listed(folder):
+                return os.path.join(self.root, folder, base)
+            other = self._folded_names(folder).get(_fold(base))
+            if other is None and folder and not self._listed(folder):
+                folder, other = "", base if base in self._listed("") else None
+            if other is not None:
+                return os.path.join(self.root, folder, other)
+        return os.path.join(self.root, name)
+
+    def _listed(self, folder: str) -> set[str]:
+        if folder not in self._names:
+            try:
+                self._names[folder] = set(os.listdir(os.path.join(self.root, folder)))
+            except (OSError, ValueError):  # no such folder, or no possible name of one
+                self._names[folder] = set()
+        return self._names[folder]
+
+    def _folded_names(self, folder: str) -> dict[str, str | None]:
+        """Names by their folded form; None for a form that several have."""
+        if folder not in self._folded:
+            folded: dict[str, str | None] = {}
+            for name in self._listed(folder):
+                folded[_fold(name)] = None if _fold(name) in folded else name
+            self._folded[folder] = folded
+        return self._folded[folder]
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from PIL import Image, ImageOps
+from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
-from vild.data.annotations import read_annotation_file, relative_path, repeated
+from vild.data.annotations import Annotations, ImageEntry, decode_annotations
 from vild.data.custom import read_spec, register_custom, resolve_paths
+from vild.data.images import ImageFinder, UnreadableImageError, read_image
+from vild.data.problems import Problem
 from vild.data.registry import coco_layouts, data_root, lvis_layouts
 
 DATASETS, SPLITS = ("lvis", "coco"), ("train", "val")
 IMAGE_CHECKS = ("none", "sample", "all")
 LAYOUTS = ("Detectron2's", "flat")  # in the order that the registry looks for them
-SAMPLE_SIZE = 200  # pictures per split
-SLACK = 1.0  # pixels that a box may stick out of its picture without a remark
-_SHOWN = 5  # ids or names in a message
-_ENDLESS = (math.inf, math.inf)  # size of a picture without one, which is reported by itself
-_MEND = "Mend the json."
+SAMPLE_SIZE = 200  # images per split
+_SHOWN = 5  # names in a message
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that is not as it should be.
-
-    Attributes:
-        severity: ``error`` for what is missing or broken, ``warning`` for what training survives.
-        text: what was expected, what came, what to do.
-    """
-
-    severity: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -51,17 +36,27 @@ class Entry:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a json lists; ``frequencies``: classes per frequency group, empty if it has none."""
+    """What a json lists.
+
+    Attributes:
+        images: images.
+        annotations: annotations, whether they can be used or not.
+        categories: classes.
+        frequencies: classes per frequency group.
+        objects: objects of ``base`` and ``novel`` classes that can be used, crowds left out; empty
+            where nothing says which classes are novel.
+    """
 
     images: int
     annotations: int
     categories: int
     frequencies: Mapping[str, int]
+    objects: Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class SplitReport:
-    """One json (``counts`` is None if it is missing or unreadable) and its pictures."""
+    """One json (``counts`` is None if it is missing or unreadable) and its images."""
 
     name: str
     json_file: Path
@@ -138,8 +133,11 @@ def inspect_dataset(
     entries = [_entry(json_file) for json_file, _ in chosen.values()]
     entries += [_entry(folder, is_folder=True) for folder in _folders(name, chosen)]
     reports = [
-        _inspect_split(split, *places, EXPECTED[name, split], images, progress)
-        for split, places in chosen.items()
+        _inspect_split(
+            *(split, decode_annotations(json_file), folder),
+            *(EXPECTED[name, split], images, progress),
+        )
+        for split, (json_file, folder) in chosen.items()
     ]
     command = f"python datasets/check_datasets.py --root {root} --download {name}"
     others = _missing(entries, f"Run `{command}`, or put it there.")
@@ -173,15 +171,20 @@ def inspect_custom(
 
     try:
         spec = read_spec(yaml_file)
-        name = str(spec["name"])
-        for split in SPLITS:
-            if split in spec:
-                json_file, folder = resolve_paths(spec[split], yaml_file, split)
-                entries += [_entry(json_file), _entry(folder, is_folder=True)]
-                splits.append(_inspect_split(split, json_file, folder, {}, images, progress))
+        name = str(spec.name)
+        contents = []
+        for split, files in spec.splits().items():
+            json_file, folder = resolve_paths(files, yaml_file, split)
+            entries += [_entry(json_file), _entry(folder, is_folder=True)]
+            contents.append(decode_annotations(json_file, spec.crowds_are_objects))
+            splits.append(_inspect_split(split, contents[-1], folder, {}, images, progress))
         others += _missing(entries, "Correct the path in the yaml, or put it there.")
         if not report().errors:
             register_custom(yaml_file)
+            splits = [
+                _with_objects(split, found, f"{name}_{split.name}")
+                for split, found in zip(splits, contents, strict=True)
+            ]
     except ValueError as error:
         others.append(Problem("error", str(error)))
     return report()
@@ -232,32 +235,52 @@ def _missing(entries: Iterable[Entry], advice: str) -> tuple[Problem, ...]:
 
 def _inspect_split(
     name: str,
-    json_file: Path,
+    found: Annotations,
     image_root: Path,
     expected: Mapping[str, int],
     images: str,
     progress: bool,
 ) -> SplitReport:
+    json_file = Path(found.path)
     if not json_file.is_file():
         return SplitReport(name, json_file, None, 0, ())  # reported as an entry
-    where = str(json_file)
-    try:
-        contents = read_annotation_file(json_file)
-    except ValueError as error:
-        return SplitReport(name, json_file, None, 0, (Problem("error", str(error)),))
-    counts = _count(contents)
-    problems = _count_problems(counts, expected, where)
-    problems += _category_problems(contents, where) + _annotation_problems(contents, where)
-    there, not_found = _find_images(contents, where, image_root)
+    problems = list(found.problems)
+    if not found.images and not found.categories:
+        return SplitReport(name, json_file, None, 0, tuple(problems))
+    groups = Counter(category.frequency for category in found.categories)
+    counts = Counts(len(found.images), found.listed, len(found.categories), groups, {})
+    problems += _count_problems(counts, expected, found.path)
+    there, not_found = _find_images(found, image_root)
     chosen = {"none": [], "sample": evenly_spaced(there, SAMPLE_SIZE), "all": there}[images]
-    problems += not_found + _open_images(chosen, where, progress and images == "all")
+    problems += not_found + _open_images(chosen, found.path, progress and images == "all")
     return SplitReport(name, json_file, counts, len(chosen), tuple(problems))
 
 
-def _count(contents: Mapping[str, Any]) -> Counts:
-    images, annotations, classes = (contents[k] for k in ("images", "annotations", "categories"))
-    groups = Counter(str(item["frequency"]) for item in classes if "frequency" in item)
-    return Counts(len(images), len(annotations), len(classes), groups)
+def _with_objects(split: SplitReport, found: Annotations, dataset_name: str) -> SplitReport:
+    """The report with the objects of base and novel classes, and what follows from their number."""
+    assert split.counts is not None
+    metadata = MetadataCatalog.get(dataset_name)
+    usable = Counter(
+        item.category_id
+        for item in found.objects
+        if not item.iscrowd and item.bbox and min(item.bbox[2:]) > 0
+    )
+    objects = {"base": 0, "novel": 0}
+    unused = []
+    for category_id, row in metadata.thing_dataset_id_to_contiguous_id.items():
+        objects["novel" if metadata.novel[row] else "base"] += usable[category_id]
+        # training has no annotations of novel classes anyway
+        if not usable[category_id] and not (split.name == "train" and metadata.novel[row]):
+            unused.append(metadata.thing_classes[row])
+    problems = list(split.problems)
+    if split.name == "train" and not objects["base"]:
+        text = "Nothing is left to train on."
+        problems += _listed("error", found.path, "objects of base classes", "none", [""], text)
+    else:
+        what = "classes without any:"
+        problems += _listed("warning", found.path, "objects of every class", what, unused, "")
+    counts = replace(split.counts, objects=objects)
+    return replace(split, counts=counts, problems=tuple(problems))
 
 
 def _count_problems(counts: Counts, expected: Mapping[str, int], where: str) -> list[Problem]:
@@ -271,112 +294,56 @@ def _count_problems(counts: Counts, expected: Mapping[str, int], where: str) -> 
     ]
 
 
-def _category_problems(contents: Mapping[str, Any], where: str) -> list[Problem]:
-    names = [(item["id"], str(item["name"] or "").strip()) for item in contents["categories"]]
-    nameless = [key for key, name in names if not name]
-    same_names = repeated(name for _, name in names if name)
-    advice = "Mend the json: the classifier tells classes apart by their names."
-    return _listed(
-        where,
-        (
-            "error",
-            "different class ids",
-            "repeated ones:",
-            repeated(key for key, _ in names),
-            _MEND,
-        ),
-        ("error", "a name for every class", "without one, ids", nameless, advice),
-        ("error", "different class names", "repeated ones:", same_names, advice),
-    )
-
-
-def _annotation_problems(contents: Mapping[str, Any], where: str) -> list[Problem]:
-    sizes: dict[Any, Sequence[float]] = {}
-    sizeless = []
-    for image in contents["images"]:
-        sizes[image["id"]] = (image["width"], image["height"])
-        if not all(_is_number(side) and side > 0 for side in sizes[image["id"]]):
-            sizeless.append(image["id"])
-            sizes[image["id"]] = _ENDLESS
-    same_images = repeated(image["id"] for image in contents["images"])
-    same = repeated(item["id"] for item in contents["annotations"])
-    known = {item["id"] for item in contents["categories"]}
-    homeless, unknown, malformed, empty, outside = [], [], [], [], []
-    for item in contents["annotations"]:
-        box = item["bbox"]
-        if item["image_id"] not in sizes:
-            homeless.append(item["id"])
-        if item["category_id"] not in known:
-            unknown.append(item["id"])
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-            malformed.append(item["id"])
-        elif box[2] <= 0 or box[3] <= 0:
-            empty.append(item["id"])
-        elif _sticks_out(box, sizes.get(item["image_id"], _ENDLESS)):
-            outside.append(item["id"])
-    left_out = "Training leaves them out."
-    inside = f"boxes inside their picture, to {SLACK:g} pixel"
-    clipped = "Training clips them. If there are many: are they x, y, width, height in pixels?"
-    return _listed(
-        where,
-        ("error", "different image ids", "repeated ones:", same_images, _MEND),
-        ("error", "image sizes in pixels", "images without, ids", sizeless, _MEND),
-        ("error", "different annotation ids", "repeated ones:", same, _MEND),
-        ("error", "annotations of images in the json", "others, ids", homeless, _MEND),
-        ("warning", "annotations of classes in the json", "others, ids", unknown, left_out),
-        ("error", "boxes as 4 numbers (x, y, width, height)", "others, ids", malformed, _MEND),
-        ("warning", "boxes of positive size", "others, annotation ids", empty, left_out),
-        ("warning", inside, "that stick out, annotation ids", outside, clipped),
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _sticks_out(box: Sequence[float], size: Sequence[float]) -> bool:
-    x, y, width, height = box
-    return min(x, y) < -SLACK or x + width > size[0] + SLACK or y + height > size[1] + SLACK
-
-
 def _find_images(
-    contents: Mapping[str, Any], where: str, image_root: Path
-) -> tuple[list[tuple[Path, Mapping[str, Any]]], list[Problem]]:
-    """Pictures on disk with their entries in the json, and what is wrong with the others."""
-    there, missing, nowhere = [], [], []
-    for image in contents["images"]:
-        if not image.get("file_name") and not image.get("coco_url"):
-            nowhere.append(image["id"])
-        elif (path := image_root / relative_path(image, where)).is_file():
+    found: Annotations, image_root: Path
+) -> tuple[list[tuple[Path, ImageEntry]], list[Problem]]:
+    """Images on disk with their entries in the json, and what is wrong with the others."""
+    there, missing = [], []
+    finder = ImageFinder(image_root)
+    for image in found.images:
+        if not image.path:
+            continue  # reported by the intake
+        path = Path(finder.path(image.path))
+        if _is_file(path):
             there.append((path, image))
         else:
-            missing.append(path)
-    want = f"{len(contents['images']):,} pictures in {image_root}"
-    advice = "Download or unpack the pictures again, or correct the folder."
-    return there, _listed(
-        where,
-        ("error", "'file_name' or 'coco_url'", "images with neither, ids", nowhere, _MEND),
-        ("error", want, "missing ones:", missing, advice),
+            missing.append(image.path)
+    want = f"{len(found.images):,} images in {image_root}"
+    advice = (
+        f"Correct the folder or the names, or get the images. The folder has {_some(image_root)}."
     )
+    return there, _listed("error", found.path, want, "names without a file:", missing, advice)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _some(folder: Path) -> str:
+    """The first names in a folder, for a message."""
+    names = sorted(path.name for path in folder.iterdir())[:3] if folder.is_dir() else []
+    return ", ".join(names) or "no files"
 
 
 def _open_images(
-    images: Sequence[tuple[Path, Mapping[str, Any]]], where: str, progress: bool
+    images: Sequence[tuple[Path, ImageEntry]], where: str, progress: bool
 ) -> list[Problem]:
-    """Decode pictures in full, as training does, and compare their sizes with the json's."""
+    """Decode images in full, as training does, and compare their sizes with the json's."""
     wrong = []
-    for path, entry in tqdm(images, "opening pictures", disable=None if progress else True):
-        listed = (entry["width"], entry["height"])
+    for path, entry in tqdm(images, "opening images", disable=None if progress else True):
         try:
-            with Image.open(path) as image:
-                image.load()
-                size = ImageOps.exif_transpose(image).size
-            if size != listed:
-                wrong.append(f"{path} ({size[0]} x {size[1]} instead of {listed[0]} x {listed[1]})")
-        except Exception as error:  # decoders raise nearly everything
-            wrong.append(f"{path} ({error})")
-    want = "pictures that open and have the size in the json"
-    return _listed(where, ("error", want, "others:", wrong, "Download or unpack them again."))
+            height, width = read_image(path).shape[:2]
+        except UnreadableImageError as error:
+            wrong.append(str(error).rstrip("."))
+            continue
+        if (width, height) != (entry.width, entry.height):
+            listed = f"{entry.width} x {entry.height}"
+            wrong.append(f"{path} ({width} x {height} instead of {listed})")
+    want, advice = "images that open and have the size in the json", "Replace or correct them."
+    return _listed("error", where, want, "others:", wrong, advice)
 
 
 def evenly_spaced(items: Sequence[_T], number: int) -> list[_T]:
@@ -386,15 +353,16 @@ def evenly_spaced(items: Sequence[_T], number: int) -> list[_T]:
     return [items[round(i * (len(items) - 1) / (number - 1))] for i in range(number)]
 
 
-def _listed(where: str, *findings: tuple[str, str, str, Sequence[Any], str]) -> list[Problem]:
-    """Problems from (severity, what was expected, what came, the items, advice)."""
-    problems = []
-    for severity, want, what, items, advice in findings:
-        if items:
-            shown = ", ".join(map(str, items[:_SHOWN])) + (", …" if len(items) > _SHOWN else "")
-            text = f"{where}: expected {want}, got {len(items):,} {what} {shown}. {advice}"
-            problems.append(Problem(severity, text))
-    return problems
+def _listed(
+    severity: str, where: str, want: str, what: str, items: Sequence[str], advice: str
+) -> list[Problem]:
+    """One problem that names the first of the items; none if there are none."""
+    if not items:
+        return []
+    shown = ", ".join(items[:_SHOWN]) + (", ..." if len(items) > _SHOWN else "")
+    number = f"{len(items):,} " if items != [""] else ""
+    got = f"{number}{what} {shown}".rstrip()
+    return [Problem(severity, f"{where}: expected {want}, got {got}. {advice}".rstrip())]
 
 
 def _check_choice(what: str, value: str, known: Sequence[str]) -> None:

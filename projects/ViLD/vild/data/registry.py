@@ -21,6 +21,7 @@ def register_split(
     *,
     base_only: bool,
     evaluator_type: str,
+    crowds_are_objects: bool = False,
 ) -> None:
     """Register one split; nothing is read before it is used. Replaces a registration of the name.
 
@@ -32,6 +33,7 @@ def register_split(
         novel: novel flag per row.
         base_only: keep annotations of base classes alone. The pictures and the rows stay.
         evaluator_type: ``lvis`` or ``coco``.
+        crowds_are_objects: see :func:`vild.data.read_annotations`.
     """
     if len(novel) != len(categories):
         raise ValueError(
@@ -42,11 +44,14 @@ def register_split(
     MetadataCatalog.pop(name, None)
     rows = {category.id: row for row, category in enumerate(categories)}
     kept = [row for row, is_novel in enumerate(novel) if not (base_only and is_novel)]
-    DatasetCatalog.register(name, lambda: load_records(json_file, image_root, rows, kept))
+    DatasetCatalog.register(
+        name, lambda: load_records(json_file, image_root, rows, kept, crowds_are_objects)
+    )
     metadata = MetadataCatalog.get(name).set(
         json_file=str(json_file),
         image_root=str(image_root),
         evaluator_type=evaluator_type,
+        crowds_are_objects=crowds_are_objects,
         thing_classes=[category.name for category in categories],
         thing_dataset_id_to_contiguous_id=rows,
         synonyms=[list(category.synonyms) for category in categories],
@@ -68,6 +73,7 @@ def register_splits(
     categories: Sequence[Category],
     novel: Sequence[bool],
     evaluator_type: str,
+    crowds_are_objects: bool = False,
 ) -> list[str]:
     """Register ``<prefix>_train_base``, ``<prefix>_train`` and ``<prefix>_val``.
 
@@ -77,6 +83,7 @@ def register_splits(
         categories: see :func:`register_split`.
         novel: see :func:`register_split`.
         evaluator_type: ``lvis`` or ``coco``.
+        crowds_are_objects: see :func:`vild.data.read_annotations`.
 
     Returns:
         the names.
@@ -90,6 +97,7 @@ def register_splits(
                 *(names[-1], *files[split], categories, novel),
                 base_only=suffix == "train_base",
                 evaluator_type=evaluator_type,
+                crowds_are_objects=crowds_are_objects,
             )
     return names
 

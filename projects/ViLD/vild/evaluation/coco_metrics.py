@@ -27,6 +27,7 @@ from detectron2.utils.logger import log_every_n_seconds
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from vild.data.annotations import Id
 from vild.evaluation.detections import Detections, Results
 from vild.evaluation.figures import TaskFigures, group_mean, with_groups
 from vild.evaluation.ground_truth import GroundTruth
@@ -40,7 +41,7 @@ def evaluate_coco_open_vocabulary(
     json_file: str | os.PathLike[str] | GroundTruth,
     results: Results | Detections,
     tasks: Sequence[str],
-    novel: Mapping[int, bool],
+    novel: Mapping[Id, bool],
 ) -> dict[str, TaskFigures]:
     """COCO's metrics of detections, for novel and base classes apart.
 
@@ -56,17 +57,17 @@ def evaluate_coco_open_vocabulary(
         AP50-novel, AP50-base and AP50-all, and the figures of the classes.
 
     Raises:
-        ValueError: results that do not fit; see :meth:`GroundTruth.check`.
+        ValueError: results that do not fit; see :meth:`Detections.read`.
     """
     truth = json_file if isinstance(json_file, GroundTruth) else GroundTruth.read(json_file, novel)
-    found = results if isinstance(results, Detections) else Detections.read(results)
-    truth.check(found, tasks)
+    found = results if isinstance(results, Detections) else Detections.read(results, truth)
+    truth.check_tasks(tasks, found.tasks(), found.where)
     with redirect_stdout(io.StringIO()):  # pycocotools prints, for every class
         return {task: _evaluate(truth, found, task, novel) for task in tasks}
 
 
 def _evaluate(
-    truth: GroundTruth, found: Detections, task: str, novel: Mapping[int, bool]
+    truth: GroundTruth, found: Detections, task: str, novel: Mapping[Id, bool]
 ) -> TaskFigures:
     ids = list(truth.categories)
     rows = found.rows_by_category()
@@ -77,19 +78,17 @@ def _evaluate(
         *(len(params.areaRng), len(params.maxDets)),
     )
     precision, recall = -np.ones(shape), -np.ones((shape[0], *shape[2:]))
-    for k, category_id in enumerate(ids):
-        annotations = truth.annotations[category_id]
+    by_number = truth.by_number()
+    for k, (category_id, category) in enumerate(truth.categories.items()):
+        annotations = truth.of_task(category_id, task)
         if not annotations:  # false positives alone make no precision
             continue
-        items = found.items(rows.get(category_id, np.zeros(0, np.int64)), masks=task == "segm")
+        own = rows.get(category["id"], np.zeros(0, np.int64))
+        items = found.items(own, by_number if task == "segm" else None)
         involved = {item["image_id"] for item in (*annotations, *items)}
-        pictures = [truth.images[i] for i in sorted(involved)]
-        objects = _indexed(pictures, truth.categories[category_id], annotations)
-        detected = (
-            objects.loadRes(items)
-            if items
-            else _indexed(pictures, truth.categories[category_id], [])
-        )
+        images = [by_number[number] for number in sorted(involved)]
+        objects = _indexed(images, category, annotations)
+        detected = objects.loadRes(items) if items else _indexed(images, category, [])
         one = COCOeval(objects, detected, task)
         one.evaluate()
         one.accumulate()
@@ -112,10 +111,10 @@ def _evaluate(
 
 
 def _indexed(
-    pictures: list[dict[str, Any]], category: dict[str, Any], annotations: list[dict[str, Any]]
+    images: list[dict[str, Any]], category: dict[str, Any], annotations: list[dict[str, Any]]
 ) -> COCO:
     """COCO annotations with contents that are in memory already."""
     coco = COCO()
-    coco.dataset = {"images": pictures, "categories": [category], "annotations": annotations}
+    coco.dataset = {"images": images, "categories": [category], "annotations": annotations}
     coco.createIndex()
     return coco

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vild.evaluation.results import checked_detection, iterate_results
+from vild.data.masks import check_segmentation, to_rle
+from vild.evaluation.ground_truth import GroundTruth
+from vild.evaluation.results import Detection, checked_detection, iterate_results
 
 Results = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 
@@ -28,11 +30,10 @@ class Detections:
 
     Attributes:
         where: the file they came from, for messages.
-        image_ids: (N,) int64.
-        category_ids: (N,) int64, as in the annotations.
+        image_ids: (N,) int64, numbers of :class:`GroundTruth`.
+        category_ids: (N,) int64, likewise.
         scores: (N,) float64.
         boxes: (N, 4) float64, XYWH; None if they have none.
-        mask_sizes: (N, 2) int32, height and width; None if they have no masks.
         mask_counts: N compressed run lengths; None if they have no masks.
     """
 
@@ -41,43 +42,63 @@ class Detections:
     category_ids: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float64]
     boxes: npt.NDArray[np.float64] | None
-    mask_sizes: npt.NDArray[np.int32] | None
     mask_counts: list[str] | None
 
     def __len__(self) -> int:
         return len(self.scores)
 
     @classmethod
-    def read(cls, results: Results) -> Detections:
+    def read(cls, results: Results, truth: GroundTruth) -> Detections:
         """From a results file, or from such objects in memory, which are not changed.
 
+        Args:
+            results: the file or its contents.
+            truth: annotations of the same data set.
+
         Raises:
-            ValueError: see :func:`vild.evaluation.iterate_results`; or boxes or masks that some
+            ValueError: see :func:`vild.evaluation.iterate_results`; an image or a class that the
+                annotations lack, a mask that is not of its image, or boxes or masks that some
                 detections have and others lack.
         """
+        items: Iterable[Detection]
         if isinstance(results, (str, os.PathLike)):
-            where, items = str(Path(results)), iter(iterate_results(results))
+            where, items = str(Path(results)), iterate_results(results)
         else:
             where = "the results"
             items = (checked_detection(r, n, where) for n, r in enumerate(results))
         image_ids, category_ids, scores = array("q"), array("q"), array("d")
-        boxes, sizes, counts = array("d"), array("i"), []
-        for item in items:
-            image_ids.append(item["image_id"])
-            category_ids.append(item["category_id"])
-            scores.append(item["score"])
-            if "bbox" in item:
-                boxes.extend(item["bbox"])
-            if "segmentation" in item:
-                sizes.extend(item["segmentation"]["size"])
-                counts.append(item["segmentation"]["counts"])
+        boxes, counts = array("d"), []
+        for index, item in enumerate(items):
+            image = truth.image(item.image_id)
+            category = truth.category_number(item.category_id)
+            if image is None or category is None:
+                what = f"image id {item.image_id!r}" if image is None else "category id "
+                what += "" if image is None else repr(item.category_id)
+                raise ValueError(
+                    f"{where}: detection {index} has the {what}, which {truth.path} lacks. Are "
+                    "these results of that data set?"
+                )
+            image_ids.append(image["id"])
+            category_ids.append(category)
+            scores.append(item.score)
+            if item.bbox is not None:
+                boxes.extend(item.bbox)
+            if item.segmentation is not None:
+                size = image["height"], image["width"]
+                try:
+                    mask = check_segmentation(item.segmentation, *size, may_be_empty=True)
+                except ValueError as error:
+                    raise ValueError(
+                        f"{where}: expected a mask of its image for detection {index} (image "
+                        f"{item.image_id!r}): {error}"
+                    ) from None
+                counts.append(str(to_rle(mask, *size).counts))
             # found at the first that differs from those before it
             for key, number in (("bbox", len(boxes) // 4), ("segmentation", len(counts))):
                 if number not in (0, len(scores)):
                     raise ValueError(
                         f"{where}: expected {key!r} for all detections or for none, but "
-                        f"detections {len(scores) - 2} and {len(scores) - 1} (image "
-                        f"{item['image_id']}) differ"
+                        f"detections {index - 1} and {index} (image {item.image_id!r}) differ"
                     )
         return cls(
             where,
@@ -85,7 +106,6 @@ class Detections:
             np.frombuffer(category_ids, np.int64),
             np.frombuffer(scores, np.float64),
             np.frombuffer(boxes, np.float64).reshape(-1, 4) if boxes or not scores else None,
-            np.frombuffer(sizes, np.int32).reshape(-1, 2) if counts or not scores else None,
             counts if counts or not scores else None,
         )
 
@@ -109,7 +129,6 @@ class Detections:
             category_ids=self.category_ids[kept],
             scores=self.scores[kept],
             boxes=None if self.boxes is None else self.boxes[kept],
-            mask_sizes=None if self.mask_sizes is None else self.mask_sizes[kept],
             mask_counts=(
                 None if self.mask_counts is None else [self.mask_counts[n] for n in kept.tolist()]
             ),
@@ -121,12 +140,14 @@ class Detections:
         ids, starts = np.unique(self.category_ids[order], return_index=True)
         return dict(zip(ids.tolist(), np.split(order, starts[1:]), strict=True)) if len(ids) else {}
 
-    def items(self, rows: npt.NDArray[np.int64], *, masks: bool) -> list[dict[str, Any]]:
+    def items(
+        self, rows: npt.NDArray[np.int64], images: Mapping[int, Mapping[str, Any]] | None = None
+    ) -> list[dict[str, Any]]:
         """Some detections as objects of the results format, which are the caller's.
 
         Args:
             rows: their indices.
-            masks: whether with ``segmentation``.
+            images: by number, for the sizes of the masks; None: without ``segmentation``.
         """
         found: list[dict[str, Any]] = [
             {"image_id": image, "category_id": category, "score": score}
@@ -140,8 +161,9 @@ class Detections:
         if self.boxes is not None:
             for item, box in zip(found, self.boxes[rows].tolist(), strict=True):
                 item["bbox"] = box
-        if masks and self.mask_sizes is not None and self.mask_counts is not None:
-            sizes = self.mask_sizes[rows].tolist()
-            for item, row, size in zip(found, rows.tolist(), sizes, strict=True):
+        if images is not None and self.mask_counts is not None:
+            for item, row in zip(found, rows.tolist(), strict=True):
+                image = images[item["image_id"]]
+                size = [image["height"], image["width"]]
                 item["segmentation"] = {"size": size, "counts": self.mask_counts[row]}
         return found

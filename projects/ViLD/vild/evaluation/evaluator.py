@@ -15,6 +15,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from vild.data.annotations import Id
 from vild.data.files import remove_leftovers
 from vild.evaluation.coco_metrics import evaluate_coco_open_vocabulary
 from vild.evaluation.detections import Detections
@@ -41,14 +42,16 @@ class Protocol:
         dataset_ids: the category id of each row of the classifier.
         novel: category id -> whether the class is novel.
         frequency: category id -> ``r``, ``c`` or ``f``, where known.
+        crowds_are_objects: see :func:`vild.data.read_annotations`.
     """
 
     dataset_name: str
     kind: str
     json_file: str
-    dataset_ids: tuple[int, ...]
-    novel: Mapping[int, bool]
-    frequency: Mapping[int, str]
+    dataset_ids: tuple[Id, ...]
+    novel: Mapping[Id, bool]
+    frequency: Mapping[Id, str]
+    crowds_are_objects: bool = False
 
     @classmethod
     def of_dataset(cls, name: str) -> Protocol:
@@ -88,7 +91,22 @@ class Protocol:
         return cls(
             *(name, kind, json_file, ids, dict(zip(ids, novel, strict=True))),
             dict(zip(ids, frequency, strict=bool(frequency))),
+            metadata.get("crowds_are_objects", False),
         )
+
+    def read(self) -> GroundTruth:
+        """The annotations of its classes.
+
+        Raises:
+            ValueError: annotations that cannot be read, or that LVIS's evaluation cannot use.
+        """
+        truth = GroundTruth.read(self.json_file, self.dataset_ids, self.crowds_are_objects)
+        for category_id, frequency in self.frequency.items():
+            # of the training images, and "r" for the novel classes of a yaml that lists them
+            truth.categories[category_id]["frequency"] = frequency
+        if self.kind == "lvis":
+            truth.check_federated()
+        return truth
 
 
 class OpenVocabularyEvaluator(DatasetEvaluator):
@@ -166,7 +184,7 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
             task -> metric -> percent; empty in the other processes, and where nothing is annotated.
 
         Raises:
-            ValueError: no ``reset`` before, or see :meth:`GroundTruth.check`.
+            ValueError: no ``reset`` before, or see :meth:`Detections.read`.
         """
         if self._writer is None:
             raise ValueError("there is nothing to evaluate: call reset() and process() first")
@@ -205,7 +223,7 @@ def evaluate_results(
 
     Raises:
         ValueError: a data set that cannot be evaluated, or results that are malformed or not of
-            it; see :func:`vild.evaluation.iterate_results` and :meth:`GroundTruth.check`.
+            it; see :func:`vild.evaluation.iterate_results` and :meth:`Detections.read`.
     """
     folder = Path(output_dir) if output_dir is not None else None
     return _measure(Protocol.of_dataset(dataset_name), Path(results_file), tasks, folder)
@@ -219,7 +237,7 @@ def _measure(
     pictures: int | None = None,
 ) -> Metrics:
     """Measure a file; write and log the figures."""
-    truth = GroundTruth.read(protocol.json_file, protocol.dataset_ids)
+    truth = protocol.read()
     if pictures is not None and pictures != len(truth.images):
         logger.warning(
             "%d pictures were processed, %s has %d; objects of the others count as missed",
@@ -228,10 +246,14 @@ def _measure(
     if not len(truth):
         logger.info("%s has no annotations of these classes: no metrics", truth.path)
         return OrderedDict()
-    found = Detections.read(results)
+    found = Detections.read(results, truth)
     if not len(found):
         logger.warning("%s holds no detections", results)
-    figures = _MEASURES[protocol.kind](truth, found, tasks or found.tasks(), protocol.novel)
+    tasks = tasks or found.tasks()
+    if len(tasks) > 1 and not truth.has_masks():
+        logger.warning("%s has no masks: boxes alone are evaluated", truth.path)
+        tasks = ("bbox",)
+    figures = _MEASURES[protocol.kind](truth, found, tasks, protocol.novel)
     log_figures(truth, protocol.novel, figures)
     if folder is not None:
         stem, detections = folder / protocol.dataset_name, len(found)

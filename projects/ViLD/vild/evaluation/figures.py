@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from vild.data.annotations import Id
+
 Precision = npt.NDArray[np.float64]
 
 
@@ -26,8 +28,8 @@ class TaskFigures:
     """
 
     metrics: dict[str, float]
-    ap: dict[int, float]
-    ap50: dict[int, float]
+    ap: dict[Id, float]
+    ap50: dict[Id, float]
 
 
 def class_averages(precision: Precision) -> list[float]:
@@ -44,7 +46,7 @@ def class_averages(precision: Precision) -> list[float]:
     return found
 
 
-def group_mean(averages: Mapping[int, float], novel: Mapping[int, bool], wanted: bool) -> float:
+def group_mean(averages: Mapping[Id, float], novel: Mapping[Id, bool], wanted: bool) -> float:
     """Mean AP of the novel or the base classes that have objects; NaN if none has."""
     values = [a for i, a in averages.items() if novel[i] == wanted and not math.isnan(a)]
     return float(np.mean(values)) if values else math.nan
@@ -57,9 +59,9 @@ def percent(value: float) -> float:
 
 def with_groups(
     metrics: Mapping[str, float],
-    category_ids: Sequence[int],
+    category_ids: Sequence[Id],
     precision: Precision,
-    novel: Mapping[int, bool],
+    novel: Mapping[Id, bool],
 ) -> TaskFigures:
     """The official metrics with the figures of the classes and of the two groups.
 

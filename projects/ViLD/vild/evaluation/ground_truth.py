@@ -2,168 +2,200 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from vild.data.annotations import read_annotation_file, repeated
-from vild.evaluation.detections import Detections
-
-logger = logging.getLogger(__name__)
+from vild.data.annotations import (
+    FEDERATED,
+    Annotation,
+    Annotations,
+    Id,
+    ImageEntry,
+    find_id,
+    read_annotations,
+)
+from vild.data.masks import Rle
 
 TASKS = ("bbox", "segm")
-_FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """Annotations of the classes that count.
+    """Annotations of the classes that count, as the official packages want them.
+
+    The packages take ids for numbers from 1 (annotation 0 counts as no match, text cannot be
+    compared with numbers), so images, classes and annotations are numbered here, in the order of
+    their ids. The keys of the dicts below are the ids of the json.
 
     Attributes:
         path: the json.
-        images: image id -> the json's object, ascending.
-        categories: category id -> the json's object, ascending; those of the vocabulary alone.
+        images: image id -> its entry, ascending; ``id`` in it is the number.
+        categories: category id -> its entry, ascending; those of the vocabulary alone.
         annotations: category id -> its annotations in the json's order. The official packages
-            note down their own things in them and turn polygons to run lengths.
-        all_category_ids: also those outside of the vocabulary.
+            modify these dicts.
+        numbers: category id -> number, also of classes outside of the vocabulary.
     """
 
     path: str
-    images: dict[int, dict[str, Any]]
-    categories: dict[int, dict[str, Any]]
-    annotations: dict[int, list[dict[str, Any]]]
-    all_category_ids: frozenset[int]
+    images: dict[Id, dict[str, Any]]
+    categories: dict[Id, dict[str, Any]]
+    annotations: dict[Id, list[dict[str, Any]]]
+    numbers: dict[Id, int]
 
     @classmethod
-    def read(cls, json_file: str | os.PathLike[str], vocabulary: Collection[int]) -> GroundTruth:
+    def read(
+        cls,
+        json_file: str | os.PathLike[str],
+        vocabulary: Collection[Id],
+        crowds_are_objects: bool = False,
+    ) -> GroundTruth:
         """Read annotations in COCO or LVIS format.
-
-        ``iscrowd`` is 0 where the json has none, ``area`` that of the box.
 
         Args:
             json_file: the annotations.
             vocabulary: category ids that count. Objects of others are as if not annotated.
+            crowds_are_objects: see :func:`vild.data.read_annotations`.
 
         Raises:
-            ValueError: see :func:`vild.data.read_annotation_file`; an id twice, an annotation of
-                an unknown image, or a class of the vocabulary that the json lacks.
+            ValueError: see :func:`vild.data.read_annotations`; or a class of the vocabulary that
+                the json lacks.
         """
-        path = str(Path(json_file))
-        contents = read_annotation_file(json_file)
-        for section in ("images", "annotations", "categories"):
-            twice = repeated(item["id"] for item in contents[section])
-            if twice:
-                raise ValueError(f"{path}: {section} id {twice[0]} is there more than once")
-        images = {item["id"]: item for item in _ascending(contents["images"])}
-        categories = {item["id"]: item for item in _ascending(contents["categories"])}
-        unknown = sorted(set(vocabulary) - set(categories))
-        if unknown:
+        return cls.of(read_annotations(json_file, crowds_are_objects), vocabulary)
+
+    @classmethod
+    def of(cls, contents: Annotations, vocabulary: Collection[Id]) -> GroundTruth:
+        """From annotations that were read already; see :meth:`read`."""
+        numbers = {category.id: n for n, category in enumerate(contents.categories, 1)}
+        unknown = next((key for key in vocabulary if key not in numbers), None)
+        if unknown is not None:
             raise ValueError(
-                f"{path} lacks the category id {unknown[0]} of the vocabulary of "
+                f"{contents.path} lacks the category id {unknown!r} of the vocabulary of "
                 f"{len(vocabulary)} classes. Is it the data set that was registered?"
             )
-        annotations: dict[int, list[dict[str, Any]]] = {i: [] for i in sorted(vocabulary)}
-        sizeless = 0
-        for item in contents["annotations"]:
-            if item["image_id"] not in images:
-                raise ValueError(
-                    f"{path}: annotation {item['id']} names the image {item['image_id']}, which "
-                    "is not listed"
-                )
-            if item["category_id"] not in annotations:
-                continue
-            item.setdefault("iscrowd", 0)
-            if "area" not in item:
-                item["area"] = item["bbox"][2] * item["bbox"][3]
-                sizeless += 1
-            annotations[item["category_id"]].append(item)
-        if sizeless:
-            logger.warning(
-                "%s: %d annotations have no 'area'; that of the box is taken", path, sizeless
-            )
-        kept = {i: categories[i] for i in annotations}
-        return cls(path, images, kept, annotations, frozenset(categories))
+        images = {image.id: _image(image, n, numbers) for n, image in enumerate(contents.images, 1)}
+        counting = set(vocabulary)
+        categories = {
+            c.id: {"id": numbers[c.id], "name": c.name, "frequency": c.frequency}
+            for c in contents.categories
+            if c.id in counting
+        }
+        annotations: dict[Id, list[dict[str, Any]]] = {key: [] for key in categories}
+        for item in contents.objects:
+            if item.category_id in annotations:
+                own = annotations[item.category_id]
+                numbered = images[item.image_id]["id"], numbers[item.category_id]
+                own.append(_annotation(item, *numbered))
+        number = 0
+        for own in annotations.values():
+            for entry in own:
+                number += 1
+                entry["id"] = number
+        return cls(contents.path, images, categories, annotations, numbers)
 
     def __len__(self) -> int:
         return sum(map(len, self.annotations.values()))
 
-    def instances(self, category_id: int) -> int:
+    def image(self, image_id: Id) -> dict[str, Any] | None:
+        """The image of an id of the json; None if there is none."""
+        key = find_id(self.images, image_id)
+        return None if key is None else self.images[key]
+
+    def category_number(self, category_id: Id) -> int | None:
+        """The number of a category id of the json; None if there is none."""
+        key = find_id(self.numbers, category_id)
+        return None if key is None else self.numbers[key]
+
+    def by_number(self) -> dict[int, dict[str, Any]]:
+        """The images by their numbers."""
+        return {image["id"]: image for image in self.images.values()}
+
+    def instances(self, category_id: Id) -> int:
         """Objects of a class, crowds left out."""
         return sum(not item["iscrowd"] for item in self.annotations[category_id])
 
+    def has_masks(self) -> bool:
+        """Whether any object has a mask."""
+        return any("segmentation" in item for own in self.annotations.values() for item in own)
+
+    def of_task(self, category_id: Id, task: str) -> list[dict[str, Any]]:
+        """Annotations of a class to measure boxes or masks with.
+
+        Where masks are measured, an object without one is ignored: a detection of it counts neither
+        as right nor as wrong.
+        """
+        own = self.annotations[category_id]
+        if task == "bbox":
+            return own
+        return [item if "segmentation" in item else _ignored(item) for item in own]
+
     def check_federated(self) -> None:
-        """That the json says which classes were looked for in each picture, as LVIS's does.
+        """Refuse annotations that do not say which classes were looked for in each image.
 
         Raises:
-            ValueError: it does not.
+            ValueError: an image lacks one of LVIS's lists.
         """
-        for image in self.images.values():
-            missing = [key for key in _FEDERATED if key not in image]
+        for image_id, image in self.images.items():
+            missing = [key for key in FEDERATED if key not in image]
             if missing:
                 raise ValueError(
-                    f"{self.path}: image {image['id']} lacks {missing[0]!r}, which LVIS's "
+                    f"{self.path}: image {image_id} lacks {missing[0]!r}, which LVIS's "
                     "evaluation needs. Register a data set in COCO's format with evaluator_type "
                     "'coco'."
                 )
 
-    def check(self, detections: Detections, tasks: Sequence[str]) -> None:
-        """That the detections are of this data set and fit the tasks.
+    def check_tasks(self, tasks: Sequence[str], given: Sequence[str], where: str) -> None:
+        """Refuse tasks that cannot be measured.
+
+        Args:
+            tasks: what is wanted.
+            given: tasks that the detections have boxes or masks for.
+            where: the detections, for messages.
 
         Raises:
             ValueError: an unknown task, or one for which the detections or the annotations have
-                no boxes or masks; an unknown image or category; a mask of another size than its
-                picture.
+                no boxes or masks.
         """
-        where = detections.where
         if not tasks or not set(tasks) <= set(TASKS) or len(set(tasks)) < len(tasks):
             raise ValueError(f"expected tasks among {TASKS}, each once, got {tuple(tasks)}")
-        lacking = [task for task in tasks if task not in detections.tasks()]
+        lacking = [task for task in tasks if task not in given]
         if lacking:
             what = {"bbox": "boxes", "segm": "masks"}[lacking[0]]
             raise ValueError(
                 f"{where}: the detections have no {what}, which the task {lacking[0]!r} needs; "
-                f"evaluate the tasks {detections.tasks()}"
+                f"evaluate the tasks {tuple(given)}"
             )
-        for what, ids, known in (
-            ("image", detections.image_ids, self.images),
-            ("category", detections.category_ids, self.all_category_ids),
-        ):
-            odd = np.flatnonzero(~np.isin(ids, np.fromiter(known, np.int64, len(known))))
-            if len(odd):
-                raise ValueError(
-                    f"{where}: detection {odd[0]} has the {what} id {ids[odd[0]]}, which "
-                    f"{self.path} lacks. Are these results of that data set?"
-                )
-        if "segm" in tasks:
-            self._check_masks(detections)
-
-    def _check_masks(self, detections: Detections) -> None:
-        for items in self.annotations.values():
-            for item in items:
-                if not item.get("segmentation"):
-                    raise ValueError(
-                        f"{self.path}: annotation {item['id']} has no 'segmentation'; evaluate "
-                        "the task 'bbox' alone"
-                    )
-        assert detections.mask_sizes is not None
-        ids = np.fromiter(self.images, np.int64, len(self.images))  # ascending
-        sizes = np.array([(i["height"], i["width"]) for i in self.images.values()])
-        if not len(detections):
-            return
-        expected = sizes[np.searchsorted(ids, detections.image_ids)]
-        odd = np.flatnonzero((expected != detections.mask_sizes).any(axis=1))
-        if len(odd):
-            raise ValueError(
-                f"{detections.where}: the mask of detection {odd[0]} has the size "
-                f"{detections.mask_sizes[odd[0]].tolist()}, its image "
-                f"{detections.image_ids[odd[0]]} has {expected[odd[0]].tolist()} (height, width)"
-            )
+        if "segm" in tasks and len(self) and not self.has_masks():
+            raise ValueError(f"{self.path} has no masks: evaluate the task 'bbox' alone")
 
 
-def _ascending(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(items, key=lambda item: item["id"])
+def _image(image: ImageEntry, number: int, numbers: Mapping[Id, int]) -> dict[str, Any]:
+    made: dict[str, Any] = {"id": number, "height": image.height, "width": image.width}
+    for key in FEDERATED:
+        listed = getattr(image, key)
+        if listed is not None:
+            known = (find_id(numbers, category_id) for category_id in listed)
+            made[key] = [numbers[category_id] for category_id in known if category_id is not None]
+    return made
+
+
+def _annotation(item: Annotation, image: int, category: int) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "image_id": image,
+        "category_id": category,
+        "bbox": item.bbox,
+        "area": item.area,
+        "iscrowd": item.iscrowd,
+    }
+    mask = item.segmentation
+    if mask is not None:
+        made["segmentation"] = mask.to_dict() if isinstance(mask, Rle) else mask
+    return made
+
+
+def _ignored(item: dict[str, Any]) -> dict[str, Any]:
+    x, y, width, height = item["bbox"]
+    rectangle = [x, y, x + width, y, x + width, y + height, x, y + height]
+    # pycocotools ignores crowds, lvis what is marked
+    return {**item, "segmentation": [rectangle], "iscrowd": 1, "ignore": 1}

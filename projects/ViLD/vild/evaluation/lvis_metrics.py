@@ -22,6 +22,7 @@ import numpy as np
 from detectron2.utils.logger import log_every_n_seconds
 from lvis import LVIS, LVISEval, LVISResults
 
+from vild.data.annotations import Id
 from vild.evaluation.detections import Detections, Results
 from vild.evaluation.figures import TaskFigures, with_groups
 from vild.evaluation.ground_truth import GroundTruth
@@ -36,7 +37,7 @@ def evaluate_lvis(
     json_file: str | os.PathLike[str] | GroundTruth,
     results: Results | Detections,
     tasks: Sequence[str],
-    novel: Mapping[int, bool],
+    novel: Mapping[Id, bool],
 ) -> dict[str, TaskFigures]:
     """LVIS's metrics of detections.
 
@@ -53,40 +54,40 @@ def evaluate_lvis(
 
     Raises:
         ValueError: annotations without LVIS's lists of the classes that were looked for, or
-            results that do not fit; see :meth:`GroundTruth.check`.
+            results that do not fit; see :meth:`Detections.read`.
     """
     truth = json_file if isinstance(json_file, GroundTruth) else GroundTruth.read(json_file, novel)
     truth.check_federated()
-    found = results if isinstance(results, Detections) else Detections.read(results)
-    truth.check(found, tasks)
+    found = results if isinstance(results, Detections) else Detections.read(results, truth)
+    truth.check_tasks(tasks, found.tasks(), found.where)
     found = found.best(MAX_DETECTIONS)
     with _quiet():
         return {task: _evaluate(truth, found, task, novel) for task in tasks}
 
 
 def _evaluate(
-    truth: GroundTruth, found: Detections, task: str, novel: Mapping[int, bool]
+    truth: GroundTruth, found: Detections, task: str, novel: Mapping[Id, bool]
 ) -> TaskFigures:
     ids = list(truth.categories)
     rows = found.rows_by_category()
-    looked_for = _pictures_of(truth)
-    some_picture = next(iter(truth.images.values()))
-    everything = _Annotations([some_picture], list(truth.categories.values()), [])
-    whole = LVISEval(everything, _results([some_picture], []), task)
+    looked_for = _images_of(truth)
+    some_image = next(iter(truth.images.values()))
+    everything = _Annotations([some_image], list(truth.categories.values()), [])
+    whole = LVISEval(everything, _results([some_image], []), task)
     params = whole.params
     shape = (len(params.iou_thrs), len(params.rec_thrs), len(ids), len(params.area_rng))
     precision, recall = -np.ones(shape), -np.ones((shape[0], *shape[2:]))
-    for k, category_id in enumerate(ids):
-        pictures = [truth.images[i] for i in looked_for[category_id]]
-        if not pictures:
+    by_number = truth.by_number()
+    for k, (category_id, category) in enumerate(truth.categories.items()):
+        numbers = looked_for[category["id"]]
+        images = [by_number[number] for number in numbers]
+        if not images:
             continue
-        own = rows.get(category_id, np.zeros(0, np.int64))
-        own = own[np.isin(found.image_ids[own], looked_for[category_id])]
-        # the official class wants to know the frequency, though a single class needs none
-        category = {"frequency": "f", **truth.categories[category_id]}
+        own = rows.get(category["id"], np.zeros(0, np.int64))
+        own = own[np.isin(found.image_ids[own], numbers)]
         one = LVISEval(
-            _Annotations(pictures, [category], truth.annotations[category_id]),
-            _results(pictures, found.items(own, masks=task == "segm")),
+            _Annotations(images, [category], truth.of_task(category_id, task)),
+            _results(images, found.items(own, by_number if task == "segm" else None)),
             task,
         )
         one.evaluate()
@@ -120,24 +121,27 @@ class _Annotations(LVIS):
         return path
 
 
-def _results(pictures: Sequence[Mapping[str, Any]], items: list[dict[str, Any]]) -> LVISResults:
+def _results(images: Sequence[Mapping[str, Any]], items: list[dict[str, Any]]) -> LVISResults:
     """The official class of results, which copies the annotations and refuses an empty list."""
     if not items:
         # without an area: LVIS.get_ann_ids leaves it out
         nothing = {"category_id": 0, "bbox": [0, 0, 0, 0], "score": 0.0}
-        items = [{"image_id": pictures[0]["id"], **nothing}]
-    sizes = [{key: picture[key] for key in ("id", "height", "width")} for picture in pictures]
+        items = [{"image_id": images[0]["id"], **nothing}]
+    sizes = [{key: image[key] for key in ("id", "height", "width")} for image in images]
     return LVISResults(_Annotations(sizes, [], []), items, max_dets=MAX_DETECTIONS)
 
 
-def _pictures_of(truth: GroundTruth) -> dict[int, list[int]]:
-    """Category id -> ids of the pictures that have it or are known not to, ascending."""
-    found = {i: {a["image_id"] for a in items} for i, items in truth.annotations.items()}
-    for image_id, image in truth.images.items():
-        for category_id in image["neg_category_ids"]:
-            if category_id in found:
-                found[category_id].add(image_id)
-    return {category_id: sorted(images) for category_id, images in found.items()}
+def _images_of(truth: GroundTruth) -> dict[int, list[int]]:
+    """Category number -> numbers of the images that have it or are known not to, ascending."""
+    found = {
+        truth.numbers[key]: {item["image_id"] for item in own}
+        for key, own in truth.annotations.items()
+    }
+    for image in truth.images.values():
+        for number in image["neg_category_ids"]:
+            if number in found:
+                found[number].add(image["id"])
+    return {number: sorted(images) for number, images in found.items()}
 
 
 @contextmanager

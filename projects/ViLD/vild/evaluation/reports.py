@@ -12,6 +12,7 @@ from pathlib import Path
 
 from detectron2.utils.logger import create_small_table
 
+from vild.data.annotations import Id
 from vild.data.files import atomic_path
 from vild.evaluation.figures import TaskFigures
 from vild.evaluation.ground_truth import GroundTruth
@@ -24,8 +25,8 @@ LOGGED_CLASSES = 100  # of more, only the file has each
 def write_per_class(
     path: Path,
     truth: GroundTruth,
-    novel: Mapping[int, bool],
-    frequency: Mapping[int, str],
+    novel: Mapping[Id, bool],
+    frequency: Mapping[Id, str],
     figures: Mapping[str, TaskFigures],
 ) -> None:
     """A csv with a line for each class, in the order of the category ids.
@@ -69,7 +70,7 @@ def write_metrics(
 
 
 def log_figures(
-    truth: GroundTruth, novel: Mapping[int, bool], figures: Mapping[str, TaskFigures]
+    truth: GroundTruth, novel: Mapping[Id, bool], figures: Mapping[str, TaskFigures]
 ) -> None:
     """Log the metrics of each task and, where the classes are not too many, those of each class."""
     for task, found in figures.items():

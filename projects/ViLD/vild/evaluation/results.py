@@ -9,23 +9,25 @@ and several times as much in Python's objects.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from numbers import Integral, Real
+from math import isfinite
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, TextIO
 
+import msgspec
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
 from detectron2.structures import Instances
 from torch import Tensor
 
+from vild.data.annotations import Id
 from vild.data.files import atomic_path
+from vild.data.masks import Rle, read_segmentation
 
 _CHUNK = 1 << 20  # characters read or bytes copied at a time
 _LONGEST = 1 << 26  # characters; no detection is longer, so the json is broken
@@ -69,7 +71,7 @@ class ResultsWriter:
         else:
             self.abandon()
 
-    def add(self, image_id: int, instances: Instances, dataset_ids: Sequence[int]) -> None:
+    def add(self, image_id: Id, instances: Instances, dataset_ids: Sequence[Id]) -> None:
         """Write the detections of one picture; there may be none.
 
         Args:
@@ -85,7 +87,7 @@ class ResultsWriter:
         """
         if self._file.closed:
             raise ValueError(f"{self.path} is closed already; make a new writer")
-        items = coco_results(int(image_id), instances, dataset_ids, self._masks)
+        items = coco_results(image_id, instances, dataset_ids, self._masks)
         lines = (json.dumps(item, separators=(",", ":"), allow_nan=False) for item in items)
         text = ",\n".join(lines)
         if text:
@@ -112,7 +114,7 @@ class _AbandonedError(Exception):
 
 
 def coco_results(
-    image_id: int, instances: Instances, dataset_ids: Sequence[int], masks: bool = True
+    image_id: Id, instances: Instances, dataset_ids: Sequence[Id], masks: bool = True
 ) -> list[dict[str, Any]]:
     """A picture's detections in the format, in their order.
 
@@ -142,7 +144,7 @@ def coco_results(
         )
     xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
     items = [
-        {"image_id": image_id, "category_id": int(dataset_ids[row]), "bbox": box, "score": score}
+        {"image_id": image_id, "category_id": dataset_ids[row], "bbox": box, "score": score}
         for row, box, score in zip(rows, xywh.tolist(), scores.tolist(), strict=True)
     ]
     if masks and instances.has("pred_masks"):
@@ -231,21 +233,39 @@ def _copy(source: BinaryIO, out: BinaryIO, begin: int, end: int) -> None:
         begin += len(text)
 
 
-def read_results(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+class Detection(msgspec.Struct):
+    """One entry of a results file.
+
+    Attributes:
+        image_id: as in the annotations.
+        category_id: as in the annotations.
+        score: finite.
+        bbox: x, y, width, height in pixels, finite; None if there is a mask only.
+        segmentation: polygons or run lengths, not yet compared with the image; None without a mask.
+    """
+
+    image_id: Id
+    category_id: Id
+    score: float
+    bbox: list[float] | None = None
+    segmentation: list[list[float]] | Rle | None = None
+
+
+def read_results(path: str | os.PathLike[str]) -> list[Detection]:
     """All detections of a file; see :func:`iterate_results`, which needs less memory."""
     return list(iterate_results(path))
 
 
-def iterate_results(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """The detections of a file one by one, checked, without ever holding all of them.
+def iterate_results(path: str | os.PathLike[str]) -> Iterator[Detection]:
+    """The detections of a file one by one, without ever holding all of them.
 
     Raises:
-        ValueError: the file is missing, no json, no list or cut off, or a detection lacks a key,
-            has a number that is not finite, or a mask that is no compressed run length.
+        ValueError: the file is missing, no json, no list or cut off; or see
+            :func:`checked_detection`.
     """
     file = Path(path)
     try:
-        with file.open(encoding="utf-8") as stream:
+        with file.open(encoding="utf-8-sig") as stream:
             for index, item in enumerate(_array_items(stream, str(file))):
                 yield checked_detection(item, index, str(file))
     except OSError as error:
@@ -308,8 +328,8 @@ def _space(text: str, at: int) -> int:
     return found.end()
 
 
-def checked_detection(item: Any, index: int, where: str) -> dict[str, Any]:
-    """The detection itself.
+def checked_detection(item: Any, index: int, where: str) -> Detection:
+    """A detection from its json; plain numbers may be text.
 
     Args:
         item: what the json or the caller has.
@@ -317,46 +337,25 @@ def checked_detection(item: Any, index: int, where: str) -> dict[str, Any]:
         where: its file, for messages.
 
     Raises:
-        ValueError: see :func:`iterate_results`.
+        ValueError: a key is missing, a value has another type or is not finite, there is neither a
+            box nor a mask, or the mask has none of the known forms.
     """
-    if not isinstance(item, Mapping):
-        raise ValueError(f"{where}: expected detection {index} to be an object, got {item!r:.60}")
-    missing = [key for key in ("image_id", "category_id", "score") if key not in item]
-    if missing or not ("bbox" in item or "segmentation" in item):
-        lacking = ", ".join(map(repr, missing)) or "'bbox' or 'segmentation'"
-        raise ValueError(
-            f"{where}: detection {index} lacks {lacking}; it has {sorted(map(str, item))}"
-        )
-    for key in ("image_id", "category_id"):
-        if not isinstance(item[key], Integral):
-            raise ValueError(
-                f"{where}: expected a whole number as {key!r} of detection {index}, got "
-                f"{item[key]!r}"
-            )
-    score = item["score"]
-    if not isinstance(score, Real) or not math.isfinite(score):
-        raise ValueError(
-            f"{where}: expected a finite score, got {score!r} for detection {index} (image "
-            f"{item['image_id']})"
-        )
-    if "bbox" in item:
-        box = item["bbox"]
-        right = isinstance(box, Sequence) and len(box) == 4
-        if not right or not all(isinstance(v, Real) and math.isfinite(v) for v in box):
-            raise ValueError(
-                f"{where}: expected a box of 4 finite numbers (x, y, width, height), got {box!r} "
-                f"for detection {index} (image {item['image_id']})"
-            )
-    if "segmentation" in item:
-        mask = item["segmentation"]
-        if (
-            not isinstance(mask, Mapping)
-            or not isinstance(mask.get("counts"), str)
-            or not isinstance(mask.get("size"), Sequence)
-            or len(mask["size"]) != 2
-        ):
-            raise ValueError(
-                f"{where}: expected a compressed run length {{size, counts}} as 'segmentation' of "
-                f"detection {index} (image {item['image_id']}), got {mask!r:.60}"
-            )
-    return item  # type: ignore[return-value]
+    try:
+        if not isinstance(item, Mapping):
+            raise ValueError(f"expected an object, got {item!r:.60}")
+        fields = Detection.__struct_fields__
+        known = {key: item[key] for key in fields if item.get(key) is not None}
+        mask = read_segmentation(known.pop("segmentation", None))
+        if known.get("bbox") == []:
+            del known["bbox"]
+        made = msgspec.convert(known, Detection, strict=False)
+        made.segmentation = mask
+        if made.bbox is None and mask is None:
+            raise ValueError("expected a 'bbox' or a 'segmentation'")
+        if made.bbox is not None and (len(made.bbox) != 4 or not isfinite(sum(made.bbox))):
+            raise ValueError(f"expected a box of 4 finite numbers, got {made.bbox}")
+        if not isfinite(made.score):
+            raise ValueError(f"expected a finite score, got {made.score}")
+    except ValueError as error:  # msgspec's is one, too
+        raise ValueError(f"{where}: detection {index}: {str(error).replace('`', '')}") from None
+    return made

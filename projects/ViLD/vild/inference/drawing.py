@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils.visualizer import Visualizer
 from matplotlib import font_manager
@@ -27,6 +26,7 @@ from matplotlib.patheffects import withStroke
 from PIL import Image, ImageDraw, ImageFont
 
 from vild.data import Vocabulary
+from vild.data.masks import decode_segmentation
 from vild.inference.labels import LabelPlace, place_labels
 
 logger = logging.getLogger(__name__)
@@ -156,36 +156,6 @@ def draw_ground_truth(
         label = _shown_name(row, vocabulary) + (" (crowd)" if annotation.get("iscrowd") else "")
         items.append(_Item(np.array(box, float), row, label, annotation.get("segmentation")))
     return _draw(picture, items, vocabulary)
-
-
-def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """A mask from COCO's polygons or RLE, compressed or not.
-
-    Args:
-        segmentation: polygons as lists of x, y, x, y, ..., or an RLE.
-        height: of the picture, in pixels.
-        width: of the picture, in pixels.
-
-    Returns:
-        (height, width) bool.
-
-    Raises:
-        ValueError: an RLE of another size, or neither of the two.
-    """
-    if isinstance(segmentation, list):
-        rle = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation, Mapping) and {"size", "counts"} <= set(segmentation):
-        if list(segmentation["size"]) != [height, width]:
-            raise ValueError(
-                f"expected a mask of height and width {[height, width]}, got "
-                f"{list(segmentation['size'])}: it is of another picture"
-            )
-        rle = dict(segmentation)
-        if isinstance(rle["counts"], list):
-            rle = mask_util.frPyObjects(rle, height, width)
-    else:
-        raise ValueError(f"expected polygons or an RLE as segmentation, got {segmentation!r:.60}")
-    return mask_util.decode(rle).astype(bool)
 
 
 def side_by_side(left: np.ndarray, right: np.ndarray, titles: Sequence[str]) -> np.ndarray:

@@ -17,6 +17,7 @@ from vild.modeling.roi_heads import (
     DISTILLED,
     VARIANTS,
     WITH_TEACHER,
+    OptionalMaskROIHeads,
     ViLDROIHeads,
     load_text_embeddings,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "EmbeddingHead",
     "ExportableDetector",
     "ImagesWithRegions",
+    "OptionalMaskROIHeads",
     "Projection",
     "TextClassifier",
     "ViLDBoxHead",

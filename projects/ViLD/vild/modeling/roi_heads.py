@@ -30,7 +30,21 @@ WITH_TEACHER = ("clip", "text_clip")  # those that need its embeddings of the pr
 
 
 @ROI_HEADS_REGISTRY.register()
-class ViLDROIHeads(StandardROIHeads):
+class OptionalMaskROIHeads(StandardROIHeads):
+    """Detectron2's heads for objects of which some have no mask.
+
+    Those train the boxes; the mask loss is taken over the objects with a mask
+    (``gt_has_mask`` of :class:`vild.data.ViLDDatasetMapper`; without it, over all).
+    """
+
+    def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
+        if self.training and self.mask_on:
+            instances = [p[p.gt_has_mask] if p.has("gt_has_mask") else p for p in instances]
+        return super()._forward_mask(features, instances)
+
+
+@ROI_HEADS_REGISTRY.register()
+class ViLDROIHeads(OptionalMaskROIHeads):
     """Box and mask heads of ViLD.
 
     =========  ==========================================  =======================================
