@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog
 
 from vild import engine
 from vild.config import read_config
-from vild.data import Vocabulary, read_categories, read_image, register_split
+from vild.data import Vocabulary, read_annotations, read_image, register_split
 from vild.data.shapes import generate_shapes, shapes_vocabulary
 from vild.embeddings import CropRule, OnlineEmbedder, Teacher, embed_vocabulary
 from vild.embeddings.store import KIND, embedding_source, fields, pack
@@ -84,7 +84,7 @@ def register(folder: Path, change: Callable[[dict[str, Any]], None] | None = Non
     if change is not None:
         change(contents)
     (folder / "all.json").write_text(json.dumps(contents), encoding="utf-8")
-    categories = read_categories(contents, "all.json")
+    categories = read_annotations(folder / "all.json").categories
     rows = {category.id: row for row, category in enumerate(categories)}
     contents["annotations"] = [
         a for a in contents["annotations"] if not NOVEL[rows[a["category_id"]]]

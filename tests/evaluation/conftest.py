@@ -12,7 +12,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Instances
 
-from vild.data import read_categories, register_split
+from vild.data import read_annotations, register_split
 from vild.data.shapes import generate_shapes, shapes_vocabulary
 from vild.data.splits import coco_ovd_categories, novel_flags
 
@@ -51,7 +51,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
         image["not_exhaustive_category_ids"] = own[:1]
     json_file = folder / "val.json"
     json_file.write_text(json.dumps(contents), encoding="utf-8")
-    categories, novel = read_categories(contents, "val.json"), shapes_vocabulary(0).novel
+    categories, novel = read_annotations(json_file).categories, shapes_vocabulary(0).novel
     register_split(
         *(SHAPES, json_file, folder / "made/val", categories, novel),
         base_only=False,

@@ -15,7 +15,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from torch import nn
 
-from vild.data import Vocabulary, read_categories, register_split
+from vild.data import Vocabulary, read_annotations, register_split
 from vild.data.shapes import shapes_vocabulary
 from vild.engine import launch
 from vild.evaluation import OpenVocabularyEvaluator, evaluate_results, read_results
@@ -93,7 +93,7 @@ def test_the_csv_of_classes(shapes: Case, tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     known = ["class", "novel", "frequency", "instances"]
     assert list(rows[0]) == [*known, "bbox AP", "bbox AP50", "segm AP", "segm AP50"]
-    categories = read_categories(shapes.contents, "val.json")
+    categories = read_annotations(shapes.json_file).categories
     for row, category in zip(rows, categories, strict=True):
         objects = [a for a in shapes.contents["annotations"] if a["category_id"] == category.id]
         assert row["class"] == category.name
@@ -130,9 +130,8 @@ def test_boxes_alone(shapes: Case, tmp_path: Path) -> None:
 def _as_two(name: str, folder: str, half: dict[int, list[Any]]) -> None:
     torch.set_num_threads(1)
     json_file = Path(folder, "val.json")
-    contents = json.loads(json_file.read_text(encoding="utf-8"))
     register_split(
-        *(name, json_file, folder, read_categories(contents, "val.json")),
+        *(name, json_file, folder, read_annotations(json_file).categories),
         shapes_vocabulary(0).novel,
         base_only=False,
         evaluator_type="lvis",
@@ -174,7 +173,7 @@ def unannotated(shapes: Case, tmp_path: Path) -> Iterator[str]:
     (tmp_path / "test.json").write_text(json.dumps(contents), encoding="utf-8")
     register_split(
         *("evaluated_test", tmp_path / "test.json", tmp_path),
-        *(read_categories(shapes.contents, "val.json"), shapes_vocabulary(0).novel),
+        *(read_annotations(shapes.json_file).categories, shapes_vocabulary(0).novel),
         base_only=False,
         evaluator_type="lvis",
     )
@@ -225,7 +224,7 @@ def test_data_sets_that_cannot_be_evaluated_are_refused(shapes: Case, tmp_path: 
         evaluate_results("nowhere", shapes.results)
     with pytest.raises(ValueError, match="expected tasks among"):
         OpenVocabularyEvaluator(dataset_name=SHAPES, tasks=("box",), output_dir=tmp_path)
-    categories = read_categories(shapes.contents, "val.json")
+    categories = read_annotations(shapes.json_file).categories
     common = {"base_only": False, "evaluator_type": "lvis"}
     for change, complaint in (
         ({"json": "no.json"}, r"expected annotations at .*no\.json"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from vild.data import read_annotation_file, read_categories, register_split
+from vild.data import read_annotations, register_split
 from vild.data.shapes import generate_shapes, shapes_vocabulary
 
 
@@ -18,7 +18,7 @@ def shapes_val(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder: Path = tmp_path_factory.mktemp("inference") / "shapes"
     generate_shapes(folder, train_images=1, val_images=3, workers=1, progress=False)
     file, name = folder / "annotations/val.json", "inference_shapes_val"
-    categories = read_categories(read_annotation_file(file), str(file))
+    categories = read_annotations(file).categories
     register_split(
         *(name, file, folder / "val", categories, shapes_vocabulary(0).novel),
         base_only=False,

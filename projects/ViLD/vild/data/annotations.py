@@ -265,7 +265,8 @@ def _entries(items: list[Any], section: str, kind: type[_T], findings: Findings)
         if not isinstance(item, dict):
             findings.add("invalid", f"{where}: expected an object, got {item!r:.40}")
             continue
-        known = {k: v for k, v in item.items() if v is not None and k in kind.__struct_fields__}  # type: ignore[attr-defined]
+        fields = kind.__struct_fields__  # type: ignore[attr-defined]
+        known = {key: item[key] for key in fields if item.get(key) is not None}
         if kind is Annotation:
             _normalise(known, where, findings)
         elif kind is CategoryEntry and type(known.get("name")) in (int, float):
@@ -278,7 +279,7 @@ def _entries(items: list[Any], section: str, kind: type[_T], findings: Findings)
 
 
 def _located(error: Exception, where: str) -> str:
-    """Msgspec's message with the path in front: ``annotations[3].area: expected float, got str``."""
+    """msgspec's message after the path: ``annotations[3].area: expected float, got str``."""
     text, _, place = str(error).partition(" - at `$")
     return f"{where}{place.rstrip('`')}: {text[:1].lower()}{text[1:].replace('`', '')}"
 
@@ -445,6 +446,7 @@ def _plausible(images: list[ImageEntry], objects: list[Annotation], findings: Fi
     """Data that are well formed and cannot mean what they say."""
     if not images:
         findings.count("no_images")
+    findings.count("maskless", sum(item.segmentation is None for item in objects))
     crowds = sum(item.iscrowd for item in objects)
     if crowds and 2 * crowds > len(objects):
         findings.count("crowds", crowds)

@@ -1,7 +1,7 @@
 """Masks as annotations and results write them, normalised to two forms.
 
-The two forms are polygons (a list of flat ``[x1, y1, x2, y2, ...]`` lists) and COCO's compressed run
-lengths (:class:`Rle`). Anything that cannot be drawn raises ``ValueError``.
+The two forms are polygons (a list of flat ``[x1, y1, x2, y2, ...]`` lists) and COCO's compressed
+run lengths (:class:`Rle`). Anything that cannot be drawn raises ``ValueError``.
 """
 
 from __future__ import annotations

@@ -72,6 +72,7 @@ _KINDS: dict[str, tuple[str, str, str, str]] = {
         "others:",
         "Their boxes are used, without masks.",
     ),
+    "maskless": ("note", "masks", "objects without", "They count for boxes alone."),
     "crowds": (
         "warning",
         "objects",
@@ -129,7 +130,8 @@ class Findings:
 
     def count(self, kind: str, number: int = 1) -> None:
         """Note problems whose entries need no naming."""
-        self._counts[kind] += number
+        if number:
+            self._counts[kind] += number
 
     def fail(self, text: str) -> None:
         """Note why the file cannot be read at all."""
