@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
-from detectron2.data import DatasetMapper, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import load_coco_json, load_lvis_json
 from detectron2.structures import BoxMode
 from PIL import Image
 
 from vild.data import load_records, read_annotations
+from vild.data.dataset_mapper import ViLDDatasetMapper
 
 SQUARE = [2.0, 2.0, 12.0, 2.0, 12.0, 12.0, 2.0, 12.0]
 TRIANGLE = [1, 1, 9, 1, 5, 8]
@@ -109,9 +110,15 @@ def test_coco_records_equal_detectron2s(tmp_path: Path, request: pytest.FixtureR
     name = "coco_of_a_test"
     request.addfinalizer(lambda: MetadataCatalog.remove(name))
     records = load_records(path, tmp_path / "images", COCO_ROWS)
-    assert records == load_coco_json(
+    expected = load_coco_json(
         str(path), str(tmp_path / "images"), name, extra_annotation_keys=["area"]
     )
+    for record in expected:
+        for instance in record["annotations"]:
+            mask = instance.get("segmentation")
+            if isinstance(mask, dict) and isinstance(mask["counts"], bytes):
+                mask["counts"] = mask["counts"].decode()  # text, as in json
+    assert records == expected
     assert [record["image_id"] for record in records] == [4, 7, 9]
     assert [len(record["annotations"]) for record in records] == [3, 0, 2]
 
@@ -164,14 +171,16 @@ def test_an_object_without_valid_polygons_does_not_stop_the_mapper(tmp_path: Pat
     ]
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "four.png")
     (record,) = load_records(write(tmp_path, contents), tmp_path, COCO_ROWS)
-    mapper = DatasetMapper(
+    mapper = ViLDDatasetMapper(
         True,
         augmentations=[],
         image_format="RGB",
         use_instance_mask=True,
         instance_mask_format="bitmask",
     )
-    assert 0 in mapper(record)["instances"].gt_classes
+    found = mapper(record)["instances"]
+    assert found.gt_classes.tolist() == [0, 1]
+    assert found.gt_has_mask.tolist() == [True, False]
 
 
 def test_dropped_rows_and_ids_leave_the_pictures(tmp_path: Path) -> None:
@@ -268,7 +277,7 @@ def test_an_item_that_is_no_object_is_named(tmp_path: Path) -> None:
         (lambda c: c[0].update(name=""), "a name for every class, got 1 without one, ids 90"),
         (lambda c: c[0].update(name="  "), "a name for every class, got 1 without one, ids 90"),
         (lambda c: c[0].update(name=["a"]), "categories[0].name: expected str, got array"),
-        (lambda c: c[0].update(synonyms="a"), "categories[0].synonyms: expected array, got str"),
+        (lambda c: c[0].update(synonyms="a"), "categories[0].synonyms: expected array"),
         (
             lambda c: c[0].update(image_count="x"),
             "categories[0].image_count: expected int",

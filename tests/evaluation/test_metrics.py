@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from lvis import LVIS, LVISEval, LVISResults
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from vild.data.masks import to_rle
 from vild.evaluation import (
     Detections,
     GroundTruth,
+    encode_masks,
     evaluate_coco_open_vocabulary,
     evaluate_lvis,
     read_results,
@@ -27,6 +30,7 @@ from vild.evaluation.coco_metrics import METRICS as COCO_METRICS
 from vild.evaluation.lvis_metrics import METRICS as LVIS_METRICS
 
 from .conftest import Case
+from .perturbing import decoded
 
 TASKS = ("bbox", "segm")
 
@@ -140,7 +144,7 @@ def test_the_order_of_the_detections_and_of_the_pictures_does_not_matter(shapes:
 def test_only_the_300_best_of_a_picture_count(shapes: Case) -> None:
     counts = [len(found) for found in shapes.found.values()]
     assert max(counts) > 300
-    detections = Detections.read(shapes.results)
+    detections = Detections.read(shapes.results, GroundTruth.read(shapes.json_file, shapes.novel))
     best = detections.best(300)
     assert len(best) == sum(min(count, 300) for count in counts)
     assert best.mask_counts is not None
@@ -195,14 +199,15 @@ def test_boxes_alone_and_masks_alone(shapes: Case, coco: Case) -> None:
             same(alone.metrics[name], both["segm"].metrics[name])
 
 
-def test_frequencies_may_be_unknown(shapes: Case, tmp_path: Path) -> None:
+def test_frequencies_are_counted_where_the_json_has_none(shapes: Case, tmp_path: Path) -> None:
     contents = copy.deepcopy(shapes.contents)
     for category in contents["categories"]:
         del category["frequency"]
     (tmp_path / "a.json").write_text(json.dumps(contents), encoding="utf-8")
     found = evaluate_lvis(tmp_path / "a.json", shapes.results, ["bbox"], shapes.novel)["bbox"]
-    assert math.isnan(found.metrics["APr"])
-    assert found.metrics["AP"] > 5
+    # each class is in few of the 24 images
+    assert math.isnan(found.metrics["APf"])
+    assert found.metrics["APr"] > 5
 
 
 def test_annotations_without_area_and_crowd_flag(coco: Case, tmp_path: Path) -> None:
@@ -227,8 +232,11 @@ def test_annotations_without_area_and_crowd_flag(coco: Case, tmp_path: Path) -> 
     [
         ({"image_id": 9999}, r"detection 4 has the image id 9999, which .*val\.json lacks"),
         ({"category_id": 777}, "detection 4 has the category id 777"),
-        ({"bbox": [0, 0, math.nan, 1]}, r"finite numbers .* for detection 4 \(image"),
-        ({"segmentation": {"size": [9, 9], "counts": "Q2"}}, r"mask of detection 4 .*\[9, 9\]"),
+        ({"bbox": [0, 0, math.nan, 1]}, "detection 4: expected a box of 4 finite numbers"),
+        (
+            {"segmentation": {"size": [9, 9], "counts": "Q2"}},
+            r"mask of its image for detection 4 .*\[9, 9\]",
+        ),
     ],
 )
 def test_detections_of_another_data_set_are_refused(
@@ -254,10 +262,52 @@ def test_tasks_must_fit(shapes: Case, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="expected tasks among"):
             evaluate_lvis(shapes.json_file, items, tasks, shapes.novel)
     contents = copy.deepcopy(shapes.contents)
-    del contents["annotations"][5]["segmentation"]
+    for item in contents["annotations"]:
+        del item["segmentation"]
     (tmp_path / "a.json").write_text(json.dumps(contents), encoding="utf-8")
-    with pytest.raises(ValueError, match="has no 'segmentation'; evaluate the task 'bbox'"):
+    with pytest.raises(ValueError, match="has no masks: evaluate the task 'bbox' alone"):
         evaluate_lvis(tmp_path / "a.json", items, TASKS, shapes.novel)
+
+
+@pytest.mark.parametrize("kind", ["shapes", "coco"])
+def test_objects_without_a_mask_are_ignored_where_masks_are_measured(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    case: Case = request.getfixturevalue(kind)
+    evaluate = evaluate_lvis if kind == "shapes" else evaluate_coco_open_vocabulary
+    contents = copy.deepcopy(case.contents)
+    objects = [
+        a
+        for a in contents["annotations"]
+        if not a.get("iscrowd") and a["category_id"] in case.novel
+    ]
+    perfect = [{k: a[k] for k in ("image_id", "category_id", "bbox")} for a in objects]
+    sizes = {i["id"]: (i["height"], i["width"]) for i in contents["images"]}
+    for item, own in zip(perfect, objects, strict=True):
+        mask = decoded(own["segmentation"], *sizes[own["image_id"]])
+        (item["segmentation"],) = encode_masks(torch.from_numpy(mask)[None])
+        item["score"] = 1.0
+    for own in objects[::3]:
+        del own["segmentation"]
+    (tmp_path / "a.json").write_text(json.dumps(contents), encoding="utf-8")
+    found = evaluate(tmp_path / "a.json", perfect[1::3] + perfect[2::3], TASKS, case.novel)
+    assert found["segm"].metrics["AP"] > 99.9
+    assert found["bbox"].metrics["AP"] < 90  # their boxes count
+    # a detection of an ignored object is not wrong either: its box overlaps enough
+    rectangles = [
+        {**item, "segmentation": rectangle(own["bbox"], *sizes[own["image_id"]])}
+        for item, own in zip(perfect[::3], objects[::3], strict=True)
+    ]
+    found = evaluate(
+        tmp_path / "a.json", rectangles + perfect[1::3] + perfect[2::3], ["segm"], case.novel
+    )
+    assert found["segm"].metrics["AP"] > 99.9
+
+
+def rectangle(box: list[float], height: int, width: int) -> dict[str, Any]:
+    x, y, w, h = box
+    polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
+    return to_rle([polygon], height, width).to_dict()
 
 
 def test_annotations_must_fit(shapes: Case, coco: Case, tmp_path: Path) -> None:
@@ -266,12 +316,37 @@ def test_annotations_must_fit(shapes: Case, coco: Case, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lacks the category id 4000 of the vocabulary"):
         GroundTruth.read(shapes.json_file, [1, 4000])
     for section, change, complaint in (
-        ("annotations", {"id": 1}, "annotations id 1 is there more than once"),
-        ("images", {"id": 1}, "images id 1 is there more than once"),
-        ("annotations", {"image_id": 4000}, "names the image 4000, which is not listed"),
+        ("images", {"id": 1}, "different image ids, got 1 repeated ones: 1"),
+        ("annotations", {"image_id": 4000}, r"annotations\[3\] .*: image 4000"),
     ):
         contents = copy.deepcopy(shapes.contents)
         contents[section][3].update(change)
         (tmp_path / "a.json").write_text(json.dumps(contents), encoding="utf-8")
         with pytest.raises(ValueError, match=complaint):
             GroundTruth.read(tmp_path / "a.json", shapes.novel)
+
+
+@pytest.mark.parametrize("kind", ["shapes", "coco"])
+def test_ids_of_any_kind_give_the_same_figures(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    case: Case = request.getfixturevalue(kind)
+    evaluate = evaluate_lvis if kind == "shapes" else evaluate_coco_open_vocabulary
+    expected = evaluate(case.json_file, case.results, TASKS, case.novel)
+    contents, items = copy.deepcopy(case.contents), read_results(case.results)
+    # annotations from 0, images as text in the same order, and results with numbers as text
+    order = sorted(image["id"] for image in contents["images"])
+    names = {image_id: f"street/{n:05}" for n, image_id in enumerate(order)}
+    for number, item in enumerate(contents["annotations"]):
+        item["id"] = number
+    for entry in (*contents["annotations"], *items):
+        entry["image_id"] = names[entry["image_id"]]
+    for image in contents["images"]:
+        image["id"] = names[image["id"]]
+    for item in items:
+        item["category_id"] = str(item["category_id"])
+    (tmp_path / "a.json").write_text(json.dumps(contents), encoding="utf-8")
+    found = evaluate(tmp_path / "a.json", items, TASKS, case.novel)
+    for task in TASKS:
+        same(found[task].metrics, expected[task].metrics)
+        same(found[task].ap, expected[task].ap)

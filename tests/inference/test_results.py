@@ -8,12 +8,17 @@ import pytest
 import torch
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 
+from vild.evaluation.results import Detection, checked_detection
 from vild.inference import instances_from_results, read_results_by_picture
 
 from .scenes import CROW, OWL, found
 
 ROWS = {7: CROW, 3: OWL}
 IDS = {row: category for category, row in ROWS.items()}
+
+
+def detections(written: list[dict[str, Any]]) -> list[Detection]:
+    return [checked_detection(item, n, "r.json") for n, item in enumerate(written)]
 
 
 def results(masks: bool = True) -> tuple[Any, list[dict[str, Any]]]:
@@ -32,7 +37,7 @@ def results(masks: bool = True) -> tuple[Any, list[dict[str, Any]]]:
 @pytest.mark.parametrize("masks", [True, False])
 def test_round_trip(masks: bool) -> None:
     instances, written = results(masks)
-    back = instances_from_results(written, (120, 160), ROWS)
+    back = instances_from_results(detections(written), (120, 160), ROWS)
     assert back.image_size == (120, 160)
     assert torch.equal(back.pred_boxes.tensor, instances.pred_boxes.tensor)
     assert torch.equal(back.scores, instances.scores)
@@ -51,7 +56,7 @@ def test_of_nothing() -> None:
 def test_a_box_is_taken_from_the_mask_where_there_is_none() -> None:
     _, written = results()
     del written[0]["bbox"]
-    back = instances_from_results(written, (120, 160), ROWS)
+    back = instances_from_results(detections(written), (120, 160), ROWS)
     assert back.pred_boxes.tensor[0].tolist() == [50, 45, 95, 60]
 
 
@@ -59,39 +64,40 @@ def test_a_box_is_taken_from_the_mask_where_there_is_none() -> None:
     ("change", "message"),
     [
         (lambda e: e[0].update(category_id=99), "category 99"),
-        (lambda e: e[0].update(image_id=99), "of one picture"),
-        (lambda e: e[0].update(bbox=[1, 2, 3]), "bbox of x, y, width and height"),
-        (lambda e: e[0].pop("segmentation"), "in every result"),
-        (lambda e: e[0]["segmentation"].update(size=[10, 10]), "another picture"),
-        (lambda e: e[0].update(segmentation="ab"), "polygons or an RLE"),
+        (lambda e: e[0].update(bbox=[1, 2, 3]), "box of 4 finite numbers"),
+        (lambda e: e[0].pop("segmentation"), "in every detection"),
+        (lambda e: e[0]["segmentation"].update(size=[10, 10]), r"run lengths of \[10, 10\]"),
+        (lambda e: e[0]["segmentation"].update(counts="b'0'"), "expected compressed run lengths"),
+        (lambda e: e[0].update(segmentation="ab"), "expected polygons or run lengths"),
     ],
 )
 def test_broken_results_are_named(change: Any, message: str) -> None:
     _, written = results()
     change(written)
     with pytest.raises(ValueError, match=message):
-        instances_from_results(written, (120, 160), ROWS)
+        instances_from_results(detections(written), (120, 160), ROWS)
 
 
 def test_a_file_is_sorted_by_picture(tmp_path: Path) -> None:
-    entries = [{"image_id": i, "category_id": 3, "score": s} for i, s in ((2, 1), (1, 0.5), (2, 0))]
+    entries = [
+        {"image_id": i, "category_id": 3, "score": s, "bbox": [1, 2, 3, 4]}
+        for i, s in ((2, 1), (1, 0.5), ("2", "0"))
+    ]
     (tmp_path / "r.json").write_text(json.dumps(entries), encoding="utf-8")
-    assert read_results_by_picture(tmp_path / "r.json", [1, 2, 3], ROWS) == {
-        2: [entries[0], entries[2]],
-        1: [entries[1]],
-    }
+    found = read_results_by_picture(tmp_path / "r.json", [1, 2, 3], ROWS)
+    assert {i: [d.score for d in own] for i, own in found.items()} == {2: [1.0, 0.0], 1: [0.5]}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (None, "No such file"),
-        ("{", "not a json file"),
-        ('{"images": []}', "not of annotations"),
-        ("[3]", "result 0 has no 'image_id'"),
-        ('[{"image_id": 1, "category_id": 3}]', "result 0 has no 'score'"),
-        ('[{"image_id": 5, "category_id": 3, "score": 1}]', "image_id 5"),
-        ('[{"image_id": 1, "category_id": 4, "score": 1}]', "category_id 4"),
+        ("{", "expected a list of detections"),
+        ('{"images": []}', "expected a list of detections"),
+        ("[3]", "detection 0: expected an object, got 3"),
+        ('[{"image_id": 1, "category_id": 3}]', "detection 0: object missing required field score"),
+        ('[{"image_id": 5, "category_id": 3, "score": 1, "bbox": [0, 0, 1, 1]}]', "image_id 5"),
+        ('[{"image_id": 1, "category_id": 4, "score": 1, "bbox": [0, 0, 1, 1]}]', "category_id 4"),
     ],
 )
 def test_broken_files_are_named(tmp_path: Path, text: str | None, message: str) -> None:

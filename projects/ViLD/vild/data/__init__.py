@@ -1,6 +1,6 @@
 """Data sets, splits, vocabularies and prompts. Importing it registers the built-in data sets."""
 
-from vild.data.annotations import Category, load_records, read_annotations
+from vild.data.annotations import Category, read_annotations
 from vild.data.command_line import (
     add_data_arguments,
     comma_list,
@@ -10,6 +10,7 @@ from vild.data.command_line import (
 from vild.data.custom import register_custom
 from vild.data.images import UnreadableImageError, read_image
 from vild.data.prompts import clean_name, fill, vild_templates
+from vild.data.records import load_records
 from vild.data.registry import register_builtin, register_split, register_splits
 from vild.data.shapes import register_made_shapes, register_shapes
 from vild.data.splits import COCO_BASE, COCO_NOVEL, novel_flags

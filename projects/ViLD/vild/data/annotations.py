@@ -6,22 +6,26 @@ The checker, registration, training and evaluation all read annotations with
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
-from detectron2.structures import BoxMode
-
-from vild.data.files import decode_text
-from vild.data.images import ImageFinder
-from vild.data.masks import Rle, box_of, check_segmentation, read_segmentation
+from vild.data.entries import (
+    Annotation,
+    CategoryEntry,
+    Id,
+    ImageEntry,
+    decode_file,
+    find_id,
+    id_order,
+    plain_number,
+)
+from vild.data.masks import box_of, check_segmentation
 from vild.data.problems import Findings, Problem
 from vild.data.prompts import clean_name
 
@@ -32,64 +36,7 @@ RARE_IMAGES, COMMON_IMAGES = 10, 100
 SLACK = 1.0  # pixels that a box may stick out of its image without a remark
 FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")  # LVIS's lists of an image
 
-Id = int | str
 _T = TypeVar("_T")
-
-
-class ImageEntry(msgspec.Struct):
-    """An image of a json. ``height`` and ``width`` are in pixels."""
-
-    id: Id
-    height: int
-    width: int
-    file_name: str = ""
-    coco_url: str = ""
-    neg_category_ids: list[Id] | None = None
-    not_exhaustive_category_ids: list[Id] | None = None
-
-    @property
-    def path(self) -> str:
-        """Path below the folder of images; as in LVIS, the end of ``coco_url`` if need be."""
-        return self.file_name or "/".join(self.coco_url.split("/")[-2:])
-
-
-class Annotation(msgspec.Struct, gc=False):
-    """An annotated object. After the intake every attribute but ``id`` has its final form.
-
-    Attributes:
-        image_id: id of its image, exactly as the image has it.
-        category_id: likewise.
-        id: as in the json; nothing depends on it.
-        bbox: x, y, width, height in pixels; from the mask where the json has none.
-        area: in square pixels; that of the box where the json has none.
-        iscrowd: 1 for a region of many objects.
-        segmentation: polygons, compressed run lengths, or None for an object without a mask.
-    """
-
-    image_id: Id
-    category_id: Id
-    id: Id | None = None
-    bbox: list[float] | None = None
-    area: float | None = None
-    iscrowd: int = 0
-    segmentation: list[list[float]] | Rle | None = None
-
-
-class CategoryEntry(msgspec.Struct):
-    """A class of a json as it is written there."""
-
-    id: Id
-    name: str
-    synonyms: list[str] | None = None
-    frequency: str | None = None
-    image_count: int | None = None
-    supercategory: str | None = None
-
-
-class _File(msgspec.Struct):
-    images: list[ImageEntry]
-    annotations: list[Annotation]
-    categories: list[CategoryEntry]
 
 
 @dataclass(frozen=True)
@@ -185,7 +132,7 @@ def decode_annotations(
     """
     path = Path(json_file)
     findings = Findings(str(path))
-    contents = _decode(path, findings)
+    contents = decode_file(path, findings)
     images = _images(contents.images, findings)
     entries = _categories(contents.categories, findings)
     listed = len(contents.annotations)
@@ -195,112 +142,6 @@ def decode_annotations(
     ordered = sorted(images.values(), key=lambda image: id_order(image.id))
     _plausible(ordered, objects, findings)
     return Annotations(str(path), ordered, objects, categories, listed, findings.problems())
-
-
-def id_order(key: Id) -> tuple[bool, Id]:
-    """Sort key for ids, numbers before text."""
-    return isinstance(key, str), key
-
-
-def find_id(known: Mapping[Id, Any], key: Id) -> Id | None:
-    """The id in ``known`` that ``key`` means: itself, or the same number as text or as a number."""
-    if key in known:
-        return key
-    other = _number(key) if isinstance(key, str) else str(key)
-    return other if other in known else None
-
-
-def _number(key: Id) -> Id:
-    """Text that is plainly a whole number as that number."""
-    if isinstance(key, str) and key.isascii() and key.removeprefix("-").isdecimal():
-        return int(key) if len(key) < 20 else key
-    return key
-
-
-def _decode(path: Path, findings: Findings) -> _File:
-    """Typed contents: at once where the file is well typed, otherwise entry by entry."""
-    nothing = _File([], [], [])
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        findings.fail(
-            f"expected annotations at {path}: {error.strerror}. Run datasets/check_datasets.py "
-            "to see which files are expected where"
-        )
-        return nothing
-    try:
-        return msgspec.json.decode(content, type=_File)
-    except (msgspec.DecodeError, RecursionError):
-        pass  # another type somewhere, another encoding, NaN, or no json at all
-    try:
-        loaded = json.loads(decode_text(content, f"{path}: expected json"))
-    except (ValueError, RecursionError) as error:
-        findings.fail(f"{path} is not a json file ({error})")
-        return nothing
-    if not isinstance(loaded, dict):
-        findings.fail(
-            f"{path}: expected a json object with the keys images, annotations, categories, got a "
-            f"{type(loaded).__name__}. Is it a results file instead of annotations?"
-        )
-        return nothing
-    for section in ("images", "annotations", "categories"):
-        if not isinstance(loaded.get(section), list):
-            findings.fail(
-                f"{path}: expected a list under {section!r}, as COCO's and LVIS's formats have; "
-                f"got the keys {sorted(loaded)!s:.200}"
-            )
-            return nothing
-    return _File(
-        _entries(loaded["images"], "images", ImageEntry, findings),
-        _entries(loaded["annotations"], "annotations", Annotation, findings),
-        _entries(loaded["categories"], "categories", CategoryEntry, findings),
-    )
-
-
-def _entries(items: list[Any], section: str, kind: type[_T], findings: Findings) -> list[_T]:
-    """Entries of a section one by one: null counts as missing, and plain numbers may be text."""
-    made = []
-    for index, item in enumerate(items):
-        where = f"{section}[{index}]"
-        if not isinstance(item, dict):
-            findings.add("invalid", f"{where}: expected an object, got {item!r:.40}")
-            continue
-        fields = kind.__struct_fields__  # type: ignore[attr-defined]
-        known = {key: item[key] for key in fields if item.get(key) is not None}
-        if kind is Annotation:
-            _normalise(known, where, findings)
-        elif kind is CategoryEntry and type(known.get("name")) in (int, float):
-            known["name"] = str(known["name"])
-        try:
-            made.append(msgspec.convert(known, kind, strict=False))
-        except msgspec.ValidationError as error:
-            findings.add("invalid", _located(error, where))
-    return made
-
-
-def _located(error: Exception, where: str) -> str:
-    """msgspec's message after the path: ``annotations[3].area: expected float, got str``."""
-    text, _, place = str(error).partition(" - at `$")
-    return f"{where}{place.rstrip('`')}: {text[:1].lower()}{text[1:].replace('`', '')}"
-
-
-_CROWD = {"0": 0, "1": 1, "false": 0, "true": 1}
-
-
-def _normalise(item: dict[str, Any], where: str, findings: Findings) -> None:
-    """Other spellings of an annotation's values, in place."""
-    if "iscrowd" in item:
-        item["iscrowd"] = _CROWD.get(str(item["iscrowd"]).lower(), item["iscrowd"])
-    for key in ("bbox", "area"):  # NaN is pandas's way to write nothing
-        if item.get(key) == [] or item.get(key) != item.get(key):
-            del item[key]
-    if "segmentation" in item:
-        try:
-            mask = read_segmentation(item.pop("segmentation"))
-        except ValueError as error:
-            findings.add("masks", f"{where}: {error}")
-        else:
-            item["segmentation"] = msgspec.to_builtins(mask)
 
 
 def _images(entries: list[ImageEntry], findings: Findings) -> dict[Id, ImageEntry]:
@@ -316,7 +157,7 @@ def _images(entries: list[ImageEntry], findings: Findings) -> dict[Id, ImageEntr
 
 def _categories(entries: list[CategoryEntry], findings: Findings) -> dict[Id, CategoryEntry]:
     for entry in entries:
-        entry.id = _number(entry.id)
+        entry.id = plain_number(entry.id)
         if not entry.name.strip():
             findings.add("names", entry.id)
         if entry.frequency not in (None, "", "r", "c", "f"):
@@ -472,71 +313,8 @@ def frequency_of(image_count: int) -> str:
     return "c" if image_count <= COMMON_IMAGES else "f"
 
 
-def load_records(
-    json_file: str | os.PathLike[str],
-    image_root: str | os.PathLike[str],
-    category_rows: Mapping[Id, int],
-    kept_rows: Collection[int] | None = None,
-    crowds_are_objects: bool = False,
-) -> list[dict[str, Any]]:
-    """Records in Detectron2's standard format, sorted by image id.
-
-    Images stay even where no annotation does: objects of dropped classes are in the images,
-    unlabelled, as ViLD's training wants them.
-
-    Args:
-        json_file: annotations in COCO or LVIS format.
-        image_root: folder of the images; see :class:`vild.data.images.ImageFinder`.
-        category_rows: json id -> contiguous row of the classifier. Annotations of other ids are
-            left out.
-        kept_rows: rows whose annotations are kept; all by default.
-        crowds_are_objects: see :func:`read_annotations`.
-
-    Returns:
-        one dict per image: ``file_name``, ``image_id``, ``height``, ``width``, ``annotations``
-        (``bbox`` XYWH absolute, ``bbox_mode``, ``category_id`` the row, ``iscrowd``, ``area`` and,
-        for objects with a mask, ``segmentation`` as polygons or compressed RLE) and, where the
-        json has them, LVIS's lists, with the ids of the json.
-
-    Raises:
-        ValueError: see :func:`read_annotations`.
-    """
-    contents = read_annotations(json_file, crowds_are_objects)
-    kept = set(category_rows.values()) if kept_rows is None else set(kept_rows)
-    instances: dict[Id, list[dict[str, Any]]] = defaultdict(list)
-    for item in contents.objects:
-        row = category_rows.get(item.category_id)
-        if row not in kept:
-            continue
-        instance: dict[str, Any] = {
-            "bbox": item.bbox,
-            "bbox_mode": BoxMode.XYWH_ABS,
-            "category_id": row,
-            "iscrowd": item.iscrowd,
-            "area": item.area,  # average recall by size goes by it
-        }
-        mask = item.segmentation
-        if mask is not None:
-            instance["segmentation"] = mask.to_dict() if isinstance(mask, Rle) else mask
-        instances[item.image_id].append(instance)
-    finder = ImageFinder(image_root)
-    records = []
-    for image in contents.images:
-        record: dict[str, Any] = {
-            "file_name": finder.path(image.path),
-            "image_id": image.id,
-            "height": image.height,
-            "width": image.width,
-        }
-        for key in FEDERATED:
-            if getattr(image, key) is not None:
-                record[key] = getattr(image, key)
-        records.append({**record, "annotations": instances.pop(image.id, [])})
-    logger.info("Loaded %d images from %s", len(records), json_file)
-    return records
-
-
 def synonyms_of(item: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Temporary, until vocabularies have their own."""
     synonyms = item.get("synonyms", [])
     if not isinstance(synonyms, list) or not all(isinstance(s, str) for s in synonyms):
         raise ValueError(

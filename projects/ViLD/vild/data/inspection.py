@@ -11,8 +11,9 @@ from typing import TypeVar
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
-from vild.data.annotations import Annotations, ImageEntry, decode_annotations
+from vild.data.annotations import Annotations, decode_annotations
 from vild.data.custom import read_spec, register_custom, resolve_paths
+from vild.data.entries import ImageEntry
 from vild.data.images import ImageFinder, UnreadableImageError, read_image
 from vild.data.problems import Problem
 from vild.data.registry import coco_layouts, data_root, lvis_layouts

@@ -56,10 +56,13 @@ def read_segmentation(value: Any) -> Segmentation | None:
     if value is None or value == [] or value == {}:
         return None
     if isinstance(value, Mapping):
+        counts = value.get("counts")
+        if isinstance(counts, bytes):  # as pycocotools gives it in Python
+            value = {**value, "counts": counts.decode("ascii", "replace")}
         try:
             return msgspec.convert(value, Rle, strict=False)
         except msgspec.ValidationError as error:
-            raise ValueError(f"run lengths {{size, counts}} expected: {error}") from None
+            raise ValueError(f"expected run lengths {{size, counts}}: {error}") from None
     if not isinstance(value, list):
         raise ValueError(f"expected polygons or run lengths, got {value!r:.40}")
     if not any(isinstance(item, list | Mapping) for item in value):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from vild.data.annotations import Category, load_records
+from vild.data.annotations import Category
+from vild.data.records import load_records
 from vild.data.splits import coco_ovd_categories, lvis_v1_categories, novel_flags
 
 

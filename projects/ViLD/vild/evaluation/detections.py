@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,7 @@ import numpy.typing as npt
 
 from vild.data.masks import check_segmentation, to_rle
 from vild.evaluation.ground_truth import GroundTruth
-from vild.evaluation.results import Detection, checked_detection, iterate_results
-
-Results = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
+from vild.evaluation.results import Results, iterate_detections
 
 
 @dataclass(frozen=True)
@@ -60,15 +58,11 @@ class Detections:
                 annotations lack, a mask that is not of its image, or boxes or masks that some
                 detections have and others lack.
         """
-        items: Iterable[Detection]
-        if isinstance(results, (str, os.PathLike)):
-            where, items = str(Path(results)), iterate_results(results)
-        else:
-            where = "the results"
-            items = (checked_detection(r, n, where) for n, r in enumerate(results))
+        is_file = isinstance(results, (str, os.PathLike))
+        where = str(Path(results)) if is_file else "the results"  # type: ignore[arg-type]
         image_ids, category_ids, scores = array("q"), array("q"), array("d")
         boxes, counts = array("d"), []
-        for index, item in enumerate(items):
+        for index, item in enumerate(iterate_detections(results)):
             image = truth.image(item.image_id)
             category = truth.category_number(item.category_id)
             if image is None or category is None:

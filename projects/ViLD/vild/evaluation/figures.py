@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vild.data.annotations import Id
+from vild.data.entries import Id
 
 Precision = npt.NDArray[np.float64]
 

@@ -7,15 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vild.data.annotations import (
-    FEDERATED,
-    Annotation,
-    Annotations,
-    Id,
-    ImageEntry,
-    find_id,
-    read_annotations,
-)
+from vild.data.annotations import FEDERATED, Annotations, read_annotations
+from vild.data.entries import Annotation, Id, ImageEntry, find_id
 from vild.data.masks import Rle
 
 TASKS = ("bbox", "segm")

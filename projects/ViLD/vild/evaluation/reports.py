@@ -12,7 +12,7 @@ from pathlib import Path
 
 from detectron2.utils.logger import create_small_table
 
-from vild.data.annotations import Id
+from vild.data.entries import Id
 from vild.data.files import atomic_path
 from vild.evaluation.figures import TaskFigures
 from vild.evaluation.ground_truth import GroundTruth

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from math import isfinite
 from pathlib import Path
@@ -25,9 +25,11 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor
 
-from vild.data.annotations import Id
+from vild.data.entries import Id, located
 from vild.data.files import atomic_path
 from vild.data.masks import Rle, read_segmentation
+
+Results = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 
 _CHUNK = 1 << 20  # characters read or bytes copied at a time
 _LONGEST = 1 << 26  # characters; no detection is longer, so the json is broken
@@ -251,13 +253,13 @@ class Detection(msgspec.Struct):
     segmentation: list[list[float]] | Rle | None = None
 
 
-def read_results(path: str | os.PathLike[str]) -> list[Detection]:
+def read_results(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """All detections of a file; see :func:`iterate_results`, which needs less memory."""
     return list(iterate_results(path))
 
 
-def iterate_results(path: str | os.PathLike[str]) -> Iterator[Detection]:
-    """The detections of a file one by one, without ever holding all of them.
+def iterate_results(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """The detections of a file as json objects, one by one, without ever holding all of them.
 
     Raises:
         ValueError: the file is missing, no json, no list or cut off; or see
@@ -267,11 +269,25 @@ def iterate_results(path: str | os.PathLike[str]) -> Iterator[Detection]:
     try:
         with file.open(encoding="utf-8-sig") as stream:
             for index, item in enumerate(_array_items(stream, str(file))):
-                yield checked_detection(item, index, str(file))
+                checked_detection(item, index, str(file))
+                yield item
     except OSError as error:
         raise ValueError(f"expected results at {file}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no json file ({error})") from None
+
+
+def iterate_detections(results: Results) -> Iterator[Detection]:
+    """The detections of a file, or of such objects in memory, typed.
+
+    Raises:
+        ValueError: see :func:`iterate_results`.
+    """
+    if isinstance(results, (str, os.PathLike)):
+        where, items = str(Path(results)), iterate_results(results)
+    else:
+        where, items = "the results", iter(results)  # type: ignore[arg-type]
+    return (checked_detection(item, n, where) for n, item in enumerate(items))
 
 
 def _array_items(stream: TextIO, where: str) -> Iterator[Any]:
@@ -356,6 +372,8 @@ def checked_detection(item: Any, index: int, where: str) -> Detection:
             raise ValueError(f"expected a box of 4 finite numbers, got {made.bbox}")
         if not isfinite(made.score):
             raise ValueError(f"expected a finite score, got {made.score}")
-    except ValueError as error:  # msgspec's is one, too
-        raise ValueError(f"{where}: detection {index}: {str(error).replace('`', '')}") from None
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{where}: {located(error, f'detection {index}')}") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: detection {index}: {error}") from None
     return made

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
 
-from vild.data.annotations import Id, find_id
+from vild.data.entries import Id, find_id
 from vild.data.masks import box_of, decode_segmentation
-from vild.evaluation.results import Detection, iterate_results
+from vild.evaluation.results import Detection, iterate_detections
 
 
 def read_results_by_picture(
@@ -35,7 +35,7 @@ def read_results_by_picture(
     """
     images, classes = dict.fromkeys(image_ids), dict.fromkeys(category_ids)
     found: dict[Id, list[Detection]] = defaultdict(list)
-    for index, item in enumerate(iterate_results(path)):
+    for index, item in enumerate(iterate_detections(path)):
         image, category = find_id(images, item.image_id), find_id(classes, item.category_id)
         if image is None or category is None:
             key = "image_id" if image is None else "category_id"
