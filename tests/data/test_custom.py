@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections import Counter
@@ -31,12 +32,12 @@ CLASSES = {4: "sparrow", 8: "red kite", 2: "crow", 6: "osprey"}
 Spec = dict[str, Any]
 
 
-def contents(**picture: object) -> dict[str, Any]:
-    """Twelve pictures: crows and ospreys in all of them, sparrows and one kite in the first."""
+def contents(**image_keys: object) -> dict[str, Any]:
+    """Twelve images: crows and ospreys in all of them, sparrows and one kite in the first."""
     shown = [(1, 4), (1, 8), *((image, id) for image in range(1, 13) for id in (2, 6))]
     return {
         "images": [
-            {"id": id, "file_name": f"{id}.jpg", "height": 20, "width": 30, **picture}
+            {"id": id, "file_name": f"{id}.jpg", "height": 20, "width": 30, **image_keys}
             for id in range(1, 13)
         ],
         "annotations": [annotation(n, image, id) for n, (image, id) in enumerate(shown)],
@@ -169,32 +170,103 @@ def test_an_unset_variable_is_named(
         register_custom(write_yaml(tmp_path, spec))
 
 
+LISTS: dict[str, Any] = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+
+
 @pytest.mark.parametrize(
-    ("picture", "given", "evaluator"),
+    ("image_keys", "given", "evaluator"),
     [
         ({}, None, "coco"),
-        ({"neg_category_ids": []}, None, "lvis"),
-        ({}, "lvis", "lvis"),
-        ({"neg_category_ids": []}, "coco", "coco"),
+        (LISTS, None, "lvis"),
+        (LISTS, "lvis", "lvis"),
+        (LISTS, "coco", "coco"),
+        ({}, "coco", "coco"),
     ],
 )
 def test_the_evaluator_is_detected_or_given(
-    tmp_path: Path, spec: Spec, picture: dict[str, Any], given: str | None, evaluator: str
+    tmp_path: Path,
+    spec: Spec,
+    caplog: pytest.LogCaptureFixture,
+    image_keys: dict[str, Any],
+    given: str | None,
+    evaluator: str,
 ) -> None:
     for split in ("train", "val"):
-        write(tmp_path / "birds", contents(**picture), f"{split}.json")
+        write(tmp_path / "birds", contents(**image_keys), f"{split}.json")
     if given:
         spec["evaluator"] = given
     for name in register_custom(write_yaml(tmp_path, spec)):
         assert MetadataCatalog.get(name).evaluator_type == evaluator
+    assert caplog.records == []
 
 
-def test_lvis_needs_every_picture_to_say_what_was_looked_for(tmp_path: Path, spec: Spec) -> None:
-    partly = contents(neg_category_ids=[])
-    del partly["images"][5]["neg_category_ids"]
-    write(tmp_path / "birds", partly, "train.json")
-    register_custom(write_yaml(tmp_path, spec))
-    assert MetadataCatalog.get("birds_train").evaluator_type == "coco"
+def _lists_but(split: str, key: str) -> dict[str, dict[str, Any]]:
+    """Contents of both splits with LVIS's lists; one is missing in one image of ``split``."""
+    both = {"train": contents(**LISTS), "val": contents(**LISTS)}
+    del both[split]["images"][5][key]
+    return both
+
+
+WITHOUT_A_LIST = [
+    ({"train": contents(), "val": contents()}, "train", "neg_category_ids", False),
+    ({"train": contents(), "val": contents(**LISTS)}, "train", "neg_category_ids", True),
+    ({"train": contents(**LISTS), "val": contents()}, "val", "neg_category_ids", True),
+    *(
+        (
+            {split: contents(**{kept: []}) for split in ("train", "val")},
+            *("train", lacking, True),
+        )
+        for kept, lacking in (tuple(LISTS), tuple(reversed(LISTS)))
+    ),
+    *((_lists_but(split, key), split, key, True) for split in ("train", "val") for key in LISTS),
+]
+
+
+@pytest.mark.parametrize(("both", "split", "key", "warns"), WITHOUT_A_LIST)
+def test_lvis_needs_both_lists_of_every_image(
+    tmp_path: Path,
+    spec: Spec,
+    caplog: pytest.LogCaptureFixture,
+    both: dict[str, dict[str, Any]],
+    split: str,
+    key: str,
+    warns: bool,
+) -> None:
+    for name, data in both.items():
+        write(tmp_path / "birds", data, f"{name}.json")
+    path = write_yaml(tmp_path, spec | {"evaluator": "lvis"})
+    before = DatasetCatalog.list()
+    message = (
+        f"{path}: evaluator: lvis needs 'neg_category_ids' and 'not_exhaustive_category_ids' for "
+        f"every image, but images of {split} have no '{key}'. Use evaluator: coco"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        register_custom(path)
+    assert DatasetCatalog.list() == before
+
+    for name in register_custom(write_yaml(tmp_path, spec)):
+        assert MetadataCatalog.get(name).evaluator_type == "coco"
+    warning = (
+        f"{path}: COCO's evaluation is used: images of {split} have no '{key}', which LVIS's needs"
+    )
+    assert [(r.levelno, r.message) for r in caplog.records] == (
+        [(logging.WARNING, warning)] if warns else []
+    )
+
+
+def test_crowds_that_are_single_objects(tmp_path: Path, spec: Spec) -> None:
+    for split in ("train", "val"):
+        crowds = contents()
+        for item in crowds["annotations"]:
+            item["iscrowd"] = 1
+        write(tmp_path / "birds", crowds, f"{split}.json")
+    for given, expected in ((None, 1), (False, 1), (True, 0)):
+        more = {} if given is None else {"crowds_are_objects": given}
+        for name in register_custom(write_yaml(tmp_path, spec | more)):
+            # evaluation reads the json again, the same way
+            assert MetadataCatalog.get(name).crowds_are_objects == bool(given)
+            instances = instances_of(DatasetCatalog.get(name))
+            assert {instance["iscrowd"] for instance in instances} == {expected}
 
 
 def test_a_yaml_may_be_registered_again(tmp_path: Path, spec: Spec) -> None:
@@ -206,33 +278,95 @@ def test_a_yaml_may_be_registered_again(tmp_path: Path, spec: Spec) -> None:
 
 
 @pytest.mark.parametrize(
+    "name", ["lvis_v1", "coco_2017_ovd", "coco_2017", "shapes", "coco_2014", "voc_2007"]
+)
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_name_of_a_built_in_data_set_is_refused(
+    tmp_path: Path, spec: Spec, name: str, split: str
+) -> None:
+    del spec["val" if split == "train" else "train"]
+    path = write_yaml(tmp_path, spec | {"name": name})
+    before = {other: DatasetCatalog[other] for other in DatasetCatalog.list()}
+    taken = next(n for n in before if n in {f"{name}_{s}" for s in ("train_base", "train", "val")})
+    message = f"{path}: the name '{name}' is taken ({taken}); choose another one"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        register_custom(path)
+    assert {other: DatasetCatalog[other] for other in DatasetCatalog.list()} == before
+
+
+def test_a_name_that_begins_like_another_is_free(tmp_path: Path, spec: Spec) -> None:
+    for name in ("coco", "lvis_v1_train", "birds_train", 7):
+        names = register_custom(write_yaml(tmp_path, spec | {"name": name}))
+        assert names == [f"{name}_{split}" for split in ("train_base", "train", "val")]
+
+
+DESCRIPTION = (
+    r"birds\.yaml: expected the description of a data set with the keys name, novel, train, val, "
+    "base, evaluator, crowds_are_objects: "
+)
+
+
+@pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda s: s.update(novell=[]), "unknown key 'novell'; known are"),
-        (lambda s: s.pop("name"), "the key 'name' is missing"),
-        (lambda s: s.pop("novel"), "the key 'novel' is missing"),
+        (lambda s: s.update(novell=[]), f"{DESCRIPTION}Object contains unknown field `novell`$"),
+        (lambda s: s.pop("name"), f"{DESCRIPTION}Object missing required field `name`$"),
+        (lambda s: s.pop("novel"), f"{DESCRIPTION}Object missing required field `novel`$"),
         (lambda s: (s.pop("train"), s.pop("val")), "at least one of the keys 'train' and 'val'"),
         (lambda s: s.update(name="my birds"), "expected a name of letters.*got 'my birds'"),
         (lambda s: s.update(name="../birds"), r"expected a name of letters.*got '\.\./birds'"),
-        (lambda s: s.update(name=None), "the key 'name' is missing or empty"),
-        (lambda s: s.update(novel={"crow": 1}), "expected a list under 'novel', got {'crow': 1}"),
-        (lambda s: s.update(novel=3), "expected a list under 'novel', got 3"),
+        (lambda s: s.update(name="-3"), "expected a name of letters.*got '-3'"),
+        (lambda s: s.update(name=-3), "expected a name of letters.*got -3"),
+        (lambda s: s.update(name=None), rf"{DESCRIPTION}Expected .*, got `null` - at `\$\.name`$"),
+        (lambda s: s.update(name=1.5), rf"{DESCRIPTION}Expected .*, got `float` - at `\$\.name`$"),
+        (lambda s: s.update(name=True), rf"{DESCRIPTION}Expected .*, got `bool` - at `\$\.name`$"),
+        (
+            lambda s: s.update(novel={"crow": 1}),
+            rf"{DESCRIPTION}Expected .*, got `object` - at `\$\.novel`$",
+        ),
+        (lambda s: s.update(novel=3), rf"{DESCRIPTION}Expected .*, got `int` - at `\$\.novel`$"),
+        (lambda s: s.update(novel=None), rf"{DESCRIPTION}.*, got `null` - at `\$\.novel`$"),
         (lambda s: s.update(novel=[["crow"]]), r"novel classes as names or ids, got \['crow'\]"),
         (lambda s: s.update(novel=[True]), "novel classes as names or ids, got True"),
-        (lambda s: s.update(base=None), "expected a list under 'base', got None"),
-        (lambda s: s.update(base="f"), "expected a list under 'base', got 'f'"),
-        (lambda s: s.update(evaluator="voc"), "evaluator must be 'lvis' or 'coco', got 'voc'"),
+        (
+            lambda s: s.update(base="f"),
+            rf"{DESCRIPTION}Expected `array \| null`, got `str` - at `\$\.base`$",
+        ),
+        (
+            lambda s: s.update(evaluator="voc"),
+            rf"{DESCRIPTION}Invalid enum value 'voc' - at `\$\.evaluator`$",
+        ),
+        (
+            lambda s: s.update(crowds_are_objects=1),
+            rf"{DESCRIPTION}Expected `bool`, got `int` - at `\$\.crowds_are_objects`$",
+        ),
         (
             lambda s: s.update(train="a.json"),
-            r"expected 'train: {json: FILE, images: FOLDER}', got",
+            rf"{DESCRIPTION}Expected `object \| null`, got `str` - at `\$\.train`$",
         ),
-        (lambda s: s["val"].pop("images"), r"expected 'val: {json: FILE, images: FOLDER}', got"),
-        (lambda s: s["val"].update(zip="a"), r"expected 'val: {json: FILE, images: FOLDER}', got"),
+        (
+            lambda s: s["val"].pop("images"),
+            rf"{DESCRIPTION}Object missing required field `images` - at `\$\.val`$",
+        ),
+        (
+            lambda s: s["val"].update(images=3),
+            rf"{DESCRIPTION}Expected `str`, got `int` - at `\$\.val\.images`$",
+        ),
+        (
+            lambda s: s["val"].update(zip="a"),
+            rf"{DESCRIPTION}Object contains unknown field `zip` - at `\$\.val`$",
+        ),
         (lambda s: s["val"].update(images="x"), r"val\.images: there is no folder .*/x"),
-        (lambda s: s["val"].update(json="x.json"), r"x\.json, but there is no such file"),
+        (lambda s: s["val"].update(images="a\0b"), r"val\.images: there is no folder .*/a\0b"),
+        (lambda s: s["val"].update(images="x" * 999), r"val\.images: there is no folder .*/xxx"),
+        (
+            lambda s: s["val"].update(json="x.json"),
+            r"^expected annotations at .*/x\.json: No such file or directory\. Run datasets/check_",
+        ),
         (lambda s: s.update(novel=["ospray"]), "novel class 'ospray'.*Did you mean 'osprey'"),
         (lambda s: s.update(base=["crows"]), "base class 'crows'.*Did you mean 'crow'"),
         (lambda s: s.update(novel=["crow", 2]), "novel class 2 is listed more than once"),
+        (lambda s: s.update(novel=["crow", "2"]), "the novel class '2' is not in the data set"),
         (lambda s: s.update(base=["crow", "crow"]), "base class 'crow' is listed more than once"),
         (lambda s: s.update(base=["crow", "osprey"]), "'osprey' is listed as base and as novel"),
         (lambda s: s.update(novel="rare"), "frequency group 'r', 'c' or 'f'; got 'rare'"),
@@ -254,8 +388,13 @@ def test_bad_descriptions_are_refused(
     ("text", "message"),
     [
         ("novel: [crow", r"birds\.yaml is not valid yaml: "),
-        ("- crow\n", r"birds\.yaml: expected the keys \['base', .*\], got list"),
-        ("", r"expected the keys \['base', .*\], got NoneType"),
+        ("novel: !!python/object:os.system {}", r"birds\.yaml is not valid yaml: could not det"),
+        ("[" * 5000, r"birds\.yaml is not valid yaml: maximum recursion depth exceeded"),
+        ("- crow\n", f"{DESCRIPTION}Expected `object`, got `array`$"),
+        ("", f"{DESCRIPTION}Expected `object`, got `null`$"),
+        ("crow\n", f"{DESCRIPTION}Expected `object`, got `str`$"),
+        ("1: crow\n", f"{DESCRIPTION}Expected `str` - at `key` in "),
+        ("name: 2024-13-45\n", rf"{DESCRIPTION}month must be in 1\.\.12$"),
     ],
 )
 def test_what_is_no_description_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -266,8 +405,55 @@ def test_what_is_no_description_is_refused(tmp_path: Path, text: str, message: s
 
 
 def test_a_missing_yaml_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a yaml that describes .*gone\.yaml: no such file"):
-        register_custom(tmp_path / "gone.yaml")
+    path = tmp_path / "gone.yaml"
+    message = f"expected a yaml that describes a data set at {path}: No such file or directory"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        register_custom(path)
+
+
+def test_an_empty_base_is_no_base(tmp_path: Path, spec: Spec) -> None:
+    for name in register_custom(write_yaml(tmp_path, spec | {"base": None})):
+        assert [c[0] for c in classes_of(name)] == ["crow", "sparrow", "osprey", "red kite"]
+
+
+def _rename(folder: Path, spec: Spec, old: str, new: str) -> str:
+    """The yaml's text with another name of a class, which the jsons get as well."""
+    for split in ("train", "val"):
+        data = contents()
+        for category in data["categories"]:
+            category["name"] = category["name"].replace(old, new)
+        write(folder / "birds", data, f"{split}.json")
+    novel = [name.replace(old, new) for name in spec["novel"]]
+    return yaml.safe_dump(spec | {"novel": novel}, allow_unicode=True)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_yaml_in_unicode_is_read(tmp_path: Path, spec: Spec, encoding: str) -> None:
+    path = tmp_path / "birds.yaml"
+    path.write_text(_rename(tmp_path, spec, "osprey", "h\u00e9ron"), encoding=encoding)
+    register_custom(path)
+    assert ("h\u00e9ron", "r", True) in classes_of("birds_val")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "got"),
+    [
+        ("latin-1", r"other bytes at position \d+ \(b'\\xe9ron'\)"),
+        ("utf-16-le", "(zero|other) bytes.*"),  # without a mark
+    ],
+)
+def test_a_yaml_in_another_encoding_is_refused(
+    tmp_path: Path, spec: Spec, encoding: str, got: str
+) -> None:
+    path = tmp_path / "birds.yaml"
+    path.write_bytes(_rename(tmp_path, spec, "osprey", "h\u00e9ron").encode(encoding))
+    message = (
+        rf"{re.escape(str(path))}: expected a yaml that describes a data set in UTF-8, got {got}\. "
+        "Save the file as UTF-8"
+    )
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        register_custom(path)
+    assert "birds_val" not in DatasetCatalog
 
 
 @pytest.mark.parametrize(
@@ -337,6 +523,10 @@ def test_photographs_equal_detectron2s_records() -> None:
         extra_annotation_keys=["area"],
     )
     for record in expected:
+        for instance in record["annotations"]:
+            mask = instance["segmentation"]
+            if isinstance(mask, dict):
+                mask["counts"] = mask["counts"].decode()  # text, as in json
         kept = [a for a in record["annotations"] if a["category_id"] in rows]
         record["annotations"] = [a | {"category_id": rows[a["category_id"]]} for a in kept]
     assert DatasetCatalog.get("photographs_val") == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from vild.data import inspection
@@ -21,18 +23,23 @@ from vild.data.inspection import (
     layout_in_use,
 )
 
+from ..malformed import PICTURES
+
 WIDTH, HEIGHT = 40, 30
 Contents = dict[str, Any]
 
 
-def write_picture(path: Path, width: int = WIDTH, height: int = HEIGHT) -> None:
+def write_image(path: Path, width: int = WIDTH, height: int = HEIGHT) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
 
 
 def contents(names: list[str], *, coco_url: bool = False, categories: int = 3) -> Contents:
-    """Annotations of one box per picture; LVIS names pictures by address, COCO by file name."""
+    """Annotations of one object of every class per image: id 102 is that of class 2 in image 1.
+
+    LVIS names images by address, COCO by file name.
+    """
     images: list[dict[str, Any]] = []
     for index, name in enumerate(names):
         where = {"coco_url": f"http://images.example/{name}"} if coco_url else {"file_name": name}
@@ -40,8 +47,16 @@ def contents(names: list[str], *, coco_url: bool = False, categories: int = 3) -
     return {
         "images": images,
         "annotations": [
-            {"id": 100 + i["id"], "image_id": i["id"], "category_id": 1, "bbox": [1, 2, 10, 10]}
-            for i in images
+            {
+                "id": 100 * image["id"] + category,
+                "image_id": image["id"],
+                "category_id": category,
+                "bbox": [1, 2, 10, 10],
+                "area": 100,
+                "segmentation": [[1, 2, 11, 2, 11, 12, 1, 12]],
+            }
+            for image in images
+            for category in range(1, categories + 1)
         ],
         "categories": [
             {"id": i + 1, "name": f"class {i + 1}", "frequency": "rcf"[i % 3]}
@@ -56,9 +71,9 @@ def write_json(path: Path, data: Contents) -> None:
 
 
 def make_lvis(root: Path, flat: bool = False) -> tuple[Path, Path]:
-    """A small LVIS; returns the folders of its json files and of its pictures."""
+    """A small LVIS; returns the folders of its json files and of its images."""
     annotations = root / ("annotations" if flat else "lvis")
-    pictures = root if flat else root / "coco"
+    images = root if flat else root / "coco"
     names = {
         "train": ["train2017/1.jpg", "train2017/2.jpg", "train2017/3.jpg"],
         "val": ["val2017/4.jpg", "train2017/5.jpg"],
@@ -66,8 +81,8 @@ def make_lvis(root: Path, flat: bool = False) -> tuple[Path, Path]:
     for split, paths in names.items():
         write_json(annotations / f"lvis_v1_{split}.json", contents(paths, coco_url=True))
         for path in paths:
-            write_picture(pictures / path)
-    return annotations, pictures
+            write_image(images / path)
+    return annotations, images
 
 
 def make_coco(root: Path, flat: bool = False) -> Path:
@@ -79,7 +94,7 @@ def make_coco(root: Path, flat: bool = False) -> Path:
             del category["frequency"]
         write_json(folder / "annotations" / f"instances_{split}2017.json", data)
         for name in names:
-            write_picture(folder / f"{split}2017" / name)
+            write_image(folder / f"{split}2017" / name)
     return folder
 
 
@@ -96,17 +111,23 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     expect_small(monkeypatch)
 
 
-def write_custom(folder: Path, data: Contents | None = None) -> Path:
-    """A custom data set with one split; its pictures are written, ``data`` is as given."""
+def write_custom(
+    folder: Path, data: Contents | None = None, split: str = "val", more: str = ""
+) -> Path:
+    """A custom data set with one split; its images are written, ``data`` is as given.
+
+    Args:
+        more: lines to add to the yaml.
+    """
     data = contents(["a.png", "b.png"]) if data is None else data
-    write_json(folder / "val.json", data)
-    (folder / "pictures").mkdir(exist_ok=True)
+    write_json(folder / f"{split}.json", data)
+    (folder / "images").mkdir(exist_ok=True)
     for image in data["images"]:
         if "file_name" in image:
-            write_picture(folder / "pictures" / image["file_name"])
+            write_image(folder / "images" / image["file_name"])
     yaml_file = folder / "small.yaml"
     yaml_file.write_text(
-        "name: small\nval: {json: val.json, images: pictures}\nnovel: [class 2]\n",
+        f"name: small\n{split}: {{json: {split}.json, images: images}}\nnovel: [class 2]\n{more}",
         encoding="utf-8",
     )
     return yaml_file
@@ -120,6 +141,27 @@ def only_text(report: DatasetReport, severity: str = "error") -> str:
     """The text of the only problem there is, which has to be of that severity."""
     assert [problem.severity for problem in report.problems] == [severity], report.problems
     return report.problems[0].text
+
+
+def problems_of(report: DatasetReport) -> list[tuple[str, str]]:
+    """Severity and text of all problems, the texts after ``<json>: expected ``."""
+    (split,) = report.splits
+    start = f"{split.json_file}: expected "
+    assert all(problem.text.startswith(start) for problem in report.problems), report.problems
+    return [(problem.severity, problem.text.removeprefix(start)) for problem in report.problems]
+
+
+def problems_of_split(report: DatasetReport, index: int) -> list[str]:
+    """Texts of the errors of a split after ``<json>: expected ``; it has no other problems."""
+    split = report.splits[index]
+    assert {problem.severity for problem in split.problems} == {"error"}
+    return [p.text.removeprefix(f"{split.json_file}: expected ") for p in split.problems]
+
+
+def objects_of(report: DatasetReport) -> dict[str, int]:
+    (split,) = report.splits
+    assert split.counts is not None
+    return dict(split.counts.objects)
 
 
 @pytest.mark.usefixtures("small")
@@ -136,9 +178,12 @@ def test_a_sound_data_set_has_no_problem_in_either_layout(
     assert all(entry.there for entry in report.entries)
     train, val = report.splits
     assert train.counts is not None
-    assert (train.name, train.counts.images, train.counts.annotations) == ("train", 3, 3)
+    assert (train.name, train.counts.images, train.counts.annotations) == ("train", 3, 9)
     assert train.counts.categories == 3
-    assert train.counts.frequencies == ({"r": 1, "c": 1, "f": 1} if name == "lvis" else {})
+    assert train.counts.objects == {}  # its novel classes are not those of this small one
+    assert train.counts.frequencies == (
+        {"r": 1, "c": 1, "f": 1} if name == "lvis" else {"r": 3}  # counted: 3 images each
+    )
     assert (train.images_opened, val.images_opened) == (3, 2)
 
 
@@ -165,8 +210,12 @@ def test_each_json_is_looked_for_in_both_layouts_as_the_registry_does(tmp_path: 
     (tmp_path / "lvis" / "lvis_v1_val.json").rename(tmp_path / "annotations" / "lvis_v1_val.json")
     report = inspect_dataset("lvis", tmp_path)
     assert [split.json_file.parent.name for split in report.splits] == ["lvis", "annotations"]
-    # the flat json's pictures are looked for in the flat folders, which are not there
-    assert any(f"expected 2 pictures in {tmp_path}, got 2 missing" in t for t in texts(report))
+    # the flat json's images are looked for in the flat folders, which are not there
+    assert problems_of_split(report, 1) == [
+        f"2 images in {tmp_path}, got 2 names without a file: val2017/4.jpg, train2017/5.jpg. "
+        "Correct the folder or the names, or get the images. The folder has annotations, coco, "
+        "lvis."
+    ]
 
 
 def test_the_layout_in_use(tmp_path: Path) -> None:
@@ -200,27 +249,33 @@ def test_the_official_counts_are_expected(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("flat", [False, True])
-def test_missing_and_truncated_pictures_are_named(tmp_path: Path, flat: bool) -> None:
-    _, pictures = make_lvis(tmp_path, flat)
-    (pictures / "train2017" / "5.jpg").unlink()
-    truncated = pictures / "train2017" / "2.jpg"
+def test_missing_and_truncated_images_are_named(tmp_path: Path, flat: bool) -> None:
+    _, images = make_lvis(tmp_path, flat)
+    (images / "train2017" / "5.jpg").unlink()
+    truncated = images / "train2017" / "2.jpg"
     truncated.write_bytes(truncated.read_bytes()[:-200])
     report = inspect_dataset("lvis", tmp_path)
     broken, missing = texts(report)
-    assert "lvis_v1_train.json: expected pictures that open" in broken
-    assert f"got 1 others: {truncated} (image file is truncated" in broken
-    assert f"got 1 missing ones: {pictures / 'train2017' / '5.jpg'}. Download" in missing
+    assert len(report.problems) == 2
+    json_file = report.splits[0].json_file
+    want = f"{json_file}: expected images that open and have the size in the json, got 1 others: "
+    assert broken.startswith(want)
+    assert f" {truncated}: its data are cut short or damaged (OSError: " in broken
+    assert broken.endswith("Download or copy it again. Replace or correct them.")
+    assert (
+        f"expected 2 images in {images}, got 1 names without a file: train2017/5.jpg. " in missing
+    )
     assert [split.images_opened for split in report.splits] == [3, 1]
 
 
 @pytest.mark.parametrize(("images", "opened"), [("none", 0), ("sample", 2), ("all", 5)])
-def test_how_many_pictures_are_opened(
+def test_how_many_images_are_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: str, opened: int
 ) -> None:
     monkeypatch.setattr(inspection, "SAMPLE_SIZE", 2)
     yaml_file = write_custom(tmp_path, contents([f"{i}.png" for i in range(5)]))
     for i in range(5):
-        (tmp_path / "pictures" / f"{i}.png").write_bytes(b"no picture")
+        (tmp_path / "images" / f"{i}.png").write_bytes(b"no image")
     report = inspect_custom(yaml_file, images)
     assert report.splits[0].images_opened == opened
     if opened:
@@ -231,6 +286,77 @@ def test_how_many_pictures_are_opened(
         assert report.problems == ()
 
 
+def _with_zeroed_end() -> bytes:
+    """A JPEG of full length whose download stopped."""
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, "JPEG")
+    return buffer.getvalue()[:-300] + bytes(300)
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (_with_zeroed_end, "its data are cut short or damaged (OSError: "),
+        (PICTURES["floats.tiff"][0], "its values are floats of an unknown range. Convert it to 8"),
+        (PICTURES["no_end.jpg"][0], "its data are cut short or damaged (OSError: "),
+        (PICTURES["script.eps"][0], "it is PostScript, a program. Convert it to PNG or JPEG"),
+    ],
+)
+def test_images_that_training_refuses_are_errors(
+    tmp_path: Path, make: Callable[[], bytes], complaint: str
+) -> None:
+    yaml_file = write_custom(tmp_path)
+    image = tmp_path / "images" / "b.png"
+    image.write_bytes(make())
+    text = only_text(inspect_custom(yaml_file))
+    assert "expected images that open and have the size in the json, got 1 others: " in text
+    assert f" {image}: {complaint}" in text
+    assert text.endswith(". Replace or correct them.")
+
+
+NAMES_ON_DISK = [  # as listed, as stored
+    ("sub\\a.png", "sub/a.png"),
+    ("my%20image.png", "my image.png"),
+    ("100%.png", "100%.png"),
+    ("A.PNG", "a.png"),
+    ("a.JPG", "A.jpg"),
+    ("sub/A.png", "sub/a.png"),
+    ("cafe\u0301.png", "caf\u00e9.png"),
+    ("caf\u00e9.png", "cafe\u0301.png"),
+    ("images/a.png", "a.png"),
+    ("data/images/a.png", "a.png"),
+    ("images\\a.png", "a.png"),
+]
+
+
+@pytest.mark.parametrize(("listed", "stored"), NAMES_ON_DISK)
+def test_images_are_found_by_the_names_that_tools_write(
+    tmp_path: Path, listed: str, stored: str
+) -> None:
+    yaml_file = write_custom(tmp_path, contents([stored]))
+    write_json(tmp_path / "val.json", contents([listed]))
+    report = inspect_custom(yaml_file)
+    assert report.problems == ()
+    assert report.splits[0].images_opened == 1
+    # training opens the same file
+    (record,) = DatasetCatalog.get("small_val")
+    assert record["file_name"] == str(tmp_path / "images" / stored)
+
+
+@pytest.mark.parametrize("listed", ["A.png", "b.png", "sub/A.png", "../a.png", "a\0.png"])
+def test_names_without_a_file_or_with_two_are_errors(tmp_path: Path, listed: str) -> None:
+    yaml_file = write_custom(tmp_path, contents(["a.png", "a.PNG"]))
+    write_json(tmp_path / "val.json", contents([listed]))
+    assert problems_of(inspect_custom(yaml_file)) == [
+        (
+            "error",
+            f"1 images in {tmp_path}/images, got 1 names without a file: {listed}. Correct the "
+            "folder or the names, or get the images. The folder has a.PNG, a.png.",
+        )
+    ]
+
+
 @pytest.mark.parametrize(
     ("count", "number", "wanted"),
     [(0, 3, []), (3, 3, [0, 1, 2]), (4, 3, [0, 2, 3]), (1000, 4, [0, 333, 666, 999])],
@@ -239,9 +365,9 @@ def test_the_sample_is_evenly_spaced(count: int, number: int, wanted: list[int])
     assert evenly_spaced(range(count), number) == wanted
 
 
-def test_a_picture_of_another_size_is_named(tmp_path: Path) -> None:
+def test_an_image_of_another_size_is_named(tmp_path: Path) -> None:
     yaml_file = write_custom(tmp_path)
-    write_picture(tmp_path / "pictures" / "b.png", HEIGHT, WIDTH)
+    write_image(tmp_path / "images" / "b.png", HEIGHT, WIDTH)
     assert "b.png (30 x 40 instead of 40 x 30)" in only_text(inspect_custom(yaml_file))
 
 
@@ -249,7 +375,7 @@ def test_a_turned_photograph_has_the_size_that_training_sees(tmp_path: Path) -> 
     yaml_file = write_custom(tmp_path, contents(["a.jpg"]))
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
-    Image.new("RGB", (HEIGHT, WIDTH)).save(tmp_path / "pictures" / "a.jpg", exif=exif)
+    Image.new("RGB", (HEIGHT, WIDTH)).save(tmp_path / "images" / "a.jpg", exif=exif)
     assert inspect_custom(yaml_file).problems == ()
 
 
@@ -258,6 +384,12 @@ def _set_box(box: list[Any]) -> Callable[[Contents], None]:
         data["annotations"][1]["bbox"] = box
 
     return change
+
+
+OUTSIDE = (
+    "boxes inside their image, to 1 pixel, got {} that stick out: {}. Training clips them. If "
+    "there are many: are they x, y, width, height in pixels?"
+)
 
 
 @pytest.mark.parametrize(
@@ -274,51 +406,126 @@ def _set_box(box: list[Any]) -> Callable[[Contents], None]:
 def test_boxes_may_stick_out_by_a_pixel(tmp_path: Path, box: list[float], outside: bool) -> None:
     data = contents(["a.png", "b.png"])
     _set_box(box)(data)
-    report = inspect_custom(write_custom(tmp_path, data))
-    if outside:
-        assert "got 1 that stick out, annotation ids 102." in only_text(report, "warning")
-    else:
-        assert report.problems == ()
+    expected = [("warning", OUTSIDE.format(1, "annotations[1] (id 102)"))] if outside else []
+    assert problems_of(inspect_custom(write_custom(tmp_path, data))) == expected
 
 
-@pytest.mark.parametrize("box", [[1, 1, 0, 5], [1, 1, 5, 0], [5, 5, -2, 5]])
-def test_boxes_without_area_are_warnings(tmp_path: Path, box: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ([1, 1, 0, 5], "got 1 empty ones: annotations[1] (id 102). Training leaves them out."),
+        ([1, 1, 5, 0], "got 1 empty ones: annotations[1] (id 102). Training leaves them out."),
+        ([5, 5, -2, 5], "got 1 negative ones: annotations[1] (id 102). They are left out."),
+        ([5, 5, 0, -2], "got 1 negative ones: annotations[1] (id 102). They are left out."),
+    ],
+)
+def test_boxes_without_area_are_warnings(tmp_path: Path, box: list[float], message: str) -> None:
     data = contents(["a.png", "b.png"])
     _set_box(box)(data)
-    text = only_text(inspect_custom(write_custom(tmp_path, data)), "warning")
-    assert "expected boxes of positive size, got 1 others, annotation ids 102." in text
+    report = inspect_custom(write_custom(tmp_path, data))
+    assert problems_of(report) == [("warning", f"boxes of positive size, {message}")]
+    assert objects_of(report) == {"base": 4, "novel": 1}
 
 
 def _change(section: str, index: int, **values: Any) -> Callable[[Contents], None]:
     return lambda data: data[section][index].update(values)
 
 
+def _without(section: str, index: int, *keys: str) -> Callable[[Contents], None]:
+    def change(data: Contents) -> None:
+        for key in keys:
+            del data[section][index][key]
+
+    return change
+
+
+BOXES = "boxes as 4 finite numbers (x, y, width, height), or masks to take them from, got 1 others"
+BY_NAMES = "Mend the json: the classifier distinguishes classes by their names."
+
+
 @pytest.mark.parametrize(
     ("change", "severity", "message"),
     [
-        (_set_box([1, 2, 3]), "error", "boxes as 4 numbers (x, y, width, height), got 1 others"),
-        (_set_box([1, 2, 3, "4"]), "error", "boxes as 4 numbers"),
-        (_set_box([1, 2, 3, float("nan")]), "error", "boxes as 4 numbers"),
-        (_change("categories", 0, name=" "), "error", "a name for every class, got 1 without"),
-        (_change("categories", 0, name=None), "error", "a name for every class"),
-        (_change("categories", 0, name="class 3"), "error", "names, got 1 repeated ones: class 3"),
-        (_change("categories", 2, id=2), "error", "different class ids, got 1 repeated ones: 2"),
+        (
+            _set_box([1, 2, 3]),
+            "error",
+            f"{BOXES}: annotations[1] (id 102): bbox [1.0, 2.0, 3.0]. Mend the json.",
+        ),
+        (
+            _set_box([1, 2, 3, float("nan")]),
+            "error",
+            f"{BOXES}: annotations[1] (id 102): bbox [1.0, 2.0, 3.0, nan]. Mend the json.",
+        ),
+        (
+            _set_box([1, 2, 3, "wide"]),
+            "error",
+            "entries of COCO's format, got 1 others: annotations[1].bbox[3]: expected float, got "
+            "str. Mend the json.",
+        ),
+        (
+            _without("annotations", 1, "bbox", "segmentation"),
+            "error",
+            f"{BOXES}: annotations[1] (id 102): neither box nor mask. Mend the json.",
+        ),
+        (
+            _change("categories", 0, name=" "),
+            "error",
+            f"a name for every class, got 1 without one, ids 1. {BY_NAMES}",
+        ),
+        (
+            _change("categories", 0, name="Class_3"),
+            "error",
+            f"different class names, got 1 with equal prompts: 'Class_3' and 'class 3'. {BY_NAMES}",
+        ),
+        (
+            _change("categories", 0, frequency="rare"),
+            "error",
+            "the frequency 'r', 'c' or 'f' of a class, got 1 others: 'class 1': 'rare'. Mend the "
+            "json.",
+        ),
         (
             _change("annotations", 0, image_id=9),
             "error",
-            "of images in the json, got 1 others, ids",
+            "annotations of images in the json, got 1 others: annotations[0] (id 101): image 9. "
+            "Mend the json.",
+        ),
+        (
+            _change("images", 0, file_name=""),
+            "error",
+            "'file_name' or 'coco_url', got 1 images with neither, ids 1. Mend the json.",
         ),
         (
             _change("annotations", 0, category_id=9),
             "warning",
-            "of classes in the json, got 1 others",
+            "annotations of classes in the json, got 1 others: annotations[0] (id 101): class 9. "
+            "They are left out.",
         ),
-        (_change("annotations", 0, id=102), "error", "annotation ids, got 1 repeated ones: 102"),
-        (_change("images", 0, width=None), "error", "image sizes in pixels, got 1 images without"),
         (
-            _change("images", 0, file_name=""),
-            "error",
-            "'coco_url', got 1 images with neither, ids 1",
+            _change("annotations", 0, segmentation=[[1, 1, 5, 5]]),
+            "warning",
+            "masks that can be drawn, got 1 others: annotations[0] (id 101): no polygon with 3 "
+            "points and an area. Their boxes are used, without masks.",
+        ),
+        (
+            _change("annotations", 0, id=102),
+            "note",
+            "different annotation ids, got 1 missing or repeated. They are not used: annotations "
+            "are numbered by their order.",
+        ),
+        (
+            _change("annotations", 0, area=None),
+            "note",
+            "areas, got 1 annotations without. Those of the boxes are used.",
+        ),
+        (
+            _without("annotations", 0, "bbox"),
+            "note",
+            "boxes, got 1 annotations without. Boxes around their masks are used.",
+        ),
+        (
+            _without("annotations", 0, "segmentation"),
+            "note",
+            "masks, got 1 objects without. They count for boxes alone.",
         ),
     ],
 )
@@ -329,22 +536,262 @@ def test_what_a_json_may_have_wrong(
     data = contents(["a.png", "b.png"])
     change(data)
     write_json(tmp_path / "val.json", data)
-    assert message in only_text(inspect_custom(yaml_file, "none"), severity)
+    report = inspect_custom(yaml_file, "none")
+    # a mask that cannot be drawn leaves an object without one
+    also = [m for m in problems_of(report) if m[1].startswith("masks, got 1 objects without")]
+    expected = [(severity, message)]
+    assert problems_of(report) == (expected + also if "drawn" in message else expected)
+    assert report.errors == (severity == "error")
+    assert ("small_val" in DatasetCatalog) == (severity != "error")
+
+
+def test_numbers_may_be_text(tmp_path: Path) -> None:
+    data = contents(["a.png", "b.png"])
+    _set_box([1, "2", "3.5", 4])(data)
+    data["annotations"][1]["category_id"] = "2"
+    report = inspect_custom(write_custom(tmp_path, data))
+    assert report.problems == ()
+    (record, _) = DatasetCatalog.get("small_val")
+    assert record["annotations"][1]["bbox"] == [1, 2, 3.5, 4]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            _change("categories", 0, name=None),
+            {
+                "error": "got 1 others: categories[0]: object missing required field name. Mend",
+                "warning": "of classes in the json, got 2 others: annotations[0] (id 101): class 1",
+            },
+        ),
+        (
+            _change("categories", 2, id=2),
+            {
+                "error": "expected different class ids, got 1 repeated ones: 2. Mend the json.",
+                "warning": "of classes in the json, got 2 others: annotations[2] (id 103): class 3",
+            },
+        ),
+        (
+            _change("images", 0, width=0),
+            {
+                "error": "expected image sizes in pixels, got 1 images without, ids 1. Mend",
+                "warning": "got 3 that stick out: annotations[0] (id 101), annotations[1]",
+            },
+        ),
+    ],
+)
+def test_an_error_may_have_consequences(
+    tmp_path: Path, change: Callable[[Contents], None], expected: dict[str, str]
+) -> None:
+    yaml_file = write_custom(tmp_path)
+    data = contents(["a.png", "b.png"])
+    change(data)
+    write_json(tmp_path / "val.json", data)
+    report = inspect_custom(yaml_file, "none")
+    assert len(report.problems) == len(expected)
+    for severity, message in expected.items():
+        (text,) = texts(report, severity)
+        assert message in text
 
 
 def test_an_image_id_that_is_there_twice(tmp_path: Path) -> None:
     data = contents(["a.png", "b.png"])
-    data["images"][1]["id"] = data["annotations"][1]["image_id"] = 1
-    text = only_text(inspect_custom(write_custom(tmp_path, data)))
-    assert "different image ids, got 1 repeated ones: 1." in text
+    data["images"][1]["id"] = 1
+    for annotation in data["annotations"]:
+        annotation["image_id"] = 1
+    text = "different image ids, got 1 repeated ones: 1. Mend the json."
+    assert ("error", text) in problems_of(inspect_custom(write_custom(tmp_path, data)))
 
 
 def test_long_lists_are_cut(tmp_path: Path) -> None:
-    data = contents([f"{i}.png" for i in range(9)])
+    data = contents(["a.png", "b.png", "c.png"])
     for annotation in data["annotations"]:
         annotation["bbox"] = [0, 0, 99, 9]
-    text = only_text(inspect_custom(write_custom(tmp_path, data)), "warning")
-    assert "got 9 that stick out, annotation ids 101, 102, 103, 104, 105, …. Training" in text
+    shown = (
+        "annotations[0] (id 101), annotations[1] (id 102), annotations[2] (id 103), "
+        "annotations[3] (id 201), annotations[4] (id 202), ..."
+    )
+    report = inspect_custom(write_custom(tmp_path, data))
+    assert problems_of(report) == [("warning", OUTSIDE.format(9, shown))]
+    (tmp_path / "images" / "a.png").unlink()
+    write_json(tmp_path / "val.json", contents([f"{i}.png" for i in range(6)]))
+    text = only_text(inspect_custom(tmp_path / "small.yaml"))
+    assert "got 6 names without a file: 0.png, 1.png, 2.png, 3.png, 4.png, .... Correct" in text
+
+
+def test_objects_of_base_and_novel_classes_are_counted(tmp_path: Path) -> None:
+    data = contents(["a.png", "b.png"])
+    assert objects_of(inspect_custom(write_custom(tmp_path, data))) == {"base": 4, "novel": 2}
+    data["annotations"][0]["iscrowd"] = 1  # of class 1
+    data["annotations"][2]["category_id"] = 9
+    data["annotations"][4]["bbox"] = [1, 2, 0, 5]  # of class 2
+    assert objects_of(inspect_custom(write_custom(tmp_path, data))) == {"base": 2, "novel": 1}
+    data = contents(["a.png", "b.png"])
+    report = inspect_custom(write_custom(tmp_path, data, more="base: [class 3]\n"))
+    assert objects_of(report) == {"base": 2, "novel": 2}
+
+
+def _only_class_2(data: Contents) -> None:
+    data["annotations"] = [a for a in data["annotations"] if a["category_id"] == 2]
+
+
+def _no_class_2(data: Contents) -> None:
+    data["annotations"] = [a for a in data["annotations"] if a["category_id"] != 2]
+
+
+def _base_are_crowds(data: Contents) -> None:
+    for annotation in data["annotations"]:
+        annotation["iscrowd"] = int(annotation["category_id"] == 1)
+    data["annotations"] = [a for a in data["annotations"] if a["category_id"] != 3]
+
+
+UNUSED = "objects of every class, got {} classes without any: {}."
+NOTHING = ("error", "objects of base classes, got none. Nothing is left to train on.")
+
+
+@pytest.mark.parametrize(
+    ("split", "change", "expected"),
+    [
+        ("train", _only_class_2, [NOTHING]),
+        ("train", _base_are_crowds, [NOTHING]),
+        ("train", _no_class_2, []),  # training has no novel objects anyway
+        ("val", _only_class_2, [("warning", UNUSED.format(2, "class 1, class 3"))]),
+        ("val", _base_are_crowds, [("warning", UNUSED.format(2, "class 1, class 3"))]),
+        ("val", _no_class_2, [("warning", UNUSED.format(1, "class 2"))]),
+    ],
+)
+def test_classes_without_objects(
+    tmp_path: Path,
+    split: str,
+    change: Callable[[Contents], None],
+    expected: list[tuple[str, str]],
+) -> None:
+    data = contents(["a.png", "b.png"])
+    change(data)
+    report = inspect_custom(write_custom(tmp_path, data, split))
+    assert problems_of(report) == expected
+    assert report.errors == (expected == [NOTHING])
+
+
+def test_a_base_class_without_objects_is_a_warning_in_train(tmp_path: Path) -> None:
+    data = contents(["a.png", "b.png"])
+    data["annotations"] = [a for a in data["annotations"] if a["category_id"] != 3]
+    report = inspect_custom(write_custom(tmp_path, data, "train"))
+    assert problems_of(report) == [("warning", UNUSED.format(1, "class 3"))]
+    report = inspect_custom(write_custom(tmp_path, data, "train", "base: [class 1]\n"))
+    assert report.problems == ()  # class 3 takes no part
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_json_without_images_or_classes(tmp_path: Path, split: str) -> None:
+    data = contents(["a.png"]) | {"images": [], "annotations": []}
+    empty = "images, got 1 empty list. There is nothing to train on or evaluate."
+    unused = UNUSED.format(3, "class 1, class 2, class 3")
+    assert problems_of(inspect_custom(write_custom(tmp_path, data, split))) == [
+        ("warning", empty),
+        NOTHING if split == "train" else ("warning", unused),
+    ]
+    data = contents(["a.png"]) | {"annotations": [], "categories": []}
+    assert problems_of(inspect_custom(write_custom(tmp_path, data, split))) == [
+        ("error", "at least one class under 'categories', got 1 empty list. Mend the json.")
+    ]
+
+
+def test_crowds_that_may_be_single_objects(tmp_path: Path) -> None:
+    data = contents(["a.png", "b.png"])
+    for annotation in data["annotations"]:
+        annotation["iscrowd"] = 1
+        annotation["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": [32, 10, 1158]}
+    warning = (
+        "objects, got {} crowd regions, more than half of all annotations. Neither training nor "
+        "evaluation counts them. CVAT marks every mask so: if they are single objects, set "
+        "`crowds_are_objects: true` in the yaml of the data set."
+    )
+    report = inspect_custom(write_custom(tmp_path, data))
+    assert problems_of(report) == [
+        ("warning", warning.format(6)),
+        ("warning", UNUSED.format(3, "class 1, class 2, class 3")),
+    ]
+    assert objects_of(report) == {"base": 0, "novel": 0}
+
+    report = inspect_custom(write_custom(tmp_path, data, more="crowds_are_objects: true\n"))
+    assert report.problems == ()
+    assert objects_of(report) == {"base": 4, "novel": 2}
+    records = DatasetCatalog.get("small_val")
+    assert [a["iscrowd"] for record in records for a in record["annotations"]] == [0] * 6
+
+    for annotation in data["annotations"][:3]:
+        annotation["iscrowd"] = 0  # half of them
+    assert inspect_custom(write_custom(tmp_path, data)).problems == ()
+    data["annotations"][0]["iscrowd"] = 1
+    report = inspect_custom(write_custom(tmp_path, data))
+    assert problems_of(report) == [
+        ("warning", warning.format(4)),
+        ("warning", UNUSED.format(1, "class 1")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "expected"),
+    [
+        ([[0.2, 0.3, 0.4, 0.5], [0, 0, 1, 1]], "all_fractions"),
+        ([[0.2, 0.3, 0.4, 0.5], [1, 2, 3, 4]], "fractions"),
+        ([[0.2, 0.3, 0.9, 0.5], [0, 0, 1, 1.1]], None),  # right and bottom are more than a pixel
+        ([[-0.2, 0.3, 0.4, 0.5], [1, 2, 0.4, 0.5]], None),
+    ],
+)
+def test_boxes_that_may_be_fractions(
+    tmp_path: Path, boxes: list[list[float]], expected: str | None
+) -> None:
+    data = contents(["a.png", "b.png"], categories=2)
+    for annotation, box in zip(data["annotations"], boxes * 2, strict=True):
+        annotation["bbox"] = box
+    where = "of less than a pixel in the top left corner"
+    texts = {
+        "all_fractions": (
+            "error",
+            f"boxes in pixels, got 4 {where}, which is all of them. They look like fractions of "
+            "the image, as YOLO writes them: multiply them by its size.",
+        ),
+        "fractions": (
+            "warning",
+            f"boxes in pixels, got 2 {where}. Are they fractions of the image, as YOLO writes "
+            "them? Multiply them by its size.",
+        ),
+    }
+    report = inspect_custom(write_custom(tmp_path, data))
+    assert problems_of(report) == ([texts[expected]] if expected else [])
+
+
+@pytest.mark.parametrize("name", ["things", "class 1", "class 2"])
+def test_the_class_that_groups_the_others_is_left_out(tmp_path: Path, name: str) -> None:
+    data = contents(["a.png", "b.png"])
+    for category in data["categories"]:
+        category["supercategory"] = name
+    root = {"id": 0, "name": name, "supercategory": "none"}
+    data["categories"].insert(0, root)
+    report = inspect_custom(write_custom(tmp_path, data))
+    note = f"classes of objects, got 1 that only groups the others: {name}. It is left out: no"
+    assert problems_of(report) == [("note", f"{note} annotation has it.")]
+    assert objects_of(report) == {"base": 4, "novel": 2}
+    metadata = MetadataCatalog.get("small_val")
+    assert metadata.thing_classes == ["class 1", "class 2", "class 3"]
+    assert metadata.thing_dataset_id_to_contiguous_id == {1: 0, 2: 1, 3: 2}
+
+
+def test_a_grouping_class_with_objects_is_a_class(tmp_path: Path) -> None:
+    data = contents(["a.png", "b.png"])
+    for category in data["categories"]:
+        category["supercategory"] = "things"
+    data["categories"].insert(0, {"id": 0, "name": "things", "supercategory": "none"})
+    data["annotations"][0]["category_id"] = 0
+    assert inspect_custom(write_custom(tmp_path, data)).problems == ()
+    assert MetadataCatalog.get("small_val").thing_classes[0] == "things"
+    data["categories"][2]["supercategory"] = "others"  # and so it is if it groups only some
+    data["annotations"][0]["category_id"] = 1
+    report = inspect_custom(write_custom(tmp_path, data))
+    assert problems_of(report) == [("warning", UNUSED.format(1, "things"))]
 
 
 @pytest.mark.usefixtures("small")
@@ -362,15 +809,15 @@ def test_a_sound_custom_data_set_has_no_problem(tmp_path: Path) -> None:
     report = inspect_custom(write_custom(tmp_path))
     assert report.problems == ()
     assert (report.name, report.layout, report.root) == ("small", "custom", tmp_path)
-    assert [entry.path.name for entry in report.entries if entry.there] == ["val.json", "pictures"]
+    assert [entry.path.name for entry in report.entries if entry.there] == ["val.json", "images"]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("name: small\nval: {json: val.json, images: nowhere}\nnovel: r\n", "no folder"),
-        ("name: small\nval: {json: gone.json, images: pictures}\nnovel: r\n", "Correct the path"),
-        ("name: small\nval: {json: val.json, images: pictures}\nnovel: [class 9]\n", "'class 9'"),
+        ("name: small\nval: {json: gone.json, images: images}\nnovel: r\n", "Correct the path"),
+        ("name: small\nval: {json: val.json, images: images}\nnovel: [class 9]\n", "'class 9'"),
         ("name: small\nnovel: r\n", "at least one of the keys 'train' and 'val'"),
     ],
 )
@@ -381,7 +828,7 @@ def test_what_a_yaml_may_have_wrong(tmp_path: Path, text: str, message: str) -> 
 
 
 def test_a_missing_yaml_is_reported(tmp_path: Path) -> None:
-    assert "no such file" in only_text(inspect_custom(tmp_path / "gone.yaml"))
+    assert "No such file" in only_text(inspect_custom(tmp_path / "gone.yaml"))
 
 
 def test_unknown_choices_are_refused(tmp_path: Path) -> None:

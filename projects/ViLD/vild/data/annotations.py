@@ -23,6 +23,7 @@ from vild.data.entries import (
     decode_file,
     find_id,
     id_order,
+    paused_collection,
     plain_number,
 )
 from vild.data.masks import box_of, check_segmentation
@@ -121,6 +122,7 @@ def _log_once(problem: Problem) -> None:
         logger.log(level, "%s", problem.text)
 
 
+@paused_collection()
 def decode_annotations(
     json_file: str | os.PathLike[str], crowds_are_objects: bool = False
 ) -> Annotations:

@@ -11,13 +11,14 @@ from typing import Any
 from detectron2.structures import BoxMode
 
 from vild.data.annotations import FEDERATED, read_annotations
-from vild.data.entries import Id
+from vild.data.entries import Id, paused_collection
 from vild.data.images import ImageFinder
 from vild.data.masks import Rle
 
 logger = logging.getLogger(__name__)
 
 
+@paused_collection()
 def load_records(
     json_file: str | os.PathLike[str],
     image_root: str | os.PathLike[str],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vild.data.annotations import FEDERATED, Annotations, read_annotations
-from vild.data.entries import Annotation, Id, ImageEntry, find_id
+from vild.data.entries import Annotation, Id, ImageEntry, find_id, paused_collection
 from vild.data.masks import Rle
 
 TASKS = ("bbox", "segm")
@@ -58,6 +58,7 @@ class GroundTruth:
         return cls.of(read_annotations(json_file, crowds_are_objects), vocabulary)
 
     @classmethod
+    @paused_collection()
     def of(cls, contents: Annotations, vocabulary: Collection[Id]) -> GroundTruth:
         """From annotations that were read already; see :meth:`read`."""
         numbers = {category.id: n for n, category in enumerate(contents.categories, 1)}
