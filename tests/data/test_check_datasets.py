@@ -72,9 +72,10 @@ def test_as_a_process_of_its_own(repository: Path, tmp_path: Path, server: Serve
     assert squeezed(out) == [
         "small (custom layout)",
         "./",
-        "there pictures/",
+        "there images/",
         "there val.json",
-        "val: 2 images, 2 annotations, 3 classes (1 c, 1 f, 1 r); 2 pictures opened",
+        "val: 2 images, 6 annotations, 3 classes (1 c, 1 f, 1 r); 2 images opened",
+        "objects: 4 of base classes, 2 of novel classes",
         "",
         "small: ok (errors: 0, warnings: 0)",
     ]
@@ -120,7 +121,10 @@ def test_both_official_data_sets_in_the_flat_layout(
     lines = squeezed(capsys.readouterr().out)
     assert "coco (flat layout)" in lines
     assert "there lvis_v1_val.json" in lines
-    assert "train: 3 images, 3 annotations, 3 classes; 3 pictures opened" in lines
+    opened = "3 images opened"
+    assert f"train: 3 images, 9 annotations, 3 classes (1 c, 1 f, 1 r); {opened}" in lines
+    assert f"train: 3 images, 9 annotations, 3 classes (3 r); {opened}" in lines  # COCO's: counted
+    assert not any(line.startswith("objects: ") for line in lines)  # nothing says what is novel
     assert lines[-1] == "lvis, coco: ok (errors: 0, warnings: 0)"
 
 
@@ -129,10 +133,55 @@ def test_warnings_are_shown_and_end_with_0(
 ) -> None:
     data = contents(["a.png"])
     data["annotations"][0]["bbox"] = [0, 0, 99, 9]
-    assert main(["--custom", str(write_custom(tmp_path, data)), "--images", "none"]) == 0
+    data["annotations"][0]["area"] = None
+    yaml_file = write_custom(tmp_path, data)
+    assert main(["--custom", str(yaml_file), "--images", "none"]) == 0
     lines = squeezed(capsys.readouterr().out)
-    assert any(line.startswith("warning: ") and "stick out" in line for line in lines)
-    assert lines[-1] == "small: ok (errors: 0, warnings: 1)"
+    json_file = tmp_path / "val.json"
+    warning, note = (line for line in lines if line.startswith(("error: ", "warning: ", "note: ")))
+    assert warning == (
+        f"warning: {json_file}: expected boxes inside their image, to 1 pixel, got 1 that stick "
+        "out: annotations[0] (id 101). Training clips them. If there are many: are they x, y, "
+        "width, height in pixels?"
+    )
+    assert note == (
+        f"note: {json_file}: expected areas, got 1 annotations without. Those of the boxes are "
+        "used."
+    )
+    assert lines[-1] == "small: ok (errors: 0, warnings: 1)"  # notes are not counted
+
+
+def test_notes_alone_are_shown_and_end_with_0(
+    main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = contents(["a.png"])
+    for annotation in data["annotations"]:
+        del annotation["segmentation"], annotation["id"]
+    assert main(["--custom", str(write_custom(tmp_path, data))]) == 0
+    lines = squeezed(capsys.readouterr().out)
+    start = f"note: {tmp_path / 'val.json'}: expected"
+    assert lines[-4:] == [
+        f"{start} different annotation ids, got 3 missing or repeated. They are not used: "
+        "annotations are numbered by their order.",
+        f"{start} masks, got 3 objects without. They count for boxes alone.",
+        "",
+        "small: ok (errors: 0, warnings: 0)",
+    ]
+
+
+def test_a_train_split_without_base_objects_fails(
+    main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = contents(["a.png"])
+    data["annotations"] = [a for a in data["annotations"] if a["category_id"] == 2]
+    assert main(["--custom", str(write_custom(tmp_path, data, "train"))]) == 1
+    assert squeezed(capsys.readouterr().out)[-4:] == [
+        "objects: 0 of base classes, 1 of novel classes",
+        f"error: {tmp_path / 'train.json'}: expected objects of base classes, got none. Nothing is "
+        "left to train on.",
+        "",
+        "small: FAILED (errors: 1, warnings: 0)",
+    ]
 
 
 def test_a_custom_and_an_official_data_set_together(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,11 @@ def test_metadata_needs_no_data(
         assert sorted(metadata.thing_dataset_id_to_contiguous_id.values()) == list(range(classes))
         assert Path(metadata.json_file).is_relative_to(root)
         assert Path(metadata.image_root).is_relative_to(root)
-        with pytest.raises(ValueError, match=rf"{Path(metadata.json_file).name}, but there is no"):
+        message = (
+            f"expected annotations at {metadata.json_file}: No such file or directory. Run "
+            "datasets/check_datasets.py to see which files are expected where"
+        )
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             DatasetCatalog.get(name)
 
 
