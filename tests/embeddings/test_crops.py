@@ -14,11 +14,13 @@ from PIL import Image
 from torchvision.transforms import Compose
 
 from vild.embeddings import CROP_MODES, crop_and_resize, crops, enlarge_boxes, valid_boxes
+from vild.embeddings.crops import INTERPOLATIONS
 
 HEIGHT, WIDTH = 240, 320
 RESIZE_MODES = {"stretch": "squash", "pad": "longest", "clip": "shortest"}
 # Before 13.0 Pillow shrank horizontally first whatever the shape; on noise that shows.
 OLD_PILLOW = int(PIL.__version__.split(".")[0]) < 13
+by_interpolation = pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 by_mode = pytest.mark.parametrize("mode", CROP_MODES)
 
 
@@ -75,10 +77,12 @@ def boxes_of_all_scales() -> torch.Tensor:
     return torch.tensor(fixed, dtype=torch.float32)
 
 
-def reference(image: np.ndarray, boxes: torch.Tensor, size: int, mode: str) -> torch.Tensor:
+def reference(
+    image: np.ndarray, boxes: torch.Tensor, size: int, mode: str, interpolation: str = "bicubic"
+) -> torch.Tensor:
     """What open_clip makes of PIL's crops, without its normalisation."""
     transform = open_clip.image_transform(
-        size, is_train=False, resize_mode=RESIZE_MODES[mode], interpolation="bicubic"
+        size, is_train=False, resize_mode=RESIZE_MODES[mode], interpolation=interpolation
     )
     *steps, normalize = transform.transforms
     assert type(normalize).__name__ == "Normalize"
@@ -93,16 +97,20 @@ def known_to_open_clip(boxes: torch.Tensor, size: int, mode: str) -> torch.Tenso
     return boxes[short > 0] if mode == "pad" else boxes
 
 
-def resize_batched(picture: torch.Tensor, layout: crops._Layout, size: int) -> torch.Tensor:
+def resize_batched(
+    picture: torch.Tensor, layout: crops._Layout, size: int, interpolation: str = "bicubic"
+) -> torch.Tensor:
     out = torch.full((len(layout.extent), 3, size, size), torch.nan, device=picture.device)
-    crops._resize_batched(picture, layout, out)
+    crops._resize_batched(picture, layout, out, interpolation)
     return out
 
 
-def batched(image: np.ndarray, boxes: torch.Tensor, size: int, mode: str) -> torch.Tensor:
+def batched(
+    image: np.ndarray, boxes: torch.Tensor, size: int, mode: str, interpolation: str = "bicubic"
+) -> torch.Tensor:
     """The way that is taken on a GPU."""
     layout = crops._lay_out(boxes.double(), image.shape[:2], size, mode)
-    return resize_batched(torch.from_numpy(image), layout, size)
+    return resize_batched(torch.from_numpy(image), layout, size, interpolation)
 
 
 def assert_same(got: torch.Tensor, expected: torch.Tensor, most: float = 3) -> None:
@@ -114,28 +122,59 @@ def assert_same(got: torch.Tensor, expected: torch.Tensor, most: float = 3) -> N
 
 
 @by_mode
+@by_interpolation
 @pytest.mark.parametrize("size", [224, 37])
-@pytest.mark.parametrize("resize", [crop_and_resize, batched])
-def test_crops_equal_open_clips(resize, size: int, mode: str, image: np.ndarray) -> None:
+def test_crops_equal_open_clips(
+    size: int, mode: str, interpolation: str, image: np.ndarray
+) -> None:
     boxes = known_to_open_clip(boxes_of_all_scales(), size, mode)
-    assert_same(resize(image, boxes, size, mode), reference(image, boxes, size, mode))
+    expected = reference(image, boxes, size, mode, interpolation)
+    got = crop_and_resize(image, boxes, size, mode, interpolation=interpolation)
+    assert_same(got, expected)
+    assert_same(batched(image, boxes, size, mode, interpolation), expected)
 
 
 @by_mode
+@by_interpolation
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
-def test_crops_of_every_small_size(size: int, mode: str, image: np.ndarray) -> None:
+def test_crops_of_every_small_size(
+    size: int, mode: str, interpolation: str, image: np.ndarray
+) -> None:
     boxes = torch.tensor([(90.0, 70.0, 90 + w, 70 + h) for w in range(1, 8) for h in range(1, 8)])
     boxes = known_to_open_clip(boxes, size, mode)
-    expected = reference(image, boxes, size, mode)
-    assert_same(crop_and_resize(image, boxes, size, mode), expected)
-    assert_same(batched(image, boxes, size, mode), expected)
+    expected = reference(image, boxes, size, mode, interpolation)
+    got = crop_and_resize(image, boxes, size, mode, interpolation=interpolation)
+    assert_same(got, expected)
+    assert_same(batched(image, boxes, size, mode, interpolation), expected)
 
 
 @by_mode
-def test_both_ways_agree(mode: str, image: np.ndarray) -> None:
+@by_interpolation
+def test_both_ways_agree(mode: str, interpolation: str, image: np.ndarray) -> None:
     boxes = boxes_of_all_scales()
-    got = crop_and_resize(image, boxes, 64, mode)
-    assert_same(batched(image, boxes, 64, mode), got, most=2)
+    got = crop_and_resize(image, boxes, 64, mode, interpolation=interpolation)
+    assert_same(batched(image, boxes, 64, mode, interpolation), got, most=2)
+
+
+def test_bilinear_equals_pil_and_differs_from_bicubic(image: np.ndarray) -> None:
+    boxes = torch.tensor([[30.0, 40.0, 130.0, 190.0]])
+    crop = Image.fromarray(image).crop((30, 40, 130, 190))
+    expected = torch.from_numpy(np.array(crop.resize((48, 48), Image.Resampling.BILINEAR)) / 255)
+    got = crop_and_resize(image, boxes, 48, interpolation="bilinear")
+    assert_same(got[0].permute(1, 2, 0), expected, most=1)
+    assert (got - crop_and_resize(image, boxes, 48)).abs().max() > 10 / 255
+
+
+def test_an_elongated_box_is_bilinear_too(image: np.ndarray) -> None:
+    boxes = torch.tensor([[10.0, 50.0, 310.0, 51.0], [7.0, 5.0, 9.0, 239.0]])
+    got = crop_and_resize(image, boxes, 32, "clip", interpolation="bilinear")
+    assert_same(got, reference(image, boxes, 32, "clip", "bilinear"))
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "lanczos", "BICUBIC", ""])
+def test_other_interpolations_are_refused(interpolation: str, image: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=f"of bicubic, bilinear, got '{interpolation}'"):
+        crop_and_resize(image, torch.empty(0, 4), 8, interpolation=interpolation)
 
 
 @pytest.mark.parametrize(("w", "h", "vertical"), [(60, 200, True), (200, 60, False)])
@@ -408,15 +447,17 @@ def test_device_is_the_pictures_or_the_one_asked_for(image: np.ndarray) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @by_mode
-def test_cuda_equals_the_cpu(mode: str, image: np.ndarray) -> None:
+@by_interpolation
+def test_cuda_equals_the_cpu(mode: str, interpolation: str, image: np.ndarray) -> None:
     boxes = boxes_of_all_scales()
-    expected = crop_and_resize(image, boxes, 224, mode)
-    got = crop_and_resize(image, boxes, 224, mode, device="cuda")
+    expected = crop_and_resize(image, boxes, 224, mode, interpolation=interpolation)
+    got = crop_and_resize(image, boxes, 224, mode, device="cuda", interpolation=interpolation)
     assert got.device.type == "cuda"
     assert_same(got.cpu(), expected, most=2)
     picture = torch.from_numpy(image).cuda()
-    assert torch.equal(crop_and_resize(picture, boxes.cuda(), 224, mode), got)
-    back = crop_and_resize(picture, boxes, 224, mode, device="cpu")
+    again = crop_and_resize(picture, boxes.cuda(), 224, mode, interpolation=interpolation)
+    assert torch.equal(again, got)
+    back = crop_and_resize(picture, boxes, 224, mode, device="cpu", interpolation=interpolation)
     assert torch.equal(back, expected)
     assert crop_and_resize(picture, torch.empty(0, 4), 8, mode).shape == (0, 3, 8, 8)
 
