@@ -64,7 +64,7 @@ class Source:
         """
         own = self.model.startswith((LOCAL, HUB))
         try:
-            return open_clip.create_model(
+            network = open_clip.create_model(
                 self.model,
                 pretrained=str(self.file) if self.file else self.tag or None,
                 device=device,
@@ -78,6 +78,11 @@ class Source:
         # a file that is something else fails in any way: pickle, zip, missing attributes, ...
         except Exception as error:
             raise ValueError(self._advice(error)) from error
+        if not all(bool(torch.isfinite(weight).all()) for weight in network.parameters()):
+            raise ValueError(
+                f"expected finite weights, got NaN or infinity in {self.file or self.name}"
+            )
+        return network
 
     def load_tokenizer(self) -> open_clip.SimpleTokenizer:
         """Load the tokenizer.
@@ -261,8 +266,8 @@ def _preprocess(model: str, tags: list[str], file: Path | None) -> dict[str, Any
         )
         raise ValueError(
             f"{file} does not say how its images are preprocessed, and the published weights of "
-            f"{model} differ: {choices}. Name the tag whose weights it holds, or whose preprocessing and "
-            f"activation it shares: --pretrained TAG={file}"
+            f"{model} differ: {choices}. Name the tag whose weights it holds, or whose "
+            f"preprocessing and activation it shares: --pretrained TAG={file}"
         )
     if file:
         logger.warning(
