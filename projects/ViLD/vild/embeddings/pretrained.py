@@ -115,21 +115,18 @@ class Source:
             )
         return (
             f"the tokenizer of {self.model}, {self._hub_tokenizer} on the Hugging Face hub, could "
-            "not be loaded. "
-            'On a machine with a connection run python -c "import open_clip; open_clip.'
-            f"get_tokenizer('{self.tokenizer}')\" and copy its Hugging Face cache (HF_HOME) here: "
-            f"{_reason(error)}"
+            'not be loaded. On a machine with a connection run python -c "import open_clip; '
+            f"open_clip.get_tokenizer('{self.tokenizer}')\" and copy its Hugging Face cache "
+            f"(HF_HOME) here: {_reason(error)}"
         )
 
     def _advice(self, error: Exception) -> str:
         """One line for everything that can go wrong when weights are loaded."""
         if self.file:
-            known = isinstance(error, _READABLE)
-            return f"{self.file} could not be loaded as a checkpoint of {self.model}: " + (
-                _reason(error)
-                if known
-                else "expected tensors by name (a state dict), got another kind of file"
-            )
+            reason = "expected a state dict (tensors by name), got other content"
+            if isinstance(error, _READABLE):
+                reason = _reason(error)
+            return f"{self.file} could not be loaded as a checkpoint of {self.model}: {reason}"
         if self.tag and isinstance(error, RuntimeError) and "download" in str(error):
             config = open_clip.get_pretrained_cfg(self.model, self.tag)
             hub, names = _hub_files(config)
@@ -149,7 +146,7 @@ class Source:
 
 
 def find_source(model: str, pretrained: str | None) -> Source:
-    """Look up what a teacher is made of; nothing but the configuration of a hub's is downloaded.
+    """Look up what a teacher is made of, before anything large is downloaded.
 
     Args:
         model: an open_clip model name, ``local-dir:FOLDER``, ``hf-hub:NAME`` or ``vild-shapes``.
@@ -167,12 +164,13 @@ def find_source(model: str, pretrained: str | None) -> Source:
                 "leave --pretrained out"
             )
         return _self_contained(model)
-    model = model.replace("/", "-")  # ViT-B/32, as OpenAI writes it
+    asked, model = model, model.replace("/", "-")  # ViT-B/32, as OpenAI writes it
     config = open_clip.get_model_config(model)
     if config is None:
         raise ValueError(
-            f"expected an open_clip model, got {model!r}. "
-            "`python -c 'import open_clip; print(open_clip.list_models())'` lists them."
+            f"expected an open_clip model, got {asked!r}. "
+            "`python -c 'import open_clip; print(open_clip.list_models())'` lists them; a folder "
+            f"with {HF_CONFIG_NAME} and weights is {LOCAL}FOLDER."
         )
     tag, file = _tag_and_file(model, pretrained) if pretrained else ("", None)
     name = "/".join(part for part in (model, tag or pretrained or "") if part)
@@ -280,9 +278,8 @@ def _preprocess(model: str, tags: list[str], file: Path | None) -> dict[str, Any
 
 def _warn_of_activation(model: str, tags: list[str], quick_gelu: bool, file: Path) -> None:
     """A file does not say whether it was trained with QuickGELU; the model's name decides."""
-    configs = (open_clip.get_pretrained_cfg(model, tag) for tag in tags)
-    if not quick_gelu and (quick := [c for c in configs if c.get("quick_gelu")]):
-        named = [tag for tag in tags if open_clip.get_pretrained_cfg(model, tag) in quick]
+    named = [tag for tag in tags if open_clip.get_pretrained_cfg(model, tag).get("quick_gelu")]
+    if named and not quick_gelu:
         logger.warning(
             "%s is loaded with GELU, the activation of %s. If it holds weights that were trained "
             "with QuickGELU (%s), name them, as in --pretrained %s=%s",
