@@ -109,6 +109,7 @@ def work(
         device=device,
         threads=args.threads,
         normalise=teacher.statistics,
+        interpolation=teacher.interpolation,
     )
     extract_embeddings(
         cropper,

@@ -9,11 +9,12 @@ import torch
 from vild.embeddings import Teacher
 
 
-def tiny_clip() -> open_clip.CLIP:
+def tiny_clip(quick_gelu: bool = False) -> open_clip.CLIP:
     """A real open_clip model of random weights: ViT, 32 px, D = 16."""
     torch.manual_seed(0)
     return open_clip.CLIP(
         embed_dim=16,
+        quick_gelu=quick_gelu,
         vision_cfg={"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16},
         text_cfg={"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
     )

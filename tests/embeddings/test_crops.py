@@ -14,11 +14,13 @@ from PIL import Image
 from torchvision.transforms import Compose
 
 from vild.embeddings import CROP_MODES, crop_and_resize, crops, enlarge_boxes, valid_boxes
+from vild.embeddings.crops import INTERPOLATIONS
 
 HEIGHT, WIDTH = 240, 320
 RESIZE_MODES = {"stretch": "squash", "pad": "longest", "clip": "shortest"}
 # Before 13.0 Pillow shrank horizontally first whatever the shape; on noise that shows.
 OLD_PILLOW = int(PIL.__version__.split(".")[0]) < 13
+by_interpolation = pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 by_mode = pytest.mark.parametrize("mode", CROP_MODES)
 
 
@@ -75,10 +77,12 @@ def boxes_of_all_scales() -> torch.Tensor:
     return torch.tensor(fixed, dtype=torch.float32)
 
 
-def reference(image: np.ndarray, boxes: torch.Tensor, size: int, mode: str) -> torch.Tensor:
+def reference(
+    image: np.ndarray, boxes: torch.Tensor, size: int, mode: str, interpolation: str = "bicubic"
+) -> torch.Tensor:
     """What open_clip makes of PIL's crops, without its normalisation."""
     transform = open_clip.image_transform(
-        size, is_train=False, resize_mode=RESIZE_MODES[mode], interpolation="bicubic"
+        size, is_train=False, resize_mode=RESIZE_MODES[mode], interpolation=interpolation
     )
     *steps, normalize = transform.transforms
     assert type(normalize).__name__ == "Normalize"
@@ -93,16 +97,20 @@ def known_to_open_clip(boxes: torch.Tensor, size: int, mode: str) -> torch.Tenso
     return boxes[short > 0] if mode == "pad" else boxes
 
 
-def resize_batched(picture: torch.Tensor, layout: crops._Layout, size: int) -> torch.Tensor:
+def resize_batched(
+    picture: torch.Tensor, layout: crops._Layout, size: int, interpolation: str = "bicubic"
+) -> torch.Tensor:
     out = torch.full((len(layout.extent), 3, size, size), torch.nan, device=picture.device)
-    crops._resize_batched(picture, layout, out)
+    crops._resize_batched(picture, layout, out, interpolation)
     return out
 
 
-def batched(image: np.ndarray, boxes: torch.Tensor, size: int, mode: str) -> torch.Tensor:
+def batched(
+    image: np.ndarray, boxes: torch.Tensor, size: int, mode: str, interpolation: str = "bicubic"
+) -> torch.Tensor:
     """The way that is taken on a GPU."""
     layout = crops._lay_out(boxes.double(), image.shape[:2], size, mode)
-    return resize_batched(torch.from_numpy(image), layout, size)
+    return resize_batched(torch.from_numpy(image), layout, size, interpolation)
 
 
 def assert_same(got: torch.Tensor, expected: torch.Tensor, most: float = 3) -> None:
@@ -114,28 +122,53 @@ def assert_same(got: torch.Tensor, expected: torch.Tensor, most: float = 3) -> N
 
 
 @by_mode
+@by_interpolation
 @pytest.mark.parametrize("size", [224, 37])
-@pytest.mark.parametrize("resize", [crop_and_resize, batched])
-def test_crops_equal_open_clips(resize, size: int, mode: str, image: np.ndarray) -> None:
+def test_crops_equal_open_clips(
+    size: int, mode: str, interpolation: str, image: np.ndarray
+) -> None:
     boxes = known_to_open_clip(boxes_of_all_scales(), size, mode)
-    assert_same(resize(image, boxes, size, mode), reference(image, boxes, size, mode))
+    expected = reference(image, boxes, size, mode, interpolation)
+    got = crop_and_resize(image, boxes, size, mode, interpolation=interpolation)
+    assert_same(got, expected)
+    assert_same(batched(image, boxes, size, mode, interpolation), expected)
 
 
 @by_mode
+@by_interpolation
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
-def test_crops_of_every_small_size(size: int, mode: str, image: np.ndarray) -> None:
+def test_crops_of_every_small_size(
+    size: int, mode: str, interpolation: str, image: np.ndarray
+) -> None:
     boxes = torch.tensor([(90.0, 70.0, 90 + w, 70 + h) for w in range(1, 8) for h in range(1, 8)])
     boxes = known_to_open_clip(boxes, size, mode)
-    expected = reference(image, boxes, size, mode)
-    assert_same(crop_and_resize(image, boxes, size, mode), expected)
-    assert_same(batched(image, boxes, size, mode), expected)
+    expected = reference(image, boxes, size, mode, interpolation)
+    got = crop_and_resize(image, boxes, size, mode, interpolation=interpolation)
+    assert_same(got, expected)
+    assert_same(batched(image, boxes, size, mode, interpolation), expected)
 
 
 @by_mode
-def test_both_ways_agree(mode: str, image: np.ndarray) -> None:
+@by_interpolation
+def test_both_ways_agree(mode: str, interpolation: str, image: np.ndarray) -> None:
     boxes = boxes_of_all_scales()
-    got = crop_and_resize(image, boxes, 64, mode)
-    assert_same(batched(image, boxes, 64, mode), got, most=2)
+    got = crop_and_resize(image, boxes, 64, mode, interpolation=interpolation)
+    assert_same(batched(image, boxes, 64, mode, interpolation), got, most=2)
+
+
+def test_bilinear_equals_pil_and_differs_from_bicubic(image: np.ndarray) -> None:
+    boxes = torch.tensor([[30.0, 40.0, 130.0, 190.0]])
+    crop = Image.fromarray(image).crop((30, 40, 130, 190))
+    expected = torch.from_numpy(np.array(crop.resize((48, 48), Image.Resampling.BILINEAR)) / 255)
+    got = crop_and_resize(image, boxes, 48, interpolation="bilinear")
+    assert_same(got[0].permute(1, 2, 0), expected, most=1)
+    assert (got - crop_and_resize(image, boxes, 48)).abs().max() > 10 / 255
+
+
+def test_an_elongated_box_is_bilinear_too(image: np.ndarray) -> None:
+    boxes = torch.tensor([[10.0, 50.0, 310.0, 51.0], [7.0, 5.0, 9.0, 239.0]])
+    got = crop_and_resize(image, boxes, 32, "clip", interpolation="bilinear")
+    assert_same(got, reference(image, boxes, 32, "clip", "bilinear"))
 
 
 @pytest.mark.parametrize(("w", "h", "vertical"), [(60, 200, True), (200, 60, False)])
@@ -214,37 +247,6 @@ def test_two_scales_of_one_box(image: np.ndarray) -> None:
         expected = Image.fromarray(image).crop(corners).resize((32, 32), Image.Resampling.BICUBIC)
         assert_same(crop[0].permute(1, 2, 0), torch.from_numpy(np.array(expected) / 255))
     assert torch.equal(boxes, before)
-
-
-def test_enlarged_boxes() -> None:
-    boxes = torch.tensor(
-        [[10.0, 20.0, 30.0, 60.0], [0.0, 0.0, 40.0, 40.0], [80.0, 90.0, 100.0, 98.0]]
-    )
-    expected = [[5.0, 10.0, 35.0, 70.0], [0.0, 0.0, 50.0, 50.0], [75.0, 88.0, 100.0, 100.0]]
-    got = enlarge_boxes(boxes, 1.5, (100, 100))
-    assert got.tolist() == expected
-    assert got.dtype == torch.float32
-    assert enlarge_boxes(boxes, 0.5, (100, 100))[0].tolist() == [15.0, 30.0, 25.0, 50.0]
-    # (height, width), not the reverse
-    assert enlarge_boxes(boxes[:1], 4, (70, 50)).tolist() == [[0.0, 0.0, 50.0, 70.0]]
-    assert enlarge_boxes(torch.empty(0, 4), 1.5, (100, 100)).shape == (0, 4)
-
-
-@pytest.mark.parametrize("scale", [1.0, 1.5])
-def test_enlarged_boxes_are_new(scale: float) -> None:
-    boxes = torch.tensor([[10.25, 20.0, 30.0, 60.0], [-5.0, 1.0, 7.0, 300.0]])
-    before = boxes.clone()
-    got = enlarge_boxes(boxes, scale, (100, 100))
-    if scale == 1:
-        assert got.tolist() == [[10.25, 20.0, 30.0, 60.0], [0.0, 1.0, 7.0, 100.0]]
-    got.fill_(-1)
-    assert torch.equal(boxes, before)
-
-
-@pytest.mark.parametrize("scale", [0, -1.5, float("nan"), float("inf")])
-def test_a_scale_is_positive(scale: float) -> None:
-    with pytest.raises(ValueError, match=r"expected a scale > 0, such as 1\.5, got"):
-        enlarge_boxes(torch.rand(1, 4), scale, (10, 10))
 
 
 @pytest.mark.parametrize("resize", [crop_and_resize, batched])
@@ -327,77 +329,6 @@ def test_inputs_stay_as_they_are(image: np.ndarray) -> None:
     assert boxes.tolist() == [[0, 0, WIDTH, HEIGHT]]
 
 
-BAD_BOXES = [
-    (float("nan"), 1, 2, 3),
-    (1, 2, float("inf"), 4),
-    (5, 1, 5, 9),
-    (1, 9, 5, 3),
-    (-9, 1, 0, 9),
-    (WIDTH, 1, WIDTH + 5, 9),
-    (1, -4, 9, 0),
-    (1, HEIGHT, 9, HEIGHT + 1),
-]
-
-
-@pytest.mark.parametrize("box", BAD_BOXES)
-def test_bad_boxes_are_named(box, image: np.ndarray) -> None:
-    boxes = torch.tensor([(1, 2, 3, 4), box, box], dtype=torch.float32)
-    with pytest.raises(ValueError, match=r"finite boxes .* 320 pixels wide and 240 high") as error:
-        crop_and_resize(image, boxes, 8)
-    values = ", ".join(f"{corner:g}" for corner in box)
-    assert f"box 1 of 3 is ({values})" in str(error.value)
-    assert "valid_boxes(boxes, (240, 320))" in str(error.value)
-    valid = valid_boxes(boxes, (HEIGHT, WIDTH))
-    assert valid.dtype == torch.bool
-    assert valid.tolist() == [True, False, False]
-    assert valid_boxes(boxes.numpy(), (HEIGHT, WIDTH)).tolist() == [True, False, False]
-    assert len(crop_and_resize(image, boxes[valid], 8)) == 1
-
-
-def test_valid_boxes_of_none() -> None:
-    assert valid_boxes(torch.empty(0, 4), (3, 3)).shape == (0,)
-
-
-@pytest.mark.parametrize("shape", [(4,), (0,), (2, 5), (1, 2, 4)])
-def test_boxes_have_four_columns(shape: tuple[int, ...], image: np.ndarray) -> None:
-    for call in (
-        lambda boxes: crop_and_resize(image, boxes, 8),
-        lambda boxes: enlarge_boxes(boxes, 1.5, (10, 10)),
-        lambda boxes: valid_boxes(boxes, (10, 10)),
-    ):
-        with pytest.raises(
-            ValueError, match=r"boxes \(R, 4\), .*empty\(0, 4\), got shape"
-        ) as error:
-            call(torch.zeros(shape))
-        assert str(shape) in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("picture", "got"),
-    [
-        (np.zeros((8, 8, 3), np.float32), "(8, 8, 3) and float32"),
-        (np.zeros((3, 8, 9), np.uint8), "(3, 8, 9) and uint8"),
-        (np.zeros((8, 8), np.uint8), "(8, 8) and uint8"),
-        (np.zeros((0, 8, 3), np.uint8), "(0, 8, 3) and uint8"),
-        (torch.zeros(8, 8, 4, dtype=torch.uint8), "(8, 8, 4) and uint8"),
-        (torch.zeros(8, 8, 3, dtype=torch.int8), "(8, 8, 3) and int8"),
-        (Image.new("RGB", (8, 8)), "() and Image"),
-    ],
-)
-def test_pictures_are_rgb_bytes(picture, got: str) -> None:
-    with pytest.raises(ValueError, match=r"shape \(height, width, 3\) and uint8, RGB") as error:
-        crop_and_resize(picture, torch.empty(0, 4), 8)
-    assert f"got {got}." in str(error.value)
-    assert "numpy.asarray(" in str(error.value)
-
-
-def test_modes_and_sizes(image: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="mode of stretch, pad, clip, got 'squash'"):
-        crop_and_resize(image, torch.empty(0, 4), 8, "squash")
-    with pytest.raises(ValueError, match="size of at least 1 pixel, such as 224, got 0"):
-        crop_and_resize(image, torch.empty(0, 4), 0)
-
-
 def test_device_is_the_pictures_or_the_one_asked_for(image: np.ndarray) -> None:
     boxes = torch.tensor([[1.0, 2.0, 30.0, 40.0]])
     for picture in (image, torch.from_numpy(image)):
@@ -408,15 +339,17 @@ def test_device_is_the_pictures_or_the_one_asked_for(image: np.ndarray) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @by_mode
-def test_cuda_equals_the_cpu(mode: str, image: np.ndarray) -> None:
+@by_interpolation
+def test_cuda_equals_the_cpu(mode: str, interpolation: str, image: np.ndarray) -> None:
     boxes = boxes_of_all_scales()
-    expected = crop_and_resize(image, boxes, 224, mode)
-    got = crop_and_resize(image, boxes, 224, mode, device="cuda")
+    expected = crop_and_resize(image, boxes, 224, mode, interpolation=interpolation)
+    got = crop_and_resize(image, boxes, 224, mode, device="cuda", interpolation=interpolation)
     assert got.device.type == "cuda"
     assert_same(got.cpu(), expected, most=2)
     picture = torch.from_numpy(image).cuda()
-    assert torch.equal(crop_and_resize(picture, boxes.cuda(), 224, mode), got)
-    back = crop_and_resize(picture, boxes, 224, mode, device="cpu")
+    again = crop_and_resize(picture, boxes.cuda(), 224, mode, interpolation=interpolation)
+    assert torch.equal(again, got)
+    back = crop_and_resize(picture, boxes, 224, mode, device="cpu", interpolation=interpolation)
     assert torch.equal(back, expected)
     assert crop_and_resize(picture, torch.empty(0, 4), 8, mode).shape == (0, 3, 8, 8)
 

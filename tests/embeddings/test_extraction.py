@@ -19,6 +19,7 @@ from torch.nn import functional
 from vild.embeddings import (
     CropRule,
     EmbeddingStore,
+    OnlineEmbedder,
     RegionCropper,
     Teacher,
     crop_and_resize,
@@ -303,8 +304,9 @@ def test_a_store_of_something_else_is_not_opened(
 def test_impossible_crop_rules() -> None:
     with pytest.raises(ValueError, match="expected a crop mode"):
         CropRule("squeeze")
-    with pytest.raises(ValueError, match="expected positive crop scales"):
-        CropRule(scales=())
+    for scales in ((), (1.0, 0.0), (float("nan"),), (1.0, float("inf"))):
+        with pytest.raises(ValueError, match="expected positive crop scales"):
+            CropRule(scales=scales)
 
 
 def test_the_teacher_itself(
@@ -320,6 +322,30 @@ def test_the_teacher_itself(
     ]
     expected = functional.normalize(pair[0] + pair[1], dim=1)
     torch.testing.assert_close(store[12].embeddings.float(), expected, rtol=0, atol=1e-3)
+
+
+def test_crops_are_resized_as_the_teacher_s_images_were(
+    made: tuple[dict[int, str], ProposalStore], teacher: Teacher
+) -> None:
+    """In a store as in training without one."""
+    files, proposals = made
+    rule = CropRule(scales=(1.0,))
+    picture = np.asarray(Image.open(files[12]))
+    boxes = proposals[12].boxes
+    crops = {
+        kind: crop_and_resize(picture, boxes, SIZE, interpolation=kind)
+        for kind in ("bicubic", "bilinear")
+    }
+    assert not torch.equal(crops["bicubic"], crops["bilinear"])
+    for kind, expected in crops.items():
+        cropper = RegionCropper(
+            proposals, files, rule, limit=300, size=SIZE, batch_size=300, interpolation=kind
+        )
+        (batch,) = cropper.batches([12])
+        assert torch.equal(batch.crops, expected)
+        own = Teacher(teacher.model, teacher.tokenizer, name="tiny", interpolation=kind)
+        embedded = OnlineEmbedder(own, rule).embed(torch.tensor(picture), boxes)
+        torch.testing.assert_close(embedded, own.encode_image(expected))
 
 
 def _extract_slowly(folder: Path, count: int, started: object) -> None:

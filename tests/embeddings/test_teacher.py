@@ -129,13 +129,30 @@ def test_fingerprint_follows_the_weights(teacher: Teacher) -> None:
     assert Teacher(changed, teacher.tokenizer, name="tiny").fingerprint != teacher.fingerprint
 
 
+def test_fingerprint_follows_activation_and_preprocessing(teacher: Teacher) -> None:
+    others = [
+        Teacher(tiny_clip(quick_gelu=True), teacher.tokenizer, name="tiny"),
+        *(
+            Teacher(tiny_clip(), teacher.tokenizer, name="tiny", **changed)
+            for changed in (
+                {"mean": 0.5},
+                {"std": (0.5, 0.5, 0.5)},
+                {"interpolation": "bilinear"},
+                {"resize_mode": "squash"},
+            )
+        ),
+    ]
+    assert len({other.fingerprint for other in [teacher, *others]}) == 6
+    assert others[3].describe()["preprocess"]["interpolation"] == "bilinear"
+
+
 def test_missing_download_says_what_to_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*args: object, **kwargs: object) -> str:
         raise OSError("no connection")
 
     monkeypatch.setattr("open_clip.factory.download_pretrained", offline)
     with pytest.raises(
-        ValueError, match=r"fetch .*openai on .*--model ViT-B-32-quickgelu --pretrain"
+        ValueError, match=r"fetch .*openai on .*--model ViT-B-32 --pretrained openai=/path/to/file"
     ):
         Teacher.load("ViT-B-32", "openai", "cpu")
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 CROP_MODES = ("stretch", "pad", "clip")
+INTERPOLATIONS = {"bicubic": 2, "bilinear": 1}  # the radius of each kernel, in pixels
 
 # What one chunk of `_resize_batched` may hold, in bytes. A box that needs more goes alone.
 _CHUNK_BYTES = 256 * 2**20
@@ -98,11 +99,12 @@ def crop_and_resize(
     device: str | torch.device | None = None,
     out: Tensor | None = None,
     normalise: tuple[Tensor, Tensor] | None = None,
+    interpolation: str = "bicubic",
 ) -> Tensor:
     """Cut boxes out of a picture and make each a square, as open_clip and PIL do.
 
     Corners are rounded to whole pixels (halves to even, as in ``PIL.Image.crop``) and clipped to
-    the picture; what rounds to nothing becomes one pixel. Resizing is bicubic and antialiased.
+    the picture; what rounds to nothing becomes one pixel. Resizing is antialiased.
     The result takes 12 · R · S² bytes: 180 MB for 300 boxes at 224.
 
     Args:
@@ -116,17 +118,23 @@ def crop_and_resize(
             as long as the resizing, so a loop had better use the same again.
         normalise: (mean, deviation) of the teacher's training pictures, (3,) each: the result is
             (crop - mean) / deviation, in the same pass over the memory. None: as it is.
+        interpolation: ``bicubic`` or ``bilinear``, the one that the teacher was trained with
+            (:attr:`vild.embeddings.Teacher.interpolation`).
 
     Returns:
         (R, 3, S, S) float32 in [0, 1], row r of box r, unless ``normalise`` is given.
 
     Raises:
-        ValueError: a picture, mode, size or ``out`` other than these, boxes of another shape, or a
-            box that :func:`valid_boxes` rejects.
+        ValueError: a picture, mode, size, interpolation or ``out`` other than these, boxes of
+            another shape, or a box that :func:`valid_boxes` rejects.
     """
     picture = _as_picture(image)
     if mode not in CROP_MODES:
         raise ValueError(f"expected a crop mode of {', '.join(CROP_MODES)}, got {mode!r}")
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(
+            f"expected an interpolation of {', '.join(INTERPOLATIONS)}, got {interpolation!r}"
+        )
     if size < 1:
         raise ValueError(f"expected a size of at least 1 pixel, such as 224, got {size}")
     # Exact and on the CPU: halves are rounded as PIL does, and sizes steer the computation.
@@ -152,9 +160,10 @@ def crop_and_resize(
     mean, std = normalise or (torch.zeros(3), torch.ones(3))
     divisor, shift = (v.cpu().float()[:, None, None] for v in (std, -mean / std))
     if target.type == "cpu":
-        _resize_each(picture.to(target), layout, out, divisor.numpy(), shift.numpy())
+        scaling = divisor.numpy(), shift.numpy()
+        _resize_each(picture.to(target), layout, out, interpolation, *scaling)
     else:
-        _resize_batched(picture.to(target), layout, out)
+        _resize_batched(picture.to(target), layout, out, interpolation)
         if normalise:
             out.div_(divisor.to(target)).add_(shift.to(target))
     return out
@@ -216,6 +225,7 @@ def _resize_each(
     picture: Tensor,
     layout: _Layout,
     out: Tensor,
+    interpolation: str,
     divisor: npt.NDArray[np.float32],
     shift: npt.NDArray[np.float32],
 ) -> None:
@@ -237,8 +247,8 @@ def _resize_each(
         crop = torch.from_numpy(np.ascontiguousarray(pixels[y : y + height, x : x + width]))
         crop = crop.permute(2, 0, 1)[None]
         if vertical:  # in one call torch goes horizontally first
-            crop = functional.interpolate(crop, (tall, width), mode="bicubic", antialias=True)
-        crop = functional.interpolate(crop, (tall, wide), mode="bicubic", antialias=True)
+            crop = functional.interpolate(crop, (tall, width), mode=interpolation, antialias=True)
+        crop = functional.interpolate(crop, (tall, wide), mode=interpolation, antialias=True)
         kept = crop[0, :, max(top, 0) :, max(left, 0) :][:, :size, :size].numpy()
         square = crops[row, :, max(-top, 0) :, max(-left, 0) :]
         square = square[:, : kept.shape[1], : kept.shape[2]]
@@ -248,25 +258,27 @@ def _resize_each(
     if elongated.any():
         rest = _Layout(*(values[elongated] for values in layout))
         squares = torch.empty(int(elongated.sum()), 3, size, size)
-        _resize_batched(picture, rest, squares)
+        _resize_batched(picture, rest, squares, interpolation)
         out[elongated] = torch.from_numpy(squares.numpy() / divisor + shift)
 
 
-def _resize_batched(picture: Tensor, layout: _Layout, out: Tensor) -> None:
+def _resize_batched(
+    picture: Tensor, layout: _Layout, out: Tensor, interpolation: str = "bicubic"
+) -> None:
     """Fill (R, 3, S, S) on any device: many boxes at a time, as two products with PIL's weights.
 
     Only those pixels of the crop take part that reach into the square. As in PIL, each product is
     rounded to [0, 255].
     """
-    size = out.shape[-1]
+    size, radius = out.shape[-1], INTERPOLATIONS[interpolation]
     scale = layout.extent / layout.length.double()  # (R, 2), crop pixels a pixel of the result
     reach = scale.clamp(min=1)  # antialiasing: the kernel is as much wider when downscaling
     index = layout.offset[:, :, None] + torch.arange(size)  # (R, 2, S)
     outside = (index < 0) | (index >= layout.length[:, :, None])
     centre = (index + 0.5) * scale[:, :, None]
-    # the window: crop pixels within 2 kernel units of the outermost pixels of the result
-    first = (centre.masked_fill(outside, torch.inf).amin(2) - 2 * reach).floor().clamp(min=0)
-    last = (centre.masked_fill(outside, -torch.inf).amax(2) + 2 * reach).ceil()
+    # the window: crop pixels within the kernel's radius of the outermost pixels of the result
+    first = (centre.masked_fill(outside, torch.inf).amin(2) - radius * reach).floor().clamp(min=0)
+    last = (centre.masked_fill(outside, -torch.inf).amax(2) + radius * reach).ceil()
     window = (last.minimum(layout.extent) - first).long()
     centre = (centre - first[:, :, None]).masked_fill(outside, torch.inf)
 
@@ -282,7 +294,8 @@ def _resize_batched(picture: Tensor, layout: _Layout, out: Tensor) -> None:
             step = torch.arange(longest[axis], device=device)
             limit = extent[rows, axis, None]
             places.append(start[rows, axis, None] + step.minimum(limit - 1))  # (B, pixels)
-            weights.append(_weights(centre[rows, axis], reach[rows, axis], limit, step))
+            kernel = centre[rows, axis], reach[rows, axis], limit, step
+            weights.append(_weights(*kernel, interpolation))
         places[0] *= picture.shape[1]
         one, two = (0, 1) if vertical else (1, 0)  # axis of the first product and of the second
         source = pixels[places[two][:, :, None] + places[one][:, None, :]].transpose(2, 3)
@@ -298,16 +311,23 @@ def _to_bytes(values: Tensor) -> Tensor:
     return values.add_(0.5).floor_().clamp_(0, 255)
 
 
-def _weights(centre: Tensor, reach: Tensor, extent: Tensor, position: Tensor) -> Tensor:
-    """(B, S, P) PIL's bicubic kernel (a = -0.5), rows of the sum 1, or 0 where the result is black.
+def _weights(
+    centre: Tensor, reach: Tensor, extent: Tensor, position: Tensor, interpolation: str
+) -> Tensor:
+    """(B, S, P) PIL's kernel (bicubic: a = -0.5), rows of sum 1, or 0 where the result is black.
 
     ``centre`` (B, S) is where a pixel of the result lies among the P pixels, of which ``extent``
     (B, 1) belong to the box, and inf where it is black; ``reach`` (B,) is the kernel's unit.
     """
-    t = (position + 0.5 - centre[:, :, None]).div_(reach[:, None, None]).abs_().clamp_(max=2)
-    near = (1.5 * t - 2.5) * t * t + 1
-    far = ((t - 5) * t + 8) * t * -0.5 + 2
-    weights = torch.where(t < 1, near, far).mul_((position < extent)[:, None, :])
+    t = (position + 0.5 - centre[:, :, None]).div_(reach[:, None, None]).abs_()
+    t = t.clamp_(max=INTERPOLATIONS[interpolation])
+    if interpolation == "bilinear":
+        weights = 1 - t
+    else:
+        near = (1.5 * t - 2.5) * t * t + 1
+        far = ((t - 5) * t + 8) * t * -0.5 + 2
+        weights = torch.where(t < 1, near, far)
+    weights.mul_((position < extent)[:, None, :])
     total = weights.sum(dim=2, keepdim=True)
     return weights.div_(total.masked_fill_(total == 0, 1))
 

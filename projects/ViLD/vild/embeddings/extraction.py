@@ -63,6 +63,7 @@ class RegionCropper:
         device: where they are cropped: the encoder's.
         threads: that read pictures ahead.
         normalise: the teacher's statistics, where the encoder wants them applied.
+        interpolation: how crops are resized, the teacher's.
     """
 
     def __init__(
@@ -77,11 +78,11 @@ class RegionCropper:
         device: str | torch.device = "cpu",
         threads: int = 2,
         normalise: tuple[Tensor, Tensor] | None = None,
+        interpolation: str = "bicubic",
     ) -> None:
         self.proposals, self.files, self.rule, self.limit = proposals, files, rule, limit
         self.size, self.batch_size, self.device, self.threads = size, batch_size, device, threads
-
-        self.normalise = normalise
+        self.normalise, self.interpolation = normalise, interpolation
         shape = (batch_size, 3, size, size)
         self._buffers = [torch.empty(shape, device=device) for _ in range(AHEAD + 2)]
 
@@ -106,6 +107,7 @@ class RegionCropper:
                         *(pixels, some, self.size, self.rule.mode),
                         out=out,
                         normalise=self.normalise,
+                        interpolation=self.interpolation,
                     )
                     count += len(some)
                     if count == self.batch_size:

@@ -62,6 +62,7 @@ class OnlineEmbedder:
             crops = crop_and_resize(
                 *(picture, some, self.teacher.image_size, self.rule.mode),
                 normalise=self.teacher.statistics,
+                interpolation=self.teacher.interpolation,
             )
             rows.append(self.teacher.encode_image(crops, normalised=True).cpu())
         return combine_scales(torch.cat(rows), len(self.rule.scales))

@@ -35,7 +35,7 @@ class CropRule:
             of unit norm, are added, and the sum is normalised (ViLD, section 3.2: 1 and 1.5).
 
     Raises:
-        ValueError: unknown mode, no scale, or one that is not positive.
+        ValueError: unknown mode, no scale, or one that is not a positive number.
     """
 
     mode: str = "stretch"
@@ -45,7 +45,7 @@ class CropRule:
         object.__setattr__(self, "scales", tuple(float(scale) for scale in self.scales))
         if self.mode not in CROP_MODES:
             raise ValueError(f"expected a crop mode of {CROP_MODES}, got {self.mode!r}")
-        if not self.scales or min(self.scales) <= 0:
+        if not self.scales or not all(0 < scale < float("inf") for scale in self.scales):
             raise ValueError(f"expected positive crop scales, got {self.scales}")
 
     def to_json(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class EmbeddingStore(RecordStore):
 
     Args:
         folder: what tools/extract_image_embeddings.py wrote.
-        teacher: fingerprint (sha256 of the weights) that the store must be of.
+        teacher: fingerprint (:attr:`vild.embeddings.Teacher.fingerprint`) that it must be of.
         dimension: D that it must have.
         crop: the rule that it must have been made by.
     """
@@ -177,7 +177,7 @@ def embedding_source(
     """What a store of embeddings records of its making.
 
     Args:
-        teacher: ``name``, ``fingerprint``, ``dimension``, ``image_size``, ``precision``.
+        teacher: what :meth:`vild.embeddings.Teacher.describe` returns.
         crop: the rule.
         proposals: ``digest`` of their store.
         limit: most regions an image, the best by objectness.

@@ -7,11 +7,12 @@ module are float32 and L2-normalised.
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -19,11 +20,17 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-logger = logging.getLogger(__name__)
+from vild.embeddings.crops import INTERPOLATIONS
+from vild.embeddings.pretrained import (
+    OPENAI_MODEL,
+    OPENAI_TAG,
+    SHAPES_FOLDER,
+    SHAPES_MODEL,
+    find_source,
+)
 
-OPENAI_MODEL, OPENAI_TAG = "ViT-B-32", "openai"  # the paper's teacher
-SHAPES_MODEL = "vild-shapes"  # the embedded benchmark's, in this package
-SHAPES_FOLDER = Path(__file__).parent / "shapes_teacher"  # its config and weights
+__all__ = ["OPENAI_MODEL", "OPENAI_TAG", "SHAPES_FOLDER", "SHAPES_MODEL", "Teacher"]
+
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -35,13 +42,24 @@ class Teacher:
         model: the model, in evaluation mode; gradients are switched off here.
         tokenizer: texts (N) -> token ids (N, context).
         name: how the model was asked for; recorded in every artefact.
-        mean: per-channel mean (RGB) of the crops that the model was trained on.
+        mean: per-channel mean (RGB) of the crops that the model was trained on; one number stands
+            for all three.
         std: per-channel deviation, likewise.
+        interpolation: how its training images were resized, ``bicubic`` or ``bilinear``.
+        resize_mode: how they became squares, in open_clip's words. It is recorded only: the crop
+            rule decides what is done here.
+        architecture: open_clip's configuration of the model, a part of the fingerprint. None
+            records the types of its modules instead.
         precision: of the matrix products, ``fp32``, ``bf16`` or ``fp16``. The weights stay as they
             are (autocast), so that the fingerprint does not depend on it.
 
     Attributes:
         statistics: (mean, deviation) of the model's training pictures, (3,) each.
+        interpolation: to resize crops with.
+
+    Raises:
+        ValueError: unknown precision or interpolation, or mean and deviation that are not three
+            finite numbers, the deviation positive.
 
     Build one with :meth:`load`.
     """
@@ -52,17 +70,33 @@ class Teacher:
         tokenizer: open_clip.SimpleTokenizer,
         *,
         name: str,
-        mean: Sequence[float] = CLIP_MEAN,
-        std: Sequence[float] = CLIP_STD,
+        mean: Sequence[float] | float = CLIP_MEAN,
+        std: Sequence[float] | float = CLIP_STD,
+        interpolation: str = "bicubic",
+        resize_mode: str = "shortest",
+        architecture: Mapping[str, Any] | None = None,
         precision: str = "fp32",
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"expected a precision of {sorted(PRECISIONS)}, got {precision!r}")
+        if interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                f"expected a teacher whose images are resized by {' or '.join(INTERPOLATIONS)} "
+                f"interpolation, got {interpolation!r} for {name}"
+            )
+        means, deviations = _three_numbers(mean), _three_numbers(std)
+        if not means or not deviations or min(deviations) <= 0:
+            raise ValueError(
+                f"expected the mean and deviation of {name} to be three finite numbers each, the "
+                f"deviation positive, got {mean} and {std}"
+            )
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
         self.precision = precision
-        self.statistics = torch.tensor(mean), torch.tensor(std)
+        self.interpolation, self.resize_mode = interpolation, resize_mode
+        self.statistics = torch.tensor(means), torch.tensor(deviations)
+        self._architecture = architecture
 
     @classmethod
     def load(
@@ -77,39 +111,41 @@ class Teacher:
         Args:
             model: an open_clip model name, ``local-dir:FOLDER`` or ``hf-hub:NAME``;
                 ``vild-shapes`` is the embedded benchmark's own.
-            pretrained: an open_clip tag (downloaded once) or a checkpoint file. None gives random
-                weights, unless ``model`` brings its own.
+            pretrained: an open_clip tag (downloaded once), a checkpoint file, or ``TAG=FILE``:
+                a file of the weights of that tag, with its preprocessing and activation. A file
+                alone takes the preprocessing that all published weights of the model have. None
+                gives random weights, unless ``model`` brings its own.
             device: GPU when there is one, by default.
             precision: ``fp32``, ``bf16`` or ``fp16``.
 
         Raises:
-            ValueError: unknown model or tag, unreadable file, or weights that could not be had;
-                the message says what to fetch and how to name it.
+            ValueError: unknown model or tag, unreadable file, a file whose preprocessing is
+                ambiguous, inputs that are not square, or weights or a tokenizer that could not be
+                had; the message says what to fetch or install and how to name it.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        name = model
-        if model == SHAPES_MODEL:
-            model, pretrained = f"local-dir:{SHAPES_FOLDER}", None
-        elif pretrained:
-            name = f"{model}/{pretrained}"
-        # OpenAI trained with QuickGELU; open_clip only warns when its plain models load them
-        quick_gelu = pretrained == OPENAI_TAG
-        try:
-            network = open_clip.create_model(
-                model, pretrained=pretrained, device=device, force_quick_gelu=quick_gelu
-            )
-            tokenizer = open_clip.get_tokenizer(model)
-        except (RuntimeError, OSError, ValueError, KeyError, AssertionError) as error:
-            raise ValueError(_loading_advice(model, pretrained, error)) from error
+        source = find_source(model, pretrained)
+        tokenizer = source.load_tokenizer()  # before anything large is downloaded or built
+        network = source.build(device)
         preprocess = open_clip.get_model_preprocess_cfg(network)
-        return cls(
+        if preprocess.get("fill_color"):
+            raise ValueError(
+                f"expected a teacher whose images are padded with black (fill_color 0), got "
+                f"{preprocess['fill_color']} for {source.name}"
+            )
+        teacher = cls(
             network,
             tokenizer,
-            name=name,
+            name=source.name,
             mean=preprocess.get("mean", CLIP_MEAN),
             std=preprocess.get("std", CLIP_STD),
+            interpolation=preprocess.get("interpolation", "bicubic"),
+            resize_mode=preprocess.get("resize_mode", "shortest"),
+            architecture=source.architecture,
             precision=precision,
         )
+        _ = teacher.image_size  # refuses inputs that are not square
+        return teacher
 
     @property
     def device(self) -> torch.device:
@@ -123,9 +159,19 @@ class Teacher:
 
     @cached_property
     def image_size(self) -> int:
-        """S, pixels a side of the square crops."""
+        """S, pixels a side of the square crops.
+
+        Raises:
+            ValueError: the model's inputs are not square.
+        """
         size = self.model.visual.image_size
-        return int(size[0] if isinstance(size, tuple | list) else size)
+        sides = tuple(size) if isinstance(size, tuple | list) else (size,)
+        if len(set(sides)) != 1:
+            raise ValueError(
+                f"expected a teacher of square inputs, such as 224 x 224, got {size} (height, "
+                f"width) for {self.name}"
+            )
+        return int(sides[0])
 
     @cached_property
     def dimension(self) -> int:
@@ -134,14 +180,26 @@ class Teacher:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the weights: equal names may hide different checkpoints."""
-        digest = hashlib.sha256()
+        """sha256 of weights, architecture and preprocessing; independent of the name.
+
+        Equal weights with another activation or normalisation give other embeddings.
+        """
+        kinds = sorted({type(module).__name__ for module in self.model.modules()})
+        recipe = {"architecture": self._architecture or kinds, **self._preprocess}
+        recipe["image_size"] = self.image_size
+        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
         for key, value in sorted(self.model.state_dict().items()):
             digest.update(key.encode())
             digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def describe(self) -> dict[str, str | int]:
+    @property
+    def _preprocess(self) -> dict[str, Any]:
+        mean, std = (values.tolist() for values in self.statistics)
+        own = {"interpolation": self.interpolation, "resize_mode": self.resize_mode}
+        return {"mean": mean, "std": std, **own}
+
+    def describe(self) -> dict[str, Any]:
         """What an artefact records of its teacher; plain json."""
         return {
             "name": self.name,
@@ -149,6 +207,7 @@ class Teacher:
             "dimension": self.dimension,
             "image_size": self.image_size,
             "precision": self.precision,
+            "preprocess": self._preprocess,
         }
 
     @torch.inference_mode()
@@ -248,32 +307,8 @@ class Teacher:
         return torch.autocast(self.device.type, PRECISIONS[self.precision])
 
 
-def _loading_advice(model: str, pretrained: str | None, error: Exception) -> str:
-    """One message for everything that can go wrong when weights are loaded."""
-    if model not in open_clip.list_models() and ":" not in model:
-        return (
-            f"expected an open_clip model, got {model!r}. "
-            "`python -c 'import open_clip; print(open_clip.list_models())'` lists them."
-        )
-    if pretrained and Path(pretrained).suffix and not Path(pretrained).is_file():
-        return f"expected a checkpoint of {model} at {pretrained}: no such file"
-    tags = open_clip.list_pretrained_tags_by_model(model) if ":" not in model else []
-    if pretrained in tags:
-        config = open_clip.get_pretrained_cfg(model, pretrained)
-        hub = (config.get("hf_hub") or "").strip("/")
-        source = f"open_clip_model.safetensors of {hub} on the Hugging Face hub"
-        # a plain file says nothing of its activation, so the model's name has to
-        quick = f"{model}-quickgelu"
-        named = quick if pretrained == OPENAI_TAG and quick in open_clip.list_models() else model
-        return (
-            f"the weights {pretrained!r} of {model} could not be downloaded. On a machine with a "
-            f"connection fetch {source if hub else config.get('url')}, copy the file here and name "
-            f"it: --model {named} --pretrained /path/to/file. Copying that machine's Hugging Face "
-            "cache (HF_HOME) works, too."
-        )
-    if pretrained and not Path(pretrained).is_file():
-        return (
-            f"expected a checkpoint file or one of the tags {', '.join(tags)} for {model}, got "
-            f"{pretrained!r}"
-        )
-    return f"{pretrained or model} could not be loaded as a checkpoint of {model}: {error}"
+def _three_numbers(values: Any) -> tuple[float, ...]:
+    """One a channel; empty where they are something else."""
+    numbers = list(values) if isinstance(values, Sequence) else [values] * 3
+    good = all(isinstance(v, int | float) and math.isfinite(v) for v in numbers)
+    return tuple(map(float, numbers)) if good and len(numbers) == 3 else ()
