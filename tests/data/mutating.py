@@ -148,6 +148,6 @@ def _apply(holder: Any, key: Any, operation: str, value: Any) -> None:
     elif operation == "text":
         holder[key] = str(old)
     elif operation == "negate":
-        holder[key] = -old if isinstance(old, int | float) else value
+        holder[key] = -old if isinstance(old, int | float) else copy.deepcopy(value)
     else:
         holder[key] = copy.deepcopy(value)

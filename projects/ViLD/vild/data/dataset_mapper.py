@@ -22,6 +22,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from torch import Tensor
 
 from vild.data.images import read_image
+from vild.data.masks import decode_segmentation
 
 SOURCES = ("store", "online")
 
@@ -181,15 +182,19 @@ class ViLDDatasetMapper(DatasetMapper):
         ``gt_has_mask``; :class:`vild.modeling.OptionalMaskROIHeads` leaves it out of the mask loss.
         """
         own = [a for a in dataset_dict["annotations"] if not a.get("iscrowd")]
-        has_mask = torch.tensor([bool(a.get("segmentation")) for a in own], dtype=torch.bool)
         kind = self.instance_mask_format
-        for annotation in dataset_dict["annotations"]:
+        if any(isinstance(annotation.get("segmentation"), dict) for annotation in own):
+            kind = "bitmask"
+        size = dataset_dict["height"], dataset_dict["width"]
+        has_mask = torch.zeros(len(own), dtype=torch.bool)
+        for row, annotation in enumerate(own):
+            mask = annotation.get("segmentation")
             if not self.use_instance_mask:
                 annotation.pop("segmentation", None)
-            elif not annotation.get("segmentation"):
+            elif not mask or (kind == "bitmask" and not decode_segmentation(mask, *size).any()):
                 annotation["segmentation"] = [_rectangle(annotation)]
-            elif isinstance(annotation["segmentation"], dict):
-                kind = "bitmask"
+            else:
+                has_mask[row] = True
             if not self.use_keypoint:
                 annotation.pop("keypoints", None)
         moved = [

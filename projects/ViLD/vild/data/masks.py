@@ -119,7 +119,7 @@ def check_segmentation(
         return checked
     polygons = [points for points in mask if _is_drawable(points, height, width)]
     if not polygons:
-        raise ValueError("no polygon with 3 points and an area")
+        raise ValueError("no polygon of 3 or more points near the image")
     return polygons
 
 
@@ -129,7 +129,7 @@ def _is_drawable(points: list[float], height: int, width: int) -> bool:
     xs, ys = points[0::2], points[1::2]
     left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
     reach = _FARTHEST * max(height, width)
-    near = -reach <= left < right <= reach and -reach <= top < bottom <= reach
+    near = -reach <= left <= right <= reach and -reach <= top <= bottom <= reach
     return near and isfinite(sum(points))
 
 
