@@ -6,63 +6,25 @@ import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pycocotools.mask as mask_util
 import pytest
 import torch
-import yaml
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.data.datasets import load_coco_json
 
 from vild.data import COCO_BASE, COCO_NOVEL, register_custom
 
-from .test_annotations import annotation, rows_of, write
+from .conftest import BIRDS, Spec, bird_contents, write_yaml
+from .test_annotations import rows_of, write
 
 COCO_MINI = Path(__file__).parents[3] / "shared" / "data" / "coco_mini"
 needs_photographs = pytest.mark.skipif(
     not COCO_MINI.is_dir(), reason=f"the small sample of COCO is not at {COCO_MINI}"
 )
-
-CLASSES = {4: "sparrow", 8: "red kite", 2: "crow", 6: "osprey"}
-
-Spec = dict[str, Any]
-
-
-def contents(**image_keys: object) -> dict[str, Any]:
-    """Twelve images: crows and ospreys in all of them, sparrows and one kite in the first."""
-    shown = [(1, 4), (1, 8), *((image, id) for image in range(1, 13) for id in (2, 6))]
-    return {
-        "images": [
-            {"id": id, "file_name": f"{id}.jpg", "height": 20, "width": 30, **image_keys}
-            for id in range(1, 13)
-        ],
-        "annotations": [annotation(n, image, id) for n, (image, id) in enumerate(shown)],
-        "categories": [{"id": id, "name": name} for id, name in CLASSES.items()],
-    }
-
-
-@pytest.fixture
-def spec(tmp_path: Path) -> Spec:
-    """A description of two splits whose files lie in ``tmp_path / "birds"``."""
-    for split in ("train", "val"):
-        write(tmp_path / "birds", contents(), f"{split}.json")
-        (tmp_path / "birds" / split).mkdir()
-    return {
-        "name": "birds",
-        "train": {"json": "birds/train.json", "images": "birds/train"},
-        "val": {"json": "birds/val.json", "images": "birds/val"},
-        "novel": ["red kite", "osprey"],
-    }
-
-
-def write_yaml(folder: Path, spec: object) -> Path:
-    path = folder / "birds.yaml"
-    path.write_text(yaml.safe_dump(spec), encoding="utf-8")
-    return path
 
 
 def classes_of(name: str) -> list[tuple[str, str, bool]]:
@@ -105,7 +67,7 @@ def test_a_frequency_group_makes_a_split(tmp_path: Path, spec: Spec) -> None:
 
 
 def test_the_frequencies_are_those_of_train(tmp_path: Path, spec: Spec) -> None:
-    few = contents()
+    few = bird_contents()
     few["annotations"] = few["annotations"][:4]
     write(tmp_path / "birds", few, "val.json")
     register_custom(write_yaml(tmp_path, spec | {"novel": "r"}))
@@ -123,6 +85,11 @@ def test_a_base_list_leaves_other_classes_out(tmp_path: Path, spec: Spec) -> Non
         assert len(DatasetCatalog.get(name)) == 12
     assert counts("birds_train") == {"crow": 12, "osprey": 12, "red kite": 1}
     assert counts("birds_train_base") == {"crow": 12, "red kite": 1}
+
+
+def test_an_empty_base_is_no_base(tmp_path: Path, spec: Spec) -> None:
+    for name in register_custom(write_yaml(tmp_path, spec | {"base": None})):
+        assert [c[0] for c in classes_of(name)] == ["crow", "sparrow", "osprey", "red kite"]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +159,7 @@ def test_the_evaluator_is_detected_or_given(
     evaluator: str,
 ) -> None:
     for split in ("train", "val"):
-        write(tmp_path / "birds", contents(**image_keys), f"{split}.json")
+        write(tmp_path / "birds", bird_contents(**image_keys), f"{split}.json")
     if given:
         spec["evaluator"] = given
     for name in register_custom(write_yaml(tmp_path, spec)):
@@ -202,18 +169,18 @@ def test_the_evaluator_is_detected_or_given(
 
 def _lists_but(split: str, key: str) -> dict[str, dict[str, Any]]:
     """Contents of both splits with LVIS's lists; one is missing in one image of ``split``."""
-    both = {"train": contents(**LISTS), "val": contents(**LISTS)}
+    both = {"train": bird_contents(**LISTS), "val": bird_contents(**LISTS)}
     del both[split]["images"][5][key]
     return both
 
 
 WITHOUT_A_LIST = [
-    ({"train": contents(), "val": contents()}, "train", "neg_category_ids", False),
-    ({"train": contents(), "val": contents(**LISTS)}, "train", "neg_category_ids", True),
-    ({"train": contents(**LISTS), "val": contents()}, "val", "neg_category_ids", True),
+    ({"train": bird_contents(), "val": bird_contents()}, "train", "neg_category_ids", False),
+    ({"train": bird_contents(), "val": bird_contents(**LISTS)}, "train", "neg_category_ids", True),
+    ({"train": bird_contents(**LISTS), "val": bird_contents()}, "val", "neg_category_ids", True),
     *(
         (
-            {split: contents(**{kept: []}) for split in ("train", "val")},
+            {split: bird_contents(**{kept: []}) for split in ("train", "val")},
             *("train", lacking, True),
         )
         for kept, lacking in (tuple(LISTS), tuple(reversed(LISTS)))
@@ -256,7 +223,7 @@ def test_lvis_needs_both_lists_of_every_image(
 
 def test_crowds_that_are_single_objects(tmp_path: Path, spec: Spec) -> None:
     for split in ("train", "val"):
-        crowds = contents()
+        crowds = bird_contents()
         for item in crowds["annotations"]:
             item["iscrowd"] = 1
         write(tmp_path / "birds", crowds, f"{split}.json")
@@ -300,171 +267,15 @@ def test_a_name_that_begins_like_another_is_free(tmp_path: Path, spec: Spec) -> 
         assert names == [f"{name}_{split}" for split in ("train_base", "train", "val")]
 
 
-DESCRIPTION = (
-    r"birds\.yaml: expected the description of a data set with the keys name, novel, train, val, "
-    "base, evaluator, crowds_are_objects: "
-)
-
-
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (lambda s: s.update(novell=[]), f"{DESCRIPTION}Object contains unknown field `novell`$"),
-        (lambda s: s.pop("name"), f"{DESCRIPTION}Object missing required field `name`$"),
-        (lambda s: s.pop("novel"), f"{DESCRIPTION}Object missing required field `novel`$"),
-        (lambda s: (s.pop("train"), s.pop("val")), "at least one of the keys 'train' and 'val'"),
-        (lambda s: s.update(name="my birds"), "expected a name of letters.*got 'my birds'"),
-        (lambda s: s.update(name="../birds"), r"expected a name of letters.*got '\.\./birds'"),
-        (lambda s: s.update(name="-3"), "expected a name of letters.*got '-3'"),
-        (lambda s: s.update(name=-3), "expected a name of letters.*got -3"),
-        (lambda s: s.update(name=None), rf"{DESCRIPTION}Expected .*, got `null` - at `\$\.name`$"),
-        (lambda s: s.update(name=1.5), rf"{DESCRIPTION}Expected .*, got `float` - at `\$\.name`$"),
-        (lambda s: s.update(name=True), rf"{DESCRIPTION}Expected .*, got `bool` - at `\$\.name`$"),
-        (
-            lambda s: s.update(novel={"crow": 1}),
-            rf"{DESCRIPTION}Expected .*, got `object` - at `\$\.novel`$",
-        ),
-        (lambda s: s.update(novel=3), rf"{DESCRIPTION}Expected .*, got `int` - at `\$\.novel`$"),
-        (lambda s: s.update(novel=None), rf"{DESCRIPTION}.*, got `null` - at `\$\.novel`$"),
-        (lambda s: s.update(novel=[["crow"]]), r"novel classes as names or ids, got \['crow'\]"),
-        (lambda s: s.update(novel=[True]), "novel classes as names or ids, got True"),
-        (
-            lambda s: s.update(base="f"),
-            rf"{DESCRIPTION}Expected `array \| null`, got `str` - at `\$\.base`$",
-        ),
-        (
-            lambda s: s.update(evaluator="voc"),
-            rf"{DESCRIPTION}Invalid enum value 'voc' - at `\$\.evaluator`$",
-        ),
-        (
-            lambda s: s.update(crowds_are_objects=1),
-            rf"{DESCRIPTION}Expected `bool`, got `int` - at `\$\.crowds_are_objects`$",
-        ),
-        (
-            lambda s: s.update(train="a.json"),
-            rf"{DESCRIPTION}Expected `object \| null`, got `str` - at `\$\.train`$",
-        ),
-        (
-            lambda s: s["val"].pop("images"),
-            rf"{DESCRIPTION}Object missing required field `images` - at `\$\.val`$",
-        ),
-        (
-            lambda s: s["val"].update(images=3),
-            rf"{DESCRIPTION}Expected `str`, got `int` - at `\$\.val\.images`$",
-        ),
-        (
-            lambda s: s["val"].update(zip="a"),
-            rf"{DESCRIPTION}Object contains unknown field `zip` - at `\$\.val`$",
-        ),
-        (lambda s: s["val"].update(images="x"), r"val\.images: there is no folder .*/x"),
-        (lambda s: s["val"].update(images="a\0b"), r"val\.images: there is no folder .*/a\0b"),
-        (lambda s: s["val"].update(images="x" * 999), r"val\.images: there is no folder .*/xxx"),
-        (
-            lambda s: s["val"].update(json="x.json"),
-            r"^expected annotations at .*/x\.json: No such file or directory\. Run datasets/check_",
-        ),
-        (lambda s: s.update(novel=["ospray"]), "novel class 'ospray'.*Did you mean 'osprey'"),
-        (lambda s: s.update(base=["crows"]), "base class 'crows'.*Did you mean 'crow'"),
-        (lambda s: s.update(novel=["crow", 2]), "novel class 2 is listed more than once"),
-        (lambda s: s.update(novel=["crow", "2"]), "the novel class '2' is not in the data set"),
-        (lambda s: s.update(base=["crow", "crow"]), "base class 'crow' is listed more than once"),
-        (lambda s: s.update(base=["crow", "osprey"]), "'osprey' is listed as base and as novel"),
-        (lambda s: s.update(novel="rare"), "frequency group 'r', 'c' or 'f'; got 'rare'"),
-        (lambda s: s.update(novel=[2, 4, 6, 8]), "all 4 classes are novel; nothing is left to"),
-        (lambda s: s.update(base=[]), "all 2 classes are novel; nothing is left to"),
-    ],
-)
-def test_bad_descriptions_are_refused(
-    tmp_path: Path, spec: Spec, edit: Callable[[Spec], object], message: str
-) -> None:
-    edit(spec)
-    before = DatasetCatalog.list()
-    with pytest.raises(ValueError, match=message):
-        register_custom(write_yaml(tmp_path, spec))
-    assert DatasetCatalog.list() == before
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("novel: [crow", r"birds\.yaml is not valid yaml: "),
-        ("novel: !!python/object:os.system {}", r"birds\.yaml is not valid yaml: could not det"),
-        ("[" * 5000, r"birds\.yaml is not valid yaml: maximum recursion depth exceeded"),
-        ("- crow\n", f"{DESCRIPTION}Expected `object`, got `array`$"),
-        ("", f"{DESCRIPTION}Expected `object`, got `null`$"),
-        ("crow\n", f"{DESCRIPTION}Expected `object`, got `str`$"),
-        ("1: crow\n", f"{DESCRIPTION}Expected `str` - at `key` in "),
-        ("name: 2024-13-45\n", rf"{DESCRIPTION}month must be in 1\.\.12$"),
-    ],
-)
-def test_what_is_no_description_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "birds.yaml"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=message):
-        register_custom(path)
-
-
-def test_a_missing_yaml_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "gone.yaml"
-    message = f"expected a yaml that describes a data set at {path}: No such file or directory"
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        register_custom(path)
-
-
-def test_an_empty_base_is_no_base(tmp_path: Path, spec: Spec) -> None:
-    for name in register_custom(write_yaml(tmp_path, spec | {"base": None})):
-        assert [c[0] for c in classes_of(name)] == ["crow", "sparrow", "osprey", "red kite"]
-
-
-def _rename(folder: Path, spec: Spec, old: str, new: str) -> str:
-    """The yaml's text with another name of a class, which the jsons get as well."""
-    for split in ("train", "val"):
-        data = contents()
-        for category in data["categories"]:
-            category["name"] = category["name"].replace(old, new)
-        write(folder / "birds", data, f"{split}.json")
-    novel = [name.replace(old, new) for name in spec["novel"]]
-    return yaml.safe_dump(spec | {"novel": novel}, allow_unicode=True)
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
-def test_a_yaml_in_unicode_is_read(tmp_path: Path, spec: Spec, encoding: str) -> None:
-    path = tmp_path / "birds.yaml"
-    path.write_text(_rename(tmp_path, spec, "osprey", "h\u00e9ron"), encoding=encoding)
-    register_custom(path)
-    assert ("h\u00e9ron", "r", True) in classes_of("birds_val")
-
-
-@pytest.mark.parametrize(
-    ("encoding", "got"),
-    [
-        ("latin-1", r"other bytes at position \d+ \(b'\\xe9ron'\)"),
-        ("utf-16-le", "(zero|other) bytes.*"),  # without a mark
-    ],
-)
-def test_a_yaml_in_another_encoding_is_refused(
-    tmp_path: Path, spec: Spec, encoding: str, got: str
-) -> None:
-    path = tmp_path / "birds.yaml"
-    path.write_bytes(_rename(tmp_path, spec, "osprey", "h\u00e9ron").encode(encoding))
-    message = (
-        rf"{re.escape(str(path))}: expected a yaml that describes a data set in UTF-8, got {got}\. "
-        "Save the file as UTF-8"
-    )
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        register_custom(path)
-    assert "birds_val" not in DatasetCatalog
-
-
 @pytest.mark.parametrize(
     ("categories", "message"),
     [
         (
-            [{"id": id, "name": name} for id, name in CLASSES.items() if id != 8],
+            [{"id": id, "name": name} for id, name in BIRDS.items() if id != 8],
             "4 and 3 classes; the first difference is id 8, 'red kite'",
         ),
         (
-            [{"id": id, "name": name.replace("osprey", "gull")} for id, name in CLASSES.items()],
+            [{"id": id, "name": name.replace("osprey", "gull")} for id, name in BIRDS.items()],
             "4 and 4 classes; the first difference is id 6, 'gull'",
         ),
     ],
@@ -472,7 +283,7 @@ def test_a_yaml_in_another_encoding_is_refused(
 def test_train_and_val_need_the_same_classes(
     tmp_path: Path, spec: Spec, categories: list[dict[str, Any]], message: str
 ) -> None:
-    write(tmp_path / "birds", contents() | {"categories": categories}, "val.json")
+    write(tmp_path / "birds", bird_contents() | {"categories": categories}, "val.json")
     message = rf"the classes of train and val differ \({re.escape(message)}\)\. Both files need"
     with pytest.raises(ValueError, match=message):
         register_custom(write_yaml(tmp_path, spec))
