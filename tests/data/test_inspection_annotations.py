@@ -1,0 +1,419 @@
+"""What the check of data sets says about annotations: broken, implausible or normalised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from vild.data.inspection import inspect_custom
+
+from .conftest import (
+    HEIGHT,
+    WIDTH,
+    Contents,
+    contents,
+    objects_of,
+    only_text,
+    problems_of,
+    write_custom,
+    write_json,
+)
+
+
+def _set_box(box: list[Any]) -> Callable[[Contents], None]:
+    def change(data: Contents) -> None:
+        data["annotations"][1]["bbox"] = box
+
+    return change
+
+
+OUTSIDE = (
+    "boxes inside their image, to 1 pixel, got {} that stick out: {}. Training clips them. If "
+    "there are many: are they x, y, width, height in pixels?"
+)
+
+
+@pytest.mark.parametrize(
+    ("box", "outside"),
+    [
+        ([-1, -1, 42, 32], False),  # to a pixel on every side
+        ([-1.1, 0, 10, 10], True),
+        ([0, -1.1, 10, 10], True),
+        ([30, 0, 11.1, 10], True),
+        ([0, 25, 10, 6.1], True),
+        ([39, 29, 2, 2], False),
+    ],
+)
+def test_boxes_may_stick_out_by_a_pixel(tmp_path: Path, box: list[float], outside: bool) -> None:
+    data = contents(["a.png", "b.png"])
+    _set_box(box)(data)
+    expected = [("warning", OUTSIDE.format(1, "annotations[1] (id 102)"))] if outside else []
+    assert problems_of(inspect_custom(write_custom(tmp_path, data))) == expected
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ([1, 1, 0, 5], "got 1 empty ones: annotations[1] (id 102). Training leaves them out."),
+        ([1, 1, 5, 0], "got 1 empty ones: annotations[1] (id 102). Training leaves them out."),
+        ([5, 5, -2, 5], "got 1 negative ones: annotations[1] (id 102). They are left out."),
+        ([5, 5, 0, -2], "got 1 negative ones: annotations[1] (id 102). They are left out."),
+    ],
+)
+def test_boxes_without_area_are_warnings(tmp_path: Path, box: list[float], message: str) -> None:
+    data = contents(["a.png", "b.png"])
+    _set_box(box)(data)
+    report = inspect_custom(write_custom(tmp_path, data))
+    assert problems_of(report) == [("warning", f"boxes of positive size, {message}")]
+    assert objects_of(report) == {"base": 4, "novel": 1}
+
+
+def _change(section: str, index: int, **values: Any) -> Callable[[Contents], None]:
+    return lambda data: data[section][index].update(values)
+
+
+MEND = "Mend the json."
+BY_NAMES = f"{MEND[:-1]}: the classifier distinguishes classes by their names."
+BOXES = "boxes as 4 finite numbers (x, y, width, height), or masks to take them from, got 1 others"
+FIRST, SECOND = "annotations[0] (id 101)", "annotations[1] (id 102)"
+
+
+@pytest.mark.parametrize(
+    ("change", "severity", "message"),
+    [
+        (_set_box([1, 2, 3]), "error", f"{BOXES}: {SECOND}: bbox [1.0, 2.0, 3.0]. {MEND}"),
+        (
+            _set_box([1, 2, 3, float("nan")]),
+            "error",
+            f"{BOXES}: {SECOND}: bbox [1.0, 2.0, 3.0, nan]. {MEND}",
+        ),
+        (
+            _set_box([1, 2, 3, "wide"]),
+            "error",
+            "entries of COCO's format, got 1 others: annotations[1].bbox[3]: expected float, got "
+            f"str. {MEND}",
+        ),
+        (
+            _change("annotations", 1, bbox=None, segmentation=None),
+            "error",
+            f"{BOXES}: {SECOND}: neither box nor mask. {MEND}",
+        ),
+        (
+            _change("categories", 0, name=" "),
+            "error",
+            f"a name for every class, got 1 without one, ids 1. {BY_NAMES}",
+        ),
+        (
+            _change("categories", 0, name="Class_3"),
+            "error",
+            f"different class names, got 1 with equal prompts: 'Class_3' and 'class 3'. {BY_NAMES}",
+        ),
+        (
+            _change("categories", 0, frequency="rare"),
+            "error",
+            f"the frequency 'r', 'c' or 'f' of a class, got 1 others: 'class 1': 'rare'. {MEND}",
+        ),
+        (
+            _change("annotations", 0, image_id=9),
+            "error",
+            f"annotations of images in the json, got 1 others: {FIRST}: image 9. {MEND}",
+        ),
+        (
+            _change("images", 0, file_name=""),
+            "error",
+            f"'file_name' or 'coco_url', got 1 images with neither, ids 1. {MEND}",
+        ),
+        (
+            _change("annotations", 0, category_id=9),
+            "warning",
+            f"annotations of classes in the json, got 1 others: {FIRST}: class 9. They are left "
+            "out.",
+        ),
+        (
+            _change("annotations", 0, id=102),
+            "note",
+            "different annotation ids, got 1 missing or repeated. They are not used: annotations "
+            "are numbered by their order.",
+        ),
+        (
+            _change("annotations", 0, area=None),
+            "note",
+            "areas, got 1 annotations without. Those of the boxes are used.",
+        ),
+        (
+            _change("annotations", 0, bbox=None),
+            "note",
+            "boxes, got 1 annotations without. Boxes around their masks are used.",
+        ),
+        (
+            _change("annotations", 0, segmentation=None),
+            "note",
+            "masks, got 1 objects without. They count for boxes alone.",
+        ),
+    ],
+)
+def test_what_a_json_may_have_wrong(
+    tmp_path: Path, change: Callable[[Contents], None], severity: str, message: str
+) -> None:
+    yaml_file = write_custom(tmp_path)
+    data = contents(["a.png", "b.png"])
+    change(data)
+    write_json(tmp_path / "val.json", data)
+    report = inspect_custom(yaml_file, "none")
+    assert problems_of(report) == [(severity, message)]
+    assert report.errors == (severity == "error")
+    assert ("small_val" in DatasetCatalog) == (severity != "error")
+
+
+@pytest.mark.parametrize(
+    ("change", "cause", "consequence"),
+    [
+        (
+            _change("categories", 0, name=None),
+            ("error", "others: categories[0]: object missing required field name. Mend"),
+            ("warning", f"of classes in the json, got 2 others: {FIRST}: class 1"),
+        ),
+        (
+            _change("categories", 2, id=2),
+            ("error", "different class ids, got 1 repeated ones: 2. Mend"),
+            ("warning", "of classes in the json, got 2 others: annotations[2] (id 103): class 3"),
+        ),
+        (
+            _change("images", 0, width=0),
+            ("error", "image sizes in pixels, got 1 images without, ids 1. Mend"),
+            ("warning", f"got 3 that stick out: {FIRST}, {SECOND}"),
+        ),
+        (
+            _change("annotations", 0, segmentation=[[1, 1, 5, 5]]),
+            ("warning", f"got 1 others: {FIRST}: no polygon"),
+            ("note", "masks, got 1 objects without. They count for boxes alone."),
+        ),
+    ],
+)
+def test_problems_may_have_consequences(
+    tmp_path: Path,
+    change: Callable[[Contents], None],
+    cause: tuple[str, str],
+    consequence: tuple[str, str],
+) -> None:
+    yaml_file = write_custom(tmp_path)
+    data = contents(["a.png", "b.png"])
+    change(data)
+    write_json(tmp_path / "val.json", data)
+    found = problems_of(inspect_custom(yaml_file, "none"))
+    assert [severity for severity, _ in found] == [cause[0], consequence[0]]
+    assert cause[1] in found[0][1]
+    assert consequence[1] in found[1][1]
+
+
+def test_numbers_may_be_text(tmp_path: Path) -> None:
+    data = contents(["a.png", "b.png"])
+    _set_box([1, "2", "3.5", 4])(data)
+    data["annotations"][1]["category_id"] = "2"
+    report = inspect_custom(write_custom(tmp_path, data))
+    assert report.problems == ()
+    (record, _) = DatasetCatalog.get("small_val")
+    assert record["annotations"][1]["bbox"] == [1, 2, 3.5, 4]
+
+
+def test_an_image_id_that_is_there_twice(tmp_path: Path) -> None:
+    data = contents(["a.png", "b.png"])
+    data["images"][1]["id"] = 1
+    for annotation in data["annotations"]:
+        annotation["image_id"] = 1
+    text = "different image ids, got 1 repeated ones: 1. Mend the json."
+    assert ("error", text) in problems_of(inspect_custom(write_custom(tmp_path, data)))
+
+
+def test_long_lists_are_cut(tmp_path: Path) -> None:
+    data = contents(["a.png", "b.png", "c.png"])
+    for annotation in data["annotations"]:
+        annotation["bbox"] = [0, 0, 99, 9]
+    shown = (
+        "annotations[0] (id 101), annotations[1] (id 102), annotations[2] (id 103), "
+        "annotations[3] (id 201), annotations[4] (id 202), ..."
+    )
+    report = inspect_custom(write_custom(tmp_path, data))
+    assert problems_of(report) == [("warning", OUTSIDE.format(9, shown))]
+    (tmp_path / "images" / "a.png").unlink()
+    write_json(tmp_path / "val.json", contents([f"{i}.png" for i in range(6)]))
+    text = only_text(inspect_custom(tmp_path / "small.yaml"))
+    assert "got 6 names without a file: 0.png, 1.png, 2.png, 3.png, 4.png, .... Correct" in text
+
+
+def test_objects_of_base_and_novel_classes_are_counted(tmp_path: Path) -> None:
+    data = contents(["a.png", "b.png"])
+    assert objects_of(inspect_custom(write_custom(tmp_path, data))) == {"base": 4, "novel": 2}
+    data["annotations"][0]["iscrowd"] = 1  # of class 1
+    data["annotations"][2]["category_id"] = 9
+    data["annotations"][4]["bbox"] = [1, 2, 0, 5]  # of class 2
+    assert objects_of(inspect_custom(write_custom(tmp_path, data))) == {"base": 2, "novel": 1}
+    data = contents(["a.png", "b.png"])
+    report = inspect_custom(write_custom(tmp_path, data, more="base: [class 3]\n"))
+    assert objects_of(report) == {"base": 2, "novel": 2}
+
+
+def _only_class_2(data: Contents) -> None:
+    data["annotations"] = [a for a in data["annotations"] if a["category_id"] == 2]
+
+
+def _no_class_2(data: Contents) -> None:
+    data["annotations"] = [a for a in data["annotations"] if a["category_id"] != 2]
+
+
+def _base_are_crowds(data: Contents) -> None:
+    for annotation in data["annotations"]:
+        annotation["iscrowd"] = int(annotation["category_id"] == 1)
+    data["annotations"] = [a for a in data["annotations"] if a["category_id"] != 3]
+
+
+UNUSED = "objects of every class, got {} classes without any: {}."
+NOTHING = ("error", "objects of base classes, got none. Nothing is left to train on.")
+
+
+@pytest.mark.parametrize(
+    ("split", "change", "expected"),
+    [
+        ("train", _only_class_2, [NOTHING]),
+        ("train", _base_are_crowds, [NOTHING]),
+        ("train", _no_class_2, []),  # training has no novel objects anyway
+        ("val", _only_class_2, [("warning", UNUSED.format(2, "class 1, class 3"))]),
+        ("val", _base_are_crowds, [("warning", UNUSED.format(2, "class 1, class 3"))]),
+        ("val", _no_class_2, [("warning", UNUSED.format(1, "class 2"))]),
+    ],
+)
+def test_classes_without_objects(
+    tmp_path: Path,
+    split: str,
+    change: Callable[[Contents], None],
+    expected: list[tuple[str, str]],
+) -> None:
+    data = contents(["a.png", "b.png"])
+    change(data)
+    report = inspect_custom(write_custom(tmp_path, data, split))
+    assert problems_of(report) == expected
+    assert report.errors == (expected == [NOTHING])
+
+
+def test_a_base_class_without_objects_is_a_warning_in_train(tmp_path: Path) -> None:
+    data = contents(["a.png", "b.png"])
+    data["annotations"] = [a for a in data["annotations"] if a["category_id"] != 3]
+    report = inspect_custom(write_custom(tmp_path, data, "train"))
+    assert problems_of(report) == [("warning", UNUSED.format(1, "class 3"))]
+    report = inspect_custom(write_custom(tmp_path, data, "train", "base: [class 1]\n"))
+    assert report.problems == ()  # class 3 takes no part
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_json_without_images_or_classes(tmp_path: Path, split: str) -> None:
+    data = contents(["a.png"]) | {"images": [], "annotations": []}
+    empty = "images, got 1 empty list. There is nothing to train on or evaluate."
+    unused = UNUSED.format(3, "class 1, class 2, class 3")
+    assert problems_of(inspect_custom(write_custom(tmp_path, data, split))) == [
+        ("warning", empty),
+        NOTHING if split == "train" else ("warning", unused),
+    ]
+    data = contents(["a.png"]) | {"annotations": [], "categories": []}
+    assert problems_of(inspect_custom(write_custom(tmp_path, data, split))) == [
+        ("error", "at least one class under 'categories', got 1 empty list. Mend the json.")
+    ]
+
+
+def test_crowds_that_may_be_single_objects(tmp_path: Path) -> None:
+    data = contents(["a.png", "b.png"])
+    for annotation in data["annotations"]:
+        annotation["iscrowd"] = 1
+        annotation["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": [32, 10, 1158]}
+    warning = (
+        "objects, got {} crowd regions, more than half of all annotations. Neither training nor "
+        "evaluation counts them. CVAT marks every mask so: if they are single objects, set "
+        "`crowds_are_objects: true` in the yaml of the data set."
+    )
+    report = inspect_custom(write_custom(tmp_path, data))
+    assert problems_of(report) == [
+        ("warning", warning.format(6)),
+        ("warning", UNUSED.format(3, "class 1, class 2, class 3")),
+    ]
+    assert objects_of(report) == {"base": 0, "novel": 0}
+
+    report = inspect_custom(write_custom(tmp_path, data, more="crowds_are_objects: true\n"))
+    assert report.problems == ()
+    assert objects_of(report) == {"base": 4, "novel": 2}
+    records = DatasetCatalog.get("small_val")
+    assert [a["iscrowd"] for record in records for a in record["annotations"]] == [0] * 6
+
+    for annotation in data["annotations"][:3]:
+        annotation["iscrowd"] = 0  # half of them
+    assert inspect_custom(write_custom(tmp_path, data)).problems == ()
+    data["annotations"][0]["iscrowd"] = 1
+    report = inspect_custom(write_custom(tmp_path, data))
+    assert problems_of(report) == [
+        ("warning", warning.format(4)),
+        ("warning", UNUSED.format(1, "class 1")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "expected"),
+    [
+        ([[0.2, 0.3, 0.4, 0.5], [0, 0, 1, 1]], "all_fractions"),
+        ([[0.2, 0.3, 0.4, 0.5], [1, 2, 3, 4]], "fractions"),
+        ([[0.2, 0.3, 0.9, 0.5], [0, 0, 1, 1.1]], None),  # right and bottom are more than a pixel
+        ([[-0.2, 0.3, 0.4, 0.5], [1, 2, 0.4, 0.5]], None),
+    ],
+)
+def test_boxes_that_may_be_fractions(
+    tmp_path: Path, boxes: list[list[float]], expected: str | None
+) -> None:
+    data = contents(["a.png", "b.png"], categories=2)
+    for annotation, box in zip(data["annotations"], boxes * 2, strict=True):
+        annotation["bbox"] = box
+    where = "of less than a pixel in the top left corner"
+    texts = {
+        "all_fractions": (
+            "error",
+            f"boxes in pixels, got 4 {where}, which is all of them. They look like fractions of "
+            "the image, as YOLO writes them: multiply them by its size.",
+        ),
+        "fractions": (
+            "warning",
+            f"boxes in pixels, got 2 {where}. Are they fractions of the image, as YOLO writes "
+            "them? Multiply them by its size.",
+        ),
+    }
+    report = inspect_custom(write_custom(tmp_path, data))
+    assert problems_of(report) == ([texts[expected]] if expected else [])
+
+
+@pytest.mark.parametrize("name", ["things", "class 1", "class 2"])
+def test_the_class_that_groups_the_others_is_left_out(tmp_path: Path, name: str) -> None:
+    data = contents(["a.png", "b.png"])
+    for category in data["categories"]:
+        category["supercategory"] = name
+    root = {"id": 0, "name": name, "supercategory": "none"}
+    data["categories"].insert(0, root)
+    report = inspect_custom(write_custom(tmp_path, data))
+    note = f"classes of objects, got 1 that only groups the others: {name}. It is left out: no"
+    assert problems_of(report) == [("note", f"{note} annotation has it.")]
+    assert objects_of(report) == {"base": 4, "novel": 2}
+    metadata = MetadataCatalog.get("small_val")
+    assert metadata.thing_classes == ["class 1", "class 2", "class 3"]
+    assert metadata.thing_dataset_id_to_contiguous_id == {1: 0, 2: 1, 3: 2}
+
+
+def test_a_grouping_class_with_objects_is_a_class(tmp_path: Path) -> None:
+    data = contents(["a.png", "b.png"])
+    for category in data["categories"]:
+        category["supercategory"] = "things"
+    data["categories"].insert(0, {"id": 0, "name": "things", "supercategory": "none"})
+    data["annotations"][0]["category_id"] = 0
+    assert inspect_custom(write_custom(tmp_path, data)).problems == ()
+    assert MetadataCatalog.get("small_val").thing_classes[0] == "things"
+    data["categories"][2]["supercategory"] = "others"  # and so it is if it groups only some
+    data["annotations"][0]["category_id"] = 1
+    report = inspect_custom(write_custom(tmp_path, data))
+    assert problems_of(report) == [("warning", UNUSED.format(1, "things"))]
