@@ -276,6 +276,10 @@ def test_a_sound_custom_data_set_has_no_problem(tmp_path: Path) -> None:
         ("name: small\nval: {json: val.json, images: nowhere}\nnovel: r\n", "no folder"),
         ("name: small\nval: {json: gone.json, images: images}\nnovel: r\n", "Correct the path"),
         ("name: small\nval: {json: val.json, images: images}\nnovel: [class 9]\n", "'class 9'"),
+        (
+            f"name: small\nval: {{json: {'x' * 999}, images: images}}\nnovel: r\n",
+            "xxx, found none. Correct the path in the yaml, or put it there.",
+        ),
         ("name: small\nnovel: r\n", "at least one of the keys 'train' and 'val'"),
     ],
 )

@@ -222,7 +222,7 @@ def _folders(name: str, splits: Mapping[str, tuple[Path, Path]]) -> list[Path]:
 
 
 def _entry(path: Path, is_folder: bool = False) -> Entry:
-    return Entry(path, is_folder, path.is_dir() if is_folder else path.is_file())
+    return Entry(path, is_folder, path.is_dir() if is_folder else _is_file(path))
 
 
 def _missing(entries: Iterable[Entry], advice: str) -> tuple[Problem, ...]:
@@ -243,7 +243,7 @@ def _inspect_split(
     progress: bool,
 ) -> SplitReport:
     json_file = Path(found.path)
-    if not json_file.is_file():
+    if not _is_file(json_file):
         return SplitReport(name, json_file, None, 0, ())  # reported as an entry
     problems = list(found.problems)
     if not found.images and not found.categories:
