@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,8 +22,10 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from vild.data.images import read_image
+from vild.data.jitter import large_scale_jitter
 
 SOURCES = ("store", "online")
+DRAWS = ("uniform", "first")
 
 
 class RegionRecord(Protocol):
@@ -63,7 +65,10 @@ class ViLDDatasetMapper(DatasetMapper):
         is_train: training or inference.
         regions: store of the regions to distil from; None for none.
         online: whether the teacher computes the embeddings in training.
-        limit: most regions a picture; drawn uniformly among the visible ones where there are more.
+        limit: most regions per image.
+        region_draw: which regions are distilled where there are more than ``limit``: ``uniform``
+            draws among the visible ones; ``first`` takes the store's first ``limit`` rows and then
+            drops the invisible ones, as the official code does.
         min_visible: regions of which less than this fraction is left by the augmentation are not
             distilled: their embedding describes what the picture does not show any more.
         proposals: store of precomputed proposals that replace the RPN; None for none.
@@ -82,6 +87,7 @@ class ViLDDatasetMapper(DatasetMapper):
         regions: RegionSource | None = None,
         online: bool = False,
         limit: int = 300,
+        region_draw: str = "uniform",
         min_visible: float = 0.5,
         proposals: RegionSource | None = None,
         online_proposals: bool = False,
@@ -95,7 +101,12 @@ class ViLDDatasetMapper(DatasetMapper):
                 "expected at least one region a picture and a visible fraction in [0, 1], got "
                 f"{limit} and {min_visible}"
             )
+        if region_draw not in DRAWS:
+            raise ValueError(
+                f"expected MODEL.VILD.DISTILL.DRAW to be one of {DRAWS}, got {region_draw!r}"
+            )
         self.regions, self.online, self.limit = regions, online, limit
+        self.region_draw = region_draw
         self.min_visible, self.proposals, self.seed = min_visible, proposals, seed
         self.class_agnostic, self.online_proposals = class_agnostic, online_proposals
         if proposals is not None and self.proposal_topk is None:
@@ -115,14 +126,16 @@ class ViLDDatasetMapper(DatasetMapper):
         distill = cfg.MODEL.VILD.DISTILL
         arguments = super().from_config(cfg, is_train)
         if is_train and cfg.MODEL.VILD.LARGE_SCALE_JITTER:
-            jitter = large_scale_jitter(cfg.MODEL.VILD.LARGE_SCALE_JITTER)
+            # The official code flips first, and pads after normalising: with the mean.
+            jitter = large_scale_jitter(cfg.MODEL.VILD.LARGE_SCALE_JITTER, cfg.MODEL.PIXEL_MEAN)
             flips = [a for a in arguments["augmentations"] if isinstance(a, T.RandomFlip)]
-            arguments["augmentations"] = [*jitter, *flips]
+            arguments["augmentations"] = [*flips, jitter]
         return {
             **arguments,
             "regions": regions,
             "online": distill.SOURCE == "online",
             "limit": distill.REGIONS,
+            "region_draw": distill.DRAW,
             "min_visible": distill.MIN_VISIBLE,
             "proposals": proposals,
             "online_proposals": online_proposals,
@@ -198,7 +211,9 @@ class ViLDDatasetMapper(DatasetMapper):
         regions.original_boxes = Boxes(record.boxes)
         if not self.online:
             regions.teacher_embeddings = record.embeddings.float()  # type: ignore[attr-defined]
-        regions = regions[(visible > 0) & (visible >= self.min_visible)]
+        if self.region_draw == "first":
+            regions = regions[: self.limit]
+        regions = regions[(regions.visible > 0) & (regions.visible >= self.min_visible)]
         if len(regions) <= self.limit:
             return regions
         draw = np.random.default_rng(
@@ -206,24 +221,6 @@ class ViLDDatasetMapper(DatasetMapper):
         )
         chosen = draw.choice(len(regions), self.limit, replace=False)
         return regions[torch.from_numpy(np.sort(chosen))]
-
-
-def large_scale_jitter(parameters: Sequence[float]) -> list[T.Augmentation]:
-    """Resize to a random scale of a square that the picture fits in, then cut or pad to it.
-
-    Args:
-        parameters: smallest and largest scale, and the side of the square in pixels.
-
-    Raises:
-        ValueError: other parameters.
-    """
-    if len(parameters) != 3 or not 0 < parameters[0] <= parameters[1] or parameters[2] < 1:
-        raise ValueError(
-            "expected MODEL.VILD.LARGE_SCALE_JITTER to be [smallest scale, largest scale, side in "
-            f"pixels], such as [0.1, 2.0, 1024], or [], got {list(parameters)}"
-        )
-    smallest, largest, side = parameters[0], parameters[1], int(parameters[2])
-    return [T.ResizeScale(smallest, largest, side, side), T.FixedSizeCrop((side, side))]
 
 
 def _channels_first(picture: np.ndarray) -> Tensor:
