@@ -130,6 +130,7 @@ class ViLDDatasetMapper(DatasetMapper):
             jitter = large_scale_jitter(cfg.MODEL.VILD.LARGE_SCALE_JITTER, cfg.MODEL.PIXEL_MEAN)
             flips = [a for a in arguments["augmentations"] if isinstance(a, T.RandomFlip)]
             arguments["augmentations"] = [*flips, jitter]
+            arguments["recompute_boxes"] = False  # for Detectron2's cropping, which it replaces
         return {
             **arguments,
             "regions": regions,

@@ -33,19 +33,31 @@ class LargeScaleJitter(T.Augmentation):
     def get_transform(self, image: np.ndarray) -> T.TransformList:
         """Draw the scale and the place of the crop for an image (H, W, C)."""
         size = np.array(image.shape[:2])
-        scaled_side = np.round(np.random.uniform(self.smallest, self.largest) * self.side)
+        scaled_side = np.round(self._rand_range(self.smallest, self.largest) * self.side)
         scaled = np.round(size * (scaled_side / size.max())).astype(int).clip(min=1)
-        place = np.random.uniform(size=2)  # always drawn: each image takes as many numbers
+        place = self._rand_range(size=(2,))  # always drawn: each image takes as many numbers
         found: list[T.Transform] = [T.ResizeTransform(*size.tolist(), *scaled.tolist())]
         room = (scaled - self.side).clip(min=0)
         if room.any():
             top, left = (room * place).astype(int).tolist()
             height, width = (scaled - room).tolist()
-            found.append(T.CropTransform(left, top, width, height, *scaled[::-1].tolist()))
+            found.append(_Crop(left, top, width, height, *scaled[::-1].tolist()))
         bottom, right = (self.side - scaled).clip(min=0).tolist()
         if bottom or right:
             found.append(_ColourPad(bottom, right, self.colour))
         return T.TransformList(found)
+
+
+class _Crop(T.CropTransform):
+    """Crop; polygons are only moved, and reach beyond the image where objects do.
+
+    Masks are drawn within boxes, and boxes are clipped to the image. Detectron2's own transform
+    cuts the polygons, slowly and by shapely, which it does not install.
+    """
+
+    def apply_polygons(self, polygons: list[np.ndarray]) -> list[np.ndarray]:
+        """Move polygons (P, 2) of x and y."""
+        return [self.apply_coords(polygon) for polygon in polygons]
 
 
 class _ColourPad(T.NoOpTransform):
