@@ -112,7 +112,7 @@ def test_sim_clr_in_names_is_ignored(old: str, new: str) -> None:
     """The published R152 archives have it in their names."""
     arrays = {name.replace(old, new): array for name, array in variables("vanilla").items()}
     assert arrays.keys() != variables("vanilla").keys()
-    arrays[f"{HEAD}/fc6_sim_clr/bias/Momentum"] = np.zeros(1024, np.float32)
+    arrays[f"{HEAD}/fc6_sim_clr/bias/Momentum_sim_clr"] = np.zeros(1024, np.float32)
     model, expected = convert_variables(arrays), converted("vanilla")
     assert (model.depth, model.variant) == (50, "vild")
     assert model.state.keys() == expected.state.keys()

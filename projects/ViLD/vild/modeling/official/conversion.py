@@ -64,13 +64,7 @@ def convert_variables(variables: Mapping[str, np.ndarray]) -> OfficialModel:
             another shape or not finite; or two different arrays of one variable, with and without
             ``_sim_clr`` in its name. The error names the first ones.
     """
-    given = _without_suffix(
-        {
-            name: array
-            for name, array in variables.items()
-            if name not in COUNTERS and not name.endswith(SLOTS)
-        }
-    )
+    given = _of_the_model(variables)
     depth = _depth(given)
     for name in (f"{HEAD}/project-to-clip/kernel", TEXT):
         if name not in given or given[name].ndim != 2:
@@ -128,11 +122,13 @@ def official_text(
     return TextEmbeddings(_unit_rows(matrix.T), own, TEMPERATURE, TEACHER, templates="imported")
 
 
-def _without_suffix(variables: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The variables by their names in the official code."""
+def _of_the_model(variables: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The variables by their names in the official code, without those of the optimizer."""
     given: dict[str, np.ndarray] = {}
     for name, array in variables.items():
         plain = name.replace(REMOVED, "")
+        if plain in COUNTERS or plain.endswith(SLOTS):
+            continue
         if plain in given and not np.array_equal(given[plain], array):
             raise ValueError(
                 f"{ADVICE}; this one has two different arrays for {plain}, with and without "
