@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
-from detectron2.data.transforms import ResizeScale
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
+from detectron2.modeling import ROI_HEADS_REGISTRY, build_backbone, build_model
 from detectron2.solver import build_optimizer
+from detectron2.structures import ImageList
 from detectron2.utils.events import EventStorage
 from torch import nn
 
@@ -26,6 +27,7 @@ from vild.config import (
 )
 from vild.data import COCO_BASE, COCO_NOVEL
 from vild.data.dataset_mapper import ViLDDatasetMapper
+from vild.data.jitter import LargeScaleJitter
 from vild.modeling import WITH_TEACHER, ViLDBoxHead, ViLDROIHeads
 
 from .making import mapped_image, text_embeddings, with_proposals
@@ -53,10 +55,11 @@ def own_keys(node: CfgNode, prefix: str = "") -> list[str]:
 def test_own_keys_are_these_and_below_model_vild() -> None:
     plain, cfg = get_cfg(), get_cfg()
     add_vild_config(cfg)
-    # frozen on purpose: at most 15, each documented
+    # frozen on purpose: at most 16, each documented
     assert own_keys(cfg.MODEL.VILD) == [
         "CROP_MODE",
         "DATASETS",
+        "DISTILL.DRAW",
         "DISTILL.MIN_VISIBLE",
         "DISTILL.REGIONS",
         "DISTILL.SOURCE",
@@ -127,7 +130,8 @@ def test_recipe_takes_a_step_and_detects(path: Path, tmp_path: Path) -> None:
         assert name.endswith("_base") == zero_shot
     mapper = ViLDDatasetMapper(cfg, True, regions=None, proposals=None)
     jitter = cfg.MODEL.VILD.LARGE_SCALE_JITTER
-    assert isinstance(mapper.augmentations.augs[0], ResizeScale) == bool(jitter)
+    assert isinstance(mapper.augmentations.augs[-1], LargeScaleJitter) == bool(jitter)
+    assert mapper.region_draw == ("first" if jitter else "uniform")
 
     torch.manual_seed(0)
     model = build_model(cfg)
@@ -147,6 +151,47 @@ def test_recipe_takes_a_step_and_detects(path: Path, tmp_path: Path) -> None:
         assert not parameter.requires_grad or parameter.grad is not None, name
         assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
     detect(model, seen)
+
+
+LSJ = [path for path in CONFIGS if path.stem.endswith("r50_fpn_lsj")]
+
+
+@pytest.mark.parametrize("path", LSJ, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_the_official_schedule_trains_without_base_objects(path: Path, tmp_path: Path) -> None:
+    """A batch without an object of a base class: the mask head gets no region at all."""
+    cfg = read_config(path)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.ROI_BOX_HEAD.CONV_DIM = cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 32
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 64
+    cfg.MODEL.VILD.TEXT_EMBEDDINGS = str(tmp_path / "text.safetensors")
+    text_embeddings(cfg.MODEL.ROI_HEADS.NUM_CLASSES, 16).save(cfg.MODEL.VILD.TEXT_EMBEDDINGS)
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    assert model.roi_heads.box_in_features == ["p2", "p3", "p4", "p5", "p6"]
+    before = copy.deepcopy(model.roi_heads.mask_head.norms.state_dict())
+    with EventStorage():
+        losses = model([mapped_image(0, 4)])
+    assert not losses["loss_mask"].detach().any()
+    assert not losses["loss_box_reg"].detach().any()
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert torch.isfinite(parameter.grad).all(), name
+    after = model.roi_heads.mask_head.norms.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items() if "running" in key)
+
+
+@pytest.mark.parametrize("sizes", [[(1024, 1024)], [(96, 64), (70, 131)]])
+def test_the_official_pyramid_takes_any_size(sizes: list[tuple[int, int]]) -> None:
+    """Images are padded to multiples of 64, and every level has half the cells of the last."""
+    cfg = read_config(FOLDER / "LVIS" / "vild_text_r50_fpn_lsj.yaml")
+    backbone = build_backbone(cfg).eval()
+    images = ImageList.from_tensors([torch.rand(3, *size) for size in sizes], 64)
+    assert backbone.size_divisibility == 64
+    with torch.no_grad():
+        features = backbone(images.tensor)
+    height, width = images.tensor.shape[2:]
+    for level, name in enumerate(("p2", "p3", "p4", "p5", "p6"), 2):
+        assert features[name].shape[2:] == (height // 2**level, width // 2**level)
 
 
 def detect(model: nn.Module, seen: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pycocotools.mask
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from vild.config import add_vild_config
 from vild.data.dataset_mapper import ViLDDatasetMapper, transform_boxes
+from vild.data.jitter import LargeScaleJitter
 
 HEIGHT, WIDTH, SIDE = 200, 300, 20
 
@@ -106,7 +108,7 @@ AUGMENTATIONS = {
         T.RandomCrop("relative_range", (0.4, 0.4)),
         T.RandomFlip(horizontal=False, vertical=True),
     ],
-    "lsj": [T.ResizeScale(0.3, 2.0, 240, 240), T.FixedSizeCrop((240, 240)), T.RandomFlip()],
+    "lsj": [T.RandomFlip(), LargeScaleJitter(0.3, 2.0, 240, (124, 116, 104))],
 }
 
 
@@ -186,6 +188,17 @@ def test_the_draw_follows_from_seed_image_and_draw_alone(
     assert counts.min() > 0  # every region has its turn
 
 
+def test_the_first_regions_of_the_store(source: Source, record: dict[str, Any]) -> None:
+    """As the official code: of the first ``limit`` the invisible ones are dropped, no others."""
+    apply = mapper(source, [], limit=10, region_draw="first")
+    assert apply({**record, "draw": 3})["distill_regions"].rows.tolist() == list(range(10))
+    half = T.CropTransform(0, 0, WIDTH // 2, HEIGHT)
+    apply = mapper(source, [half], limit=10, region_draw="first")
+    left = [n for n in range(10) if source.record.boxes[n, 0] < WIDTH // 2]
+    assert apply(record)["distill_regions"].rows.tolist() == left
+    assert 0 < len(left) < 10
+
+
 def test_the_online_teacher_gets_original_pixels(source: Source, record: dict[str, Any]) -> None:
     """Mistake 5: targets computed from augmented pixels."""
     apply = mapper(source, [T.RandomFlip(1.0), T.Resize((77, 99))], online=True)
@@ -242,6 +255,56 @@ def test_without_regions_it_is_detectron2s_mapper(record: dict[str, Any]) -> Non
     assert torch.equal(testing[0]["image"], testing[1]["image"])
 
 
+def test_jitter_follows_the_flip(record: dict[str, Any]) -> None:
+    """Padding is the mean, in the order of INPUT.FORMAT, and no part of a mask."""
+    cfg = get_cfg()
+    add_vild_config(cfg)
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    cfg.MODEL.PIXEL_MEAN = [103.53, 116.28, 123.675]
+    cfg.MODEL.VILD.LARGE_SCALE_JITTER = [0.5, 0.5, 64]
+    cfg.MODEL.MASK_ON = True
+    whole = np.ones((HEIGHT, WIDTH), np.uint8, order="F")
+    annotation = {**record["annotations"][0], "segmentation": pycocotools.mask.encode(whole)}
+    apply = ViLDDatasetMapper(cfg, True)
+    flip, jitter = apply.augmentations.augs
+    assert (type(flip), type(jitter)) == (T.RandomFlip, LargeScaleJitter)
+    for seed in range(4):
+        seed_all_rng(seed)
+        mapped = apply({**record, "annotations": [annotation]})
+        image, masks = mapped["image"], mapped["instances"].gt_masks.tensor
+        assert image.shape == (3, 64, 64)
+        mean = torch.tensor([104, 116, 124])[:, None]
+        assert (image[:, 21:].flatten(1) == mean).all()
+        assert (image[:, :, 32:].flatten(1) == mean).all()
+        assert masks[0, :21, :32].all()
+        assert masks.sum() == 21 * 32
+
+
+def test_jitter_of_polygons_needs_no_further_package(record: dict[str, Any]) -> None:
+    """An object that is cut keeps its polygon, one outside of the square has no box and goes."""
+    cfg = get_cfg()
+    add_vild_config(cfg)
+    cfg.MODEL.VILD.LARGE_SCALE_JITTER = [2.0, 2.0, 300]
+    cfg.INPUT.CROP.ENABLED = True  # jitter takes its place
+    cfg.MODEL.MASK_ON = True
+    boxes = [[0, 0, WIDTH, HEIGHT], [0, 0, 20, 20]]
+    polygons = [[[x, y, x + w, y, x + w, y + h, x, y + h]] for x, y, w, h in boxes]
+    annotations = [
+        {**record["annotations"][0], "bbox": box, "segmentation": polygon}
+        for box, polygon in zip(boxes, polygons, strict=True)
+    ]
+    apply = ViLDDatasetMapper(cfg, True)
+    counts = set()
+    for seed in range(6):
+        seed_all_rng(seed)
+        instances = apply({**record, "annotations": annotations})["instances"]
+        assert instances.gt_boxes.tensor[0].tolist() == [0, 0, 300, 300]
+        assert len(instances.gt_masks) == len(instances)
+        assert instances.gt_masks.crop_and_resize(instances.gt_boxes.tensor, 28)[0].all()
+        counts.add(len(instances))
+    assert counts == {1, 2}
+
+
 def test_one_class_for_all(record: dict[str, Any]) -> None:
     cfg = get_cfg()
     add_vild_config(cfg)
@@ -267,5 +330,7 @@ def test_bad_arguments(source: Source) -> None:
         mapper(source, [], limit=0)
     with pytest.raises(ValueError, match="visible fraction"):
         mapper(source, [], min_visible=1.5)
+    with pytest.raises(ValueError, match=r"DRAW to be one of \('uniform', 'first'\), got 'best'"):
+        mapper(source, [], region_draw="best")
     with pytest.raises(ValueError, match="LOAD_PROPOSALS"):
         mapper(None, [], proposals=source)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from vild.embeddings import TextEmbeddings
@@ -111,6 +112,37 @@ def test_every_variant(variant: str, text_input: bool, tmp_path: Path) -> None:
     assert expected[3].shape == (20, 1, 28, 28)
     assert_equal(run_torchscript(folder, *inputs), expected, 1e-6)
     assert_equal(run_onnx(folder, *inputs), expected, 1e-4)
+
+
+def test_the_backbone_and_mask_head_of_the_official_schedule(tmp_path: Path) -> None:
+    """Sides are padded to multiples of 64, which a trace has to do for any image."""
+    pytest.importorskip("onnxruntime")
+    official = (
+        *("MODEL.BACKBONE.NAME", "build_official_resnet_fpn_backbone"),
+        *("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256),
+        *("MODEL.ANCHOR_GENERATOR.OFFSET", 0.5),
+        *("MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"]),
+        *("MODEL.ROI_MASK_HEAD.NAME", "OfficialMaskHead", "MODEL.ROI_MASK_HEAD.NORM", "BN"),
+    )
+    model, cfg = detector(tmp_path, "ensemble", *official)
+    # weights and statistics that, like a trained model's, do not blow rounding up
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+            module.weight.data.fill_(0.2 if name.endswith("conv3.norm") else 1.0)
+    with torch.no_grad(), EventStorage():
+        model.train()([mapped_image(4, 8, side=256, seed=seed) for seed in range(3)])
+    torch.save({"model": model.eval().state_dict()}, tmp_path / "model.pth")
+    folder = tmp_path / "exported"
+    export_detector(model, cfg, folder, [picture(60, 80)], text_input=True, repeats=1)
+    model.roi_heads.set_vocabulary(OTHER)
+    for size in ((171, 130), (40, 250)):
+        image = torch.from_numpy(picture(*size, seed=3)).permute(2, 0, 1)
+        inputs = (image, OTHER.embeddings, torch.tensor(OTHER.vocabulary.novel))
+        expected = eager(model, image)
+        assert len(expected[0]) == 20
+        assert_equal(run_torchscript(folder, *inputs), expected, 1e-6)
+        assert_equal(run_onnx(folder, *inputs), expected, 1e-4)
 
 
 def test_what_is_written(tmp_path: Path) -> None:

@@ -99,6 +99,37 @@ def test_the_optimizers_variables_are_passed_over() -> None:
     assert set(model.state) == set(converted("vanilla").state)
 
 
+RENAMED = [
+    ("resnet50/", "resnet50_sim_clr/"),  # the scope of the backbone
+    ("/kernel", "_sim_clr/kernel"),  # in the middle of a name
+    ("/gamma", "/gamma_sim_clr"),  # at its end
+    ("fpn/", "_sim_clrfpn/"),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED)
+def test_sim_clr_in_names_is_ignored(old: str, new: str) -> None:
+    """The published R152 archives have it in their names."""
+    arrays = {name.replace(old, new): array for name, array in variables("vanilla").items()}
+    assert arrays.keys() != variables("vanilla").keys()
+    arrays[f"{HEAD}/fc6_sim_clr/bias/Momentum_sim_clr"] = np.zeros(1024, np.float32)
+    model, expected = convert_variables(arrays), converted("vanilla")
+    assert (model.depth, model.variant) == (50, "vild")
+    assert model.state.keys() == expected.state.keys()
+    assert all(torch.equal(model.state[name], value) for name, value in expected.state.items())
+    assert torch.equal(model.text, expected.text)
+
+
+def test_two_arrays_of_one_variable() -> None:
+    name, other = "resnet50/conv2d/kernel", "resnet50_sim_clr/conv2d/kernel"
+    same = variables("vanilla")[name]
+    model = convert_variables(changed(**{other: same}))
+    assert model.state.keys() == converted("vanilla").state.keys()
+    for array in (same + 1, same[:1], np.array("text")):
+        with pytest.raises(ValueError, match=f"two different arrays for {name}, with and without"):
+            convert_variables(changed(**{other: array}))
+
+
 BIAS = f"{HEAD}/box-predict/bias"
 
 

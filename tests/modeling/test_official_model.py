@@ -12,13 +12,16 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone.resnet import BasicStem
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
-from vild.modeling.official import OfficialViLDRCNN, RegionCrops, resize
+from vild.modeling.official import OfficialRPN, OfficialViLDRCNN, RegionCrops, resize
 from vild.modeling.official.backbone import official_norm
 from vild.modeling.official.boxes import to_inclusive
+from vild.modeling.official.roi_heads import InclusiveOutputLayers
 
 from ..making import text_embeddings
 from ..official import CONFIGS, MODELS, SIDE, config, image, official_model, recorded
@@ -196,6 +199,78 @@ def test_another_vocabulary(model: Run) -> None:
     finally:
         before.classifier.text, before.novel, before.vocabulary = kept
         heads.num_classes = before.num_classes = len(kept[2])
+
+
+ZERO = [-30.0, -40, 1, 0.5]  # clipped to the first pixel: all inclusive coordinates are 0
+GOOD = [[10.0 * n, 0, 10 * n + 9, 9] for n in range(5)]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("wanted", "expected"), [(1, 1), (4, 4), (6, 6), (9, 6)])
+def test_boxes_of_zeros_take_no_place_among_the_proposals(
+    wanted: int, expected: int, training: bool
+) -> None:
+    """They score best on both levels, and are dropped before the best ``wanted`` are kept."""
+    rpn = OfficialRPN(
+        in_features=["p2", "p3"],
+        head=nn.Identity(),
+        anchor_generator=nn.Identity(),
+        anchor_matcher=Matcher([0.5], [0, 1]),
+        box2box_transform=Box2BoxTransform(weights=(1.0, 1, 1, 1)),
+        batch_size_per_image=8,
+        positive_fraction=0.5,
+        pre_nms_topk=(4, 4),
+        post_nms_topk=(wanted, wanted),
+        nms_thresh=0.7,
+        min_box_size=0.0,
+    ).train(training)
+    anchors = [Boxes(torch.tensor([ZERO, *GOOD[:3], GOOD[0]])), Boxes(torch.tensor([ZERO, *GOOD]))]
+    # each level's best 4 are looked at, boxes of zeros among them
+    logits = [torch.tensor([[9.0, 3, 2, 1, 0]]), torch.tensor([[8.0, 5, 4.5, 4, 3.5, 3.4]])]
+    deltas = [torch.zeros(1, len(boxes), 4) for boxes in anchors]
+    (found,) = rpn.predict_proposals(anchors, logits, deltas, [(64, 64)])
+    rows = [GOOD[0], GOOD[1], GOOD[2], GOOD[0], GOOD[1], GOOD[2]]
+    assert len(found) == expected
+    assert found.proposal_boxes.tensor.tolist() == rows[:expected]
+    assert found.objectness_logits.tolist() == [5, 4.5, 4, 3, 2, 1][:expected]
+
+
+def test_boxes_of_zeros_take_no_place_among_the_detections() -> None:
+    layers = InclusiveOutputLayers(
+        ShapeSpec(channels=4),
+        text_embeddings=text_embeddings(2),
+        box2box_transform=Box2BoxTransform(weights=(1.0, 1, 1, 1)),
+        test_score_thresh=0.0,
+        test_nms_thresh=0.5,
+        test_topk_per_image=3,
+    )
+    only_x, only_y = [-3.0, -3, 3, 0], [-3.0, -3, 0, 3]  # one coordinate is above 0: they count
+    boxes = torch.tensor([ZERO, GOOD[1], ZERO, only_x, only_y, GOOD[2]])
+    scores = torch.tensor([[0.9, 0.8], [0.3, 0], [0.9, 0.8], [0.2, 0], [0, 0.15], [0.1, 0]])
+    found = layers.select(boxes, [scores[:4], scores[4:]], (64, 64))
+    assert found[0].tolist() == [GOOD[1], [0, 0, 3, 1], [0, 0, 1, 3]]
+    torch.testing.assert_close(found[1], torch.tensor([0.3, 0.2, 0.15]))
+    assert found[2].tolist() == [0, 0, 1]
+    assert found[3].tolist() == [1, 3, 4]
+    # an image of one pixel has no other boxes
+    assert len(layers.select(boxes, [scores], (1, 1))[0]) == 0
+
+
+def test_parts_are_initialised_to_be_trained(tmp_path: Path) -> None:
+    """As Detectron2's FPN: variance 1 / inputs, no biases; masks begin at 0.5."""
+    torch.manual_seed(0)
+    model = build_model(config("vanilla", tmp_path))
+    fpn, head = model.backbone, model.roi_heads.mask_head
+    for conv in (*fpn.lateral_convs, *fpn.output_convs, fpn.top_block.conv):
+        inputs = conv.weight[0].numel()
+        assert float(conv.weight.detach().var()) * inputs == pytest.approx(1, rel=0.02)
+        assert not conv.bias.any()
+    with torch.no_grad():
+        masks = head.eval().layers(torch.rand(2, 256, 14, 14)).sigmoid()
+    torch.testing.assert_close(masks, torch.full_like(masks, 0.5), rtol=0, atol=0.02)
+    for norm in (*fpn.norms.values(), *head.norms):
+        assert (norm.weight == 1).all()
+        assert not norm.bias.any()
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,11 +80,21 @@ def test_synchronised_statistics_of_uneven_processes(tmp_path: Path) -> None:
                 assert torch.isfinite(value).all()
 
 
-def _train(folder: str) -> None:
+OFFICIAL = (  # what configs/schedules/lsj.yaml takes of the official architecture
+    *("MODEL.BACKBONE.NAME", "build_official_resnet_fpn_backbone"),
+    *("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256),
+    *("MODEL.RESNETS.STRIDE_IN_1X1", False, "MODEL.RESNETS.NORM", "SyncBN"),
+    *("MODEL.FPN.NORM", "SyncBN", "MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"]),
+    *("MODEL.ROI_MASK_HEAD.NAME", "OfficialMaskHead", "MODEL.ROI_MASK_HEAD.NORM", "SyncBN"),
+)
+
+
+def _train(folder: str, changes: tuple[Any, ...]) -> None:
     text = text_embeddings(["crow", "owl", "kite"], novel=["owl"], temperature=0.05)
     own = Path(folder, str(comm.get_rank()))
     own.mkdir()
-    model = tiny_model(own, "ensemble", text, "MODEL.ROI_BOX_HEAD.NORM", "SyncBN").train()
+    changes = ("MODEL.ROI_BOX_HEAD.NORM", "SyncBN", *changes)
+    model = tiny_model(own, "ensemble", text, *changes).train()
     model = create_ddp_model(model, broadcast_buffers=False, device_ids=None)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     # the second process: a picture without objects or regions
@@ -99,10 +110,13 @@ def _train(folder: str) -> None:
     torch.save(model.module.state_dict(), Path(folder, f"{comm.get_rank()}.pth"))
 
 
-def test_training_where_one_process_has_nothing_to_learn_from(tmp_path: Path) -> None:
-    launch(_train, 2, args=(str(tmp_path),))
+@pytest.mark.parametrize("changes", [(), OFFICIAL], ids=["detectron2", "official"])
+def test_training_where_one_process_has_nothing_to_learn_from(
+    changes: tuple[Any, ...], tmp_path: Path
+) -> None:
+    launch(_train, 2, args=(str(tmp_path), changes))
     first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
     for key, value in first.items():
         assert torch.isfinite(value.float()).all(), key
-        if "roi_heads" in key:
+        if "roi_heads" in key or changes:
             assert torch.equal(value, second[key]), key

@@ -37,7 +37,8 @@ def add_vild_config(cfg: CfgNode) -> None:
     # yaml files that describe data sets of the user's own (see datasets/README.md)
     cfg.MODEL.VILD.DATASETS = []
     # large-scale jitter: smallest scale, largest scale, side of the square picture in pixels
-    # (appendix); [] for Detectron2's INPUT.MIN_SIZE_TRAIN
+    # (appendix); the square is padded with MODEL.PIXEL_MEAN. [] for Detectron2's
+    # INPUT.MIN_SIZE_TRAIN
     cfg.MODEL.VILD.LARGE_SCALE_JITTER = []
     # the teacher where it runs in training: model and weights as open_clip names them, and how a
     # crop becomes a square ("stretch", "pad" or "clip")
@@ -53,6 +54,10 @@ def add_vild_config(cfg: CfgNode) -> None:
     cfg.MODEL.VILD.DISTILL.WEIGHT = 0.5
     # most regions a picture (appendix; the official code's 300)
     cfg.MODEL.VILD.DISTILL.REGIONS = 300
+    # where an image has more: "uniform" draws REGIONS of the visible ones anew at every step;
+    # "first" takes the store's first ones, those of the highest objectness, and drops the invisible
+    # ones of these (the official vild_parser.py, clip_or_pad_to_fixed_size)
+    cfg.MODEL.VILD.DISTILL.DRAW = "uniform"
     # regions of which augmentation leaves less than this fraction are not distilled
     cfg.MODEL.VILD.DISTILL.MIN_VISIBLE = 0.5
 

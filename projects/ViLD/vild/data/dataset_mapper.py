@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,9 +22,11 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from torch import Tensor
 
 from vild.data.images import read_image
+from vild.data.jitter import large_scale_jitter
 from vild.data.masks import decode_segmentation
 
 SOURCES = ("store", "online")
+DRAWS = ("uniform", "first")
 
 
 class RegionRecord(Protocol):
@@ -64,7 +66,10 @@ class ViLDDatasetMapper(DatasetMapper):
         is_train: training or inference.
         regions: store of the regions to distil from; None for none.
         online: whether the teacher computes the embeddings in training.
-        limit: most regions a picture; drawn uniformly among the visible ones where there are more.
+        limit: most regions per image.
+        region_draw: which regions are distilled where there are more than ``limit``: ``uniform``
+            draws among the visible ones; ``first`` takes the store's first ``limit`` rows and then
+            drops the invisible ones, as the official code does.
         min_visible: regions of which less than this fraction is left by the augmentation are not
             distilled: their embedding describes what the picture does not show any more.
         proposals: store of precomputed proposals that replace the RPN; None for none.
@@ -83,6 +88,7 @@ class ViLDDatasetMapper(DatasetMapper):
         regions: RegionSource | None = None,
         online: bool = False,
         limit: int = 300,
+        region_draw: str = "uniform",
         min_visible: float = 0.5,
         proposals: RegionSource | None = None,
         online_proposals: bool = False,
@@ -96,7 +102,12 @@ class ViLDDatasetMapper(DatasetMapper):
                 "expected at least one region a picture and a visible fraction in [0, 1], got "
                 f"{limit} and {min_visible}"
             )
+        if region_draw not in DRAWS:
+            raise ValueError(
+                f"expected MODEL.VILD.DISTILL.DRAW to be one of {DRAWS}, got {region_draw!r}"
+            )
         self.regions, self.online, self.limit = regions, online, limit
+        self.region_draw = region_draw
         self.min_visible, self.proposals, self.seed = min_visible, proposals, seed
         self.class_agnostic, self.online_proposals = class_agnostic, online_proposals
         if proposals is not None and self.proposal_topk is None:
@@ -116,14 +127,17 @@ class ViLDDatasetMapper(DatasetMapper):
         distill = cfg.MODEL.VILD.DISTILL
         arguments = super().from_config(cfg, is_train)
         if is_train and cfg.MODEL.VILD.LARGE_SCALE_JITTER:
-            jitter = large_scale_jitter(cfg.MODEL.VILD.LARGE_SCALE_JITTER)
+            # The official code flips first, and pads after normalising: with the mean.
+            jitter = large_scale_jitter(cfg.MODEL.VILD.LARGE_SCALE_JITTER, cfg.MODEL.PIXEL_MEAN)
             flips = [a for a in arguments["augmentations"] if isinstance(a, T.RandomFlip)]
-            arguments["augmentations"] = [*jitter, *flips]
+            arguments["augmentations"] = [*flips, jitter]
+            arguments["recompute_boxes"] = False  # for Detectron2's cropping, which it replaces
         return {
             **arguments,
             "regions": regions,
             "online": distill.SOURCE == "online",
             "limit": distill.REGIONS,
+            "region_draw": distill.DRAW,
             "min_visible": distill.MIN_VISIBLE,
             "proposals": proposals,
             "online_proposals": online_proposals,
@@ -241,7 +255,9 @@ class ViLDDatasetMapper(DatasetMapper):
         regions.original_boxes = Boxes(record.boxes)
         if not self.online:
             regions.teacher_embeddings = record.embeddings.float()  # type: ignore[attr-defined]
-        regions = regions[(visible > 0) & (visible >= self.min_visible)]
+        if self.region_draw == "first":
+            regions = regions[: self.limit]
+        regions = regions[(regions.visible > 0) & (regions.visible >= self.min_visible)]
         if len(regions) <= self.limit:
             return regions
         draw = np.random.default_rng(
@@ -254,24 +270,6 @@ class ViLDDatasetMapper(DatasetMapper):
 def _rectangle(annotation: Mapping[str, Any]) -> list[float]:
     x1, y1, x2, y2 = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
     return [x1, y1, x2, y1, x2, y2, x1, y2]
-
-
-def large_scale_jitter(parameters: Sequence[float]) -> list[T.Augmentation]:
-    """Resize to a random scale of a square that the picture fits in, then cut or pad to it.
-
-    Args:
-        parameters: smallest and largest scale, and the side of the square in pixels.
-
-    Raises:
-        ValueError: other parameters.
-    """
-    if len(parameters) != 3 or not 0 < parameters[0] <= parameters[1] or parameters[2] < 1:
-        raise ValueError(
-            "expected MODEL.VILD.LARGE_SCALE_JITTER to be [smallest scale, largest scale, side in "
-            f"pixels], such as [0.1, 2.0, 1024], or [], got {list(parameters)}"
-        )
-    smallest, largest, side = parameters[0], parameters[1], int(parameters[2])
-    return [T.ResizeScale(smallest, largest, side, side), T.FixedSizeCrop((side, side))]
 
 
 def _channels_first(picture: np.ndarray) -> Tensor:

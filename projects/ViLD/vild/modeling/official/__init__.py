@@ -1,6 +1,6 @@
 """The architecture of the official code (TensorFlow), for its released checkpoints.
 
-What differs from the recipes, and where:
+What differs from Detectron2, and where; the ``_lsj`` recipes take ``backbone`` and the mask head:
 
 - ``backbone``: max pooling padded as ``SAME``, FPN with a normalisation per level, strided P6;
 - ``rpn``: inclusive anchors, shared convolutions with a normalisation per level;

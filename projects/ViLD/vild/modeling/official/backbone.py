@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import fvcore.nn.weight_init as weight_init
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN
@@ -46,6 +47,7 @@ class StridedP6(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, kernel_size=3, stride=2)
+        weight_init.c2_xavier_fill(self.conv)  # with as many inputs as outputs: Glorot's uniform
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """[P6] of P5, whose sides are even."""

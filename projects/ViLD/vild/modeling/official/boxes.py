@@ -21,6 +21,14 @@ def from_inclusive(boxes: Tensor) -> Tensor:
     return boxes + boxes.new_tensor([0, 0, 1, 1])
 
 
+def is_zero(boxes: Tensor) -> Tensor:
+    """(...) bool: which inclusive boxes (..., 4) have no positive coordinate.
+
+    The official suppression sets a box to zeros to drop it, so it drops these, too.
+    """
+    return (boxes <= 0).all(dim=-1)
+
+
 def last_pixel(image_size: tuple[int, int]) -> tuple[int, int]:
     """(y, x) that inclusive boxes are clipped to, for an image of (height, width) pixels."""
     height, width = image_size

@@ -21,6 +21,8 @@ TEACHER = "ViT-B-32/openai"  # whose embeddings the official models were distill
 TEMPERATURE = 0.01  # official frcnn_head.temperature is 1 / 0.01
 SLOTS = ("/Momentum", "/Adam", "/Adam_1")  # an optimizer's own, one per variable
 COUNTERS = ("global_step", "beta1_power", "beta2_power")
+# The R152 archives have this in their variable names; the official code's own names lack it.
+REMOVED = "_sim_clr"
 ADVICE = (
     "expected a checkpoint of ViLD or ViLD-ensemble from the official repository (resnet50_vild, "
     "resnet50_vild_ensemble, resnet152_vild or resnet152_vild_ensemble, .tar.gz)"
@@ -54,18 +56,15 @@ def convert_variables(variables: Mapping[str, np.ndarray]) -> OfficialModel:
     """Convert all variables of a checkpoint; each is used once.
 
     Args:
-        variables: arrays by their official names, without ``:0``. Those of the optimizer and the
-            step are passed over.
+        variables: arrays by their official names, without ``:0``; ``_sim_clr`` in a name is
+            ignored. The variables of the optimizer and the step counters are passed over.
 
     Raises:
-        ValueError: the checkpoint of another model, or variables that are missing, unknown, of
-            another shape or not finite; the first ones are named.
+        ValueError: the checkpoint of another model; variables that are missing, unknown, of
+            another shape or not finite; or two different arrays of one variable, with and without
+            ``_sim_clr`` in its name. The error names the first ones.
     """
-    given = {
-        name: array
-        for name, array in variables.items()
-        if name not in COUNTERS and not name.endswith(SLOTS)
-    }
+    given = _of_the_model(variables)
     depth = _depth(given)
     for name in (f"{HEAD}/project-to-clip/kernel", TEXT):
         if name not in given or given[name].ndim != 2:
@@ -121,6 +120,22 @@ def official_text(
         novel = tuple(bool(flag == 0) for flag in flags[1:])
     own = Vocabulary(vocabulary.names, vocabulary.synonyms, novel)
     return TextEmbeddings(_unit_rows(matrix.T), own, TEMPERATURE, TEACHER, templates="imported")
+
+
+def _of_the_model(variables: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The variables by their names in the official code, without those of the optimizer."""
+    given: dict[str, np.ndarray] = {}
+    for name, array in variables.items():
+        plain = name.replace(REMOVED, "")
+        if plain in COUNTERS or plain.endswith(SLOTS):
+            continue
+        if plain in given and not np.array_equal(given[plain], array):
+            raise ValueError(
+                f"{ADVICE}; this one has two different arrays for {plain}, with and without "
+                f"{REMOVED} in the name: remove one of them"
+            )
+        given[plain] = array
+    return given
 
 
 def _depth(names: Iterable[str]) -> int:

@@ -17,20 +17,28 @@ from torch.nn import functional
 
 from vild.modeling.norms import normalise
 from vild.modeling.official.backbone import official_norm
-from vild.modeling.official.boxes import from_inclusive, last_pixel, to_inclusive
+from vild.modeling.official.boxes import from_inclusive, is_zero, last_pixel, to_inclusive
 from vild.modeling.official.regions import RegionCrops
 from vild.modeling.output_layers import ViLDOutputLayers
 from vild.modeling.roi_heads import ViLDROIHeads
 
 
 class InclusiveOutputLayers(ViLDOutputLayers):
-    """ViLD's output layers; boxes are clipped and suppressed in inclusive coordinates."""
+    """ViLD's output layers; boxes are clipped and suppressed in inclusive coordinates.
+
+    Boxes that clipping reduces to zeros are never detections, as in the official code.
+    """
 
     def select(
         self, boxes: Tensor, chunks: Iterable[Tensor], image_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See :meth:`ViLDOutputLayers.select`."""
-        boxes, *others = super().select(to_inclusive(boxes), chunks, last_pixel(image_size))
+        boxes = to_inclusive(boxes)
+        height, width = last_pixel(image_size)
+        clipped = boxes.minimum(boxes.new_tensor([width, height, width, height]))
+        # rows that are not finite are passed over, and all others keep their numbers
+        boxes = boxes.masked_fill(is_zero(clipped)[:, None], float("nan"))
+        boxes, *others = super().select(boxes, chunks, (height, width))
         return from_inclusive(boxes), *others
 
 
@@ -85,6 +93,8 @@ class OfficialMaskHead(BaseMaskRCNNHead):
             nn.init.zeros_(conv.bias)
         self.norms = nn.ModuleList(official_norm(norm, conv_dim) for _ in self.convs)
         self.predictor = nn.Conv2d(conv_dim, 1, kernel_size=1)
+        nn.init.normal_(self.predictor.weight, std=0.001)  # as Detectron2: masks start at 0.5
+        nn.init.zeros_(self.predictor.bias)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:

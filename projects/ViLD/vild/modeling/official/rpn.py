@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vild.modeling.official.backbone import official_norm
-from vild.modeling.official.boxes import from_inclusive, last_pixel, to_inclusive
+from vild.modeling.official.boxes import from_inclusive, is_zero, last_pixel, to_inclusive
 
 
 @ANCHOR_GENERATOR_REGISTRY.register()
@@ -95,8 +95,8 @@ class OfficialRPNHead(StandardRPNHead):
 class OfficialRPN(RPN):
     """Detectron2's RPN; proposals are clipped and suppressed in inclusive coordinates.
 
-    Where fewer than R survive, the official code fills up with empty boxes of score 0; this does
-    not.
+    Boxes that clipping reduces to zeros are dropped before the best R are kept. Where fewer than R
+    are left, the official code adds empty boxes of score 0; this does not.
     """
 
     @torch.no_grad()
@@ -108,20 +108,22 @@ class OfficialRPN(RPN):
         image_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
         """See :meth:`detectron2.modeling.proposal_generator.RPN.predict_proposals`."""
+        limit = self.post_nms_topk[self.training]
         found = find_top_rpn_proposals(
             [to_inclusive(boxes) for boxes in self._decode_proposals(anchors, pred_anchor_deltas)],
             pred_objectness_logits,
             [last_pixel(size) for size in image_sizes],
             self.nms_thresh,
             self.pre_nms_topk[self.training],
-            self.post_nms_topk[self.training],
+            sum(logits.shape[1] for logits in pred_objectness_logits),  # all that NMS keeps
             self.min_box_size - 1,
             self.training,
         )
         proposals = []
         for own, image_size in zip(found, image_sizes, strict=True):
-            # a box of zeros marks a suppressed one there: one that is clipped to it is lost
-            own = own[(own.proposal_boxes.tensor > 0).any(dim=1)]
+            # The official code marks suppressed boxes by zeros, and counts the others. So a box
+            # that clipping leaves nothing of but the first pixel is not among the best either.
+            own = own[~is_zero(own.proposal_boxes.tensor)][:limit]
             result = Instances(image_size)
             result.proposal_boxes = Boxes(from_inclusive(own.proposal_boxes.tensor))
             result.objectness_logits = own.objectness_logits

@@ -1,0 +1,101 @@
+"""Large-scale jitter as in the official code (its utils/input_utils.py: resize_and_crop_image).
+
+Shapes: images are (H, W, C), masks (H, W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from detectron2.data import transforms as T
+
+
+class LargeScaleJitter(T.Augmentation):
+    """Resize an image to a random scale of a square, then crop and pad it to the square.
+
+    The scale is drawn uniformly; at 1 the longer side of the image is the side of the square. A
+    larger image is cropped at a random place, drawn separately along both axes; a smaller one is
+    padded on the right and at the bottom.
+
+    Args:
+        smallest: lower end of the scale.
+        largest: upper end of the scale.
+        side: of the square, in pixels.
+        colour: C values in [0, 255], in the image's own channel order, to pad with.
+    """
+
+    def __init__(self, smallest: float, largest: float, side: int, colour: Sequence[float]) -> None:
+        super().__init__()
+        self.smallest, self.largest = smallest, largest
+        self.side, self.colour = side, tuple(colour)
+
+    def get_transform(self, image: np.ndarray) -> T.TransformList:
+        """Draw the scale and the place of the crop for an image (H, W, C)."""
+        size = np.array(image.shape[:2])
+        scaled_side = np.round(self._rand_range(self.smallest, self.largest) * self.side)
+        scaled = np.round(size * (scaled_side / size.max())).astype(int).clip(min=1)
+        place = self._rand_range(size=(2,))  # always drawn: each image takes as many numbers
+        found: list[T.Transform] = [T.ResizeTransform(*size.tolist(), *scaled.tolist())]
+        room = (scaled - self.side).clip(min=0)
+        if room.any():
+            top, left = (room * place).astype(int).tolist()
+            height, width = (scaled - room).tolist()
+            found.append(_Crop(left, top, width, height, *scaled[::-1].tolist()))
+        bottom, right = (self.side - scaled).clip(min=0).tolist()
+        if bottom or right:
+            found.append(_ColourPad(bottom, right, self.colour))
+        return T.TransformList(found)
+
+
+class _Crop(T.CropTransform):
+    """Crop; polygons are only moved, and reach beyond the image where objects do.
+
+    Masks are drawn within boxes, and boxes are clipped to the image. Detectron2's own transform
+    cuts the polygons, slowly and by shapely, which it does not install.
+    """
+
+    def apply_polygons(self, polygons: list[np.ndarray]) -> list[np.ndarray]:
+        """Move polygons (P, 2) of x and y."""
+        return [self.apply_coords(polygon) for polygon in polygons]
+
+
+class _ColourPad(T.NoOpTransform):
+    """Pad at the bottom and on the right: images with a colour, masks with 0."""
+
+    def __init__(self, bottom: int, right: int, colour: Sequence[float]) -> None:
+        super().__init__()
+        self.bottom, self.right, self.colour = bottom, right, colour
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Pad (H, W, C); whole numbers are rounded to the image's type."""
+        height, width, channels = img.shape
+        colour = np.asarray(self.colour)
+        if np.issubdtype(img.dtype, np.integer):
+            colour = colour.round()
+        padded = np.empty((height + self.bottom, width + self.right, channels), img.dtype)
+        padded[...] = colour
+        padded[:height, :width] = img
+        return padded
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Pad (H, W)."""
+        return np.pad(segmentation, ((0, self.bottom), (0, self.right)))
+
+
+def large_scale_jitter(parameters: Sequence[float], colour: Sequence[float]) -> LargeScaleJitter:
+    """Return the augmentation for ``MODEL.VILD.LARGE_SCALE_JITTER``.
+
+    Args:
+        parameters: smallest and largest scale, and the side of the square in pixels.
+        colour: see :class:`LargeScaleJitter`.
+
+    Raises:
+        ValueError: other parameters.
+    """
+    if len(parameters) != 3 or not 0 < parameters[0] <= parameters[1] or parameters[2] < 1:
+        raise ValueError(
+            "expected MODEL.VILD.LARGE_SCALE_JITTER to be [smallest scale, largest scale, side in "
+            f"pixels], such as [0.1, 2.0, 1024], or [], got {list(parameters)}"
+        )
+    return LargeScaleJitter(parameters[0], parameters[1], int(parameters[2]), colour)
