@@ -23,6 +23,7 @@ from vild.proposals import ProposalStore
 from vild.proposals.store import FIELDS as PROPOSAL_FIELDS
 from vild.storage import (
     MissingImageError,
+    SplitImages,
     StoreMismatchError,
     StoreWriter,
     UnfinishedStoreError,
@@ -70,7 +71,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         ("proposals", PROPOSAL_FIELDS, {}),
         (KIND, fields(4, "float16"), source),
     ):
-        spec = store_spec(kind, "loaded_train", own_fields, own_source, IMAGES, 2)
+        split = SplitImages.from_records("loaded_train", DatasetCatalog.get("loaded_train"))
+        spec = store_spec(kind, split, own_fields, own_source, 2)
         writer = StoreWriter(tmp_path / kind, spec, IMAGES)
         for number in writer.pending():
             with writer.shard(number) as builder:
@@ -220,15 +222,18 @@ def test_text_embeddings_that_do_not_fit_are_refused_before_training(
         build_train_loader(cfg)
 
 
-def test_a_missing_image_stops_it(cfg: CfgNode, folder: Path) -> None:
+def test_an_image_without_a_record_is_found_before_training(cfg: CfgNode, folder: Path) -> None:
     teacher = {"name": "stub", "fingerprint": "f", "dimension": 4}
     source = embedding_source(teacher, CropRule(), {"digest": ""}, 300, 32)
-    spec = store_spec(KIND, "other", fields(4, "float16"), source, [77], 2)
-    writer = StoreWriter(folder / "other", spec, [77])
+    split = SplitImages.from_records("loaded_train", DatasetCatalog.get("loaded_train"))
+    spec = store_spec(KIND, split, fields(4, "float16"), source, 4)
+    writer = StoreWriter(folder / "other", spec, IMAGES)
     with writer.shard(0) as builder:
         nothing = {"boxes": np.empty((0, 4)), "objectness": np.empty(0)}
-        builder.add(77, 60, 80, {**nothing, "embeddings": np.empty((0, 4))})
+        for image in IMAGES[:3]:
+            builder.add(image, 60, 80, {**nothing, "embeddings": np.empty((0, 4))})
+        builder.fail(4, "4.png is truncated")
     writer.finish({})
     cfg.MODEL.VILD.DISTILL.STORE = str(folder / "other")
-    with pytest.raises(MissingImageError, match="no record of the image"):
-        next(iter(build_train_loader(cfg)))
+    with pytest.raises(MissingImageError, match=r"of 1 images .*4 \(4\.png is truncated\).*retry"):
+        build_train_loader(cfg)

@@ -119,12 +119,12 @@ def test_a_truncated_last_checkpoint_is_named_and_not_passed_over(
     checkpointer.save("model_0000003")
     file = tmp_path / "model_0000003.pth"
     file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"model_0000003\.pth is not whole.*") as error:
+    with pytest.raises(ValueError, match=r"model_0000003\.pth is damaged.*") as error:
         checkpointer.resume_or_load("", resume=True)
     assert "--resume-from model_0000001.pth" in str(error.value)
     checkpointer.load(str(tmp_path / "model_0000001.pth"))
     (tmp_path / "model_0000001.pth").unlink()
-    with pytest.raises(ValueError, match="no other one beside it"):
+    with pytest.raises(ValueError, match="no other checkpoint beside it"):
         checkpointer.load(str(file))
     with pytest.raises(ValueError, match=r"expected a checkpoint at .*gone\.pth"):
         checkpointer.load(str(tmp_path / "gone.pth"))

@@ -36,7 +36,7 @@ def propose(small: SmallData, detector: Path, run: Run) -> Callable[..., int]:
     def call(out: str = "p", *more: object) -> int:
         return run(
             extract_proposals,
-            *("--config-file", detector, "--weights", "", "--out-dir", small.folder / out),
+            *("--config-file", detector, "--out-dir", small.folder / out),
             *("--topk", 40, "--images-per-shard", 2, *small.arguments, *more),
         )
 
@@ -337,7 +337,7 @@ def test_photographs_pass_without_a_warning(
         assert (
             run(
                 extract_proposals,
-                *("--config-file", detector, "--weights", "", "--topk", 30),
+                *("--config-file", detector, "--topk", 30),
                 *("--out-dir", tmp_path / "p", *data),
             )
             == 0

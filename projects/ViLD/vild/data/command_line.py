@@ -94,7 +94,7 @@ def require_split(name: str, what: str = "a registered split") -> None:
     known = sorted(DatasetCatalog.list())
     if name in known:
         return
-    near = get_close_matches(name, known, n=3, cutoff=0.6)
+    near = get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Registered: {known}."
     raise ValueError(
         f"expected {what}, got {name!r}, which is not registered. {hint} Splits of your own are "
