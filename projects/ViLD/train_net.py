@@ -58,7 +58,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         reuse_freed_memory()
     require_same_config(cfg)
     if not (args.eval_only or args.eval_results):
-        resolve_seed(cfg, resume=args.resume or args.resume_from is not None)
+        resolve_seed(cfg, resume=_resumes(args))
     cfg.freeze()
     default_setup(cfg, args)
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="vild")
@@ -88,10 +88,14 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
             vocabulary=args.vocabulary_from,
             resume=args.resume,
         )
-    check_before_training(cfg)
+    check_before_training(cfg, resume=_resumes(args))
     trainer = Trainer(cfg)
     trainer.resume_or_load(args.resume, args.resume_from)
     return trainer.train()
+
+
+def _resumes(args: argparse.Namespace) -> bool:
+    return args.resume or args.resume_from is not None
 
 
 if __name__ == "__main__":

@@ -116,6 +116,11 @@ def check_ranges(cfg: CfgNode) -> None:
             raise ValueError(f"expected {key} to be a number from 0 to 1, got {value}")
     if cfg.SOLVER.BASE_LR <= 0:
         raise ValueError(f"expected SOLVER.BASE_LR to be above 0, got {cfg.SOLVER.BASE_LR}")
+    if cfg.TEST.DETECTIONS_PER_IMAGE < 1 and cfg.TEST.DETECTIONS_PER_IMAGE != -1:
+        raise ValueError(
+            "expected TEST.DETECTIONS_PER_IMAGE to be at least 1, or -1 for no limit, got "
+            f"{cfg.TEST.DETECTIONS_PER_IMAGE}"
+        )
     odd = [step for step in cfg.SOLVER.STEPS if step < 0]
     if odd:
         raise ValueError(f"expected SOLVER.STEPS to be iterations of at least 0, got {odd[0]}")
@@ -124,11 +129,10 @@ def check_ranges(cfg: CfgNode) -> None:
 # keys by the range of their values
 _AT_LEAST_ONE = (
     *("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"),
-    *("TEST.DETECTIONS_PER_IMAGE", "MODEL.ROI_HEADS.NUM_CLASSES"),
+    *("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.VILD.DISTILL.REGIONS"),
     *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "MODEL.RPN.BATCH_SIZE_PER_IMAGE"),
     *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", "MODEL.RPN.PRE_NMS_TOPK_TEST"),
     *("MODEL.RPN.POST_NMS_TOPK_TRAIN", "MODEL.RPN.POST_NMS_TOPK_TEST"),
-    "MODEL.VILD.DISTILL.REGIONS",
 )
 _AT_LEAST_ZERO = (
     *("SOLVER.BASE_LR", "SOLVER.WARMUP_ITERS", "SOLVER.WARMUP_FACTOR", "SOLVER.GAMMA"),

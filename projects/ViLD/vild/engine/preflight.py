@@ -17,7 +17,7 @@ from vild.evaluation.evaluator import Protocol
 from vild.modeling import load_text_embeddings
 
 
-def check_before_training(cfg: CfgNode) -> None:
+def check_before_training(cfg: CfgNode, resume: bool = False) -> None:
     """Check all that a training and its evaluations need and that is known before it.
 
     The training set's stores are checked by :func:`vild.engine.build_train_loader`, checkpoints
@@ -25,6 +25,8 @@ def check_before_training(cfg: CfgNode) -> None:
 
     Args:
         cfg: configuration; the data sets that it lists are registered.
+        resume: whether to continue from a checkpoint of ``OUTPUT_DIR`` if there is one. Then
+            ``MODEL.WEIGHTS`` is not needed.
 
     Raises:
         ValueError: numbers out of range; splits that are not registered, have no annotations or
@@ -41,7 +43,8 @@ def check_before_training(cfg: CfgNode) -> None:
     if cfg.MODEL.LOAD_PROPOSALS:
         for name in cfg.DATASETS.TEST:
             build_test_proposals(cfg, name, DatasetCatalog.get(name))
-    _check_weights(cfg)
+    if not (resume and Path(cfg.OUTPUT_DIR, "last_checkpoint").is_file()):
+        _check_weights(cfg.MODEL.WEIGHTS)
     _check_writable(cfg.OUTPUT_DIR)
 
 
@@ -83,8 +86,7 @@ def check_classes(cfg: CfgNode, splits: Sequence[str]) -> None:
             )
 
 
-def _check_weights(cfg: CfgNode) -> None:
-    weights = cfg.MODEL.WEIGHTS
+def _check_weights(weights: str) -> None:
     if weights and "://" not in weights and not Path(weights).is_file():
         raise ValueError(
             f"expected MODEL.WEIGHTS to name a checkpoint to begin with, but there is no file "
