@@ -19,7 +19,7 @@ from vild.data.shapes import generate_shapes, shapes_vocabulary
 from vild.embeddings import CropRule, OnlineEmbedder, Teacher, embed_vocabulary
 from vild.embeddings.store import KIND, embedding_source, fields, pack
 from vild.proposals.store import FIELDS as PROPOSAL_FIELDS
-from vild.storage import Field, StoreWriter, store_spec
+from vild.storage import Field, SplitImages, StoreWriter, store_spec
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BASE = "small_shapes_base"  # training on base classes
@@ -61,7 +61,8 @@ def write_store(
     images: list[int],
     arrays: Callable[[int], dict[str, torch.Tensor]],
 ) -> None:
-    writer = StoreWriter(folder, store_spec(kind, BASE, own_fields, source, images, 4), images)
+    split = SplitImages.from_records(BASE, DatasetCatalog.get(BASE))
+    writer = StoreWriter(folder, store_spec(kind, split, own_fields, source, 4), images)
     for number in writer.pending():
         with writer.shard(number) as builder:
             for image in builder.images:

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from detectron2.data import MetadataCatalog
 
 from vild.data.shapes import generate_shapes
+from vild.engine import parse
 
 from .making import text_embeddings
 
@@ -62,3 +64,44 @@ def test_trains_resumes_and_evaluates(repository: Path, tmp_path: Path) -> None:
     assert "Task: bbox" in log
     assert "Task: segm" in log
     assert "APr" in log
+
+
+def test_bad_input_is_one_line_before_anything_is_trained(repository: Path, tmp_path: Path) -> None:
+    made(tmp_path)
+    command = [
+        *(sys.executable, "projects/ViLD/train_net.py"),
+        *("--config-file", "configs/shapes/vild_text.yaml", "OUTPUT_DIR", str(tmp_path / "run")),
+        *("MODEL.VILD.TEXT_EMBEDDINGS", str(tmp_path / "text.safetensors")),
+    ]
+    environ = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path)}
+    for options, message in (
+        (("DATASETS.TEST", "('shapes_vla',)"), "in DATASETS.TEST, got 'shapes_vla'"),
+        (("SOLVER.IMS_PER_BATCH", "0"), "expected SOLVER.IMS_PER_BATCH to be a number of at least"),
+    ):
+        done = subprocess.run(
+            [*command, *options],
+            cwd=repository,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 1
+        assert message in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stdout + done.stderr
+    assert not list(tmp_path.glob("run/*.pth"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--timeout", "-1"], "--timeout: expected a number above 0"),
+        (["--timeout", "nan"], "--timeout: expected a number above 0"),
+    ],
+)
+def test_options_out_of_range(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(options)
+    assert message in capsys.readouterr().err

@@ -43,7 +43,7 @@ from vild.embeddings.teacher import CLIP_MEAN, CLIP_STD
 from vild.proposals import ProposalStore
 from vild.proposals.store import FIELDS as PROPOSAL_FIELDS
 from vild.proposals.store import KIND as PROPOSALS
-from vild.storage import StoreWriter, store_spec
+from vild.storage import SplitImages, StoreWriter, store_spec
 
 SIZE, DIMENSION = 224, 512
 PICTURE = (480, 640)
@@ -85,9 +85,9 @@ def make_inputs(folder: Path, pictures: int, regions: int) -> tuple[dict[int, st
     """JPEG pictures and a store of their proposals."""
     draw = np.random.default_rng(0)
     images = list(range(pictures))
-    spec = store_spec(PROPOSALS, "benchmark", PROPOSAL_FIELDS, {}, images, 1024)
-    writer = StoreWriter(folder / "proposals", spec, images)
     files = {image: str(folder / f"{image}.jpg") for image in images}
+    spec = store_spec(PROPOSALS, SplitImages("benchmark", files, ""), PROPOSAL_FIELDS, {}, 1024)
+    writer = StoreWriter(folder / "proposals", spec, images)
     with writer.shard(0) as builder:
         for image in images:
             random_picture(draw).save(files[image], quality=90)
@@ -104,7 +104,8 @@ def embedding_writer(
     """A new store of embeddings."""
     teacher = {"name": "random", "fingerprint": "", "dimension": dimension}
     source = embedding_source(teacher, CropRule(), {"digest": ""}, 300, 256)
-    spec = store_spec(KIND, "benchmark", fields(dimension, "float16"), source, images, per_shard)
+    split = SplitImages("benchmark", dict.fromkeys(images, ""), "")
+    spec = store_spec(KIND, split, fields(dimension, "float16"), source, per_shard)
     return StoreWriter(folder, spec, images)
 
 

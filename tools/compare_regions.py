@@ -16,7 +16,7 @@ import argparse
 import sys
 
 from vild.config import read_config, use_available_device
-from vild.data import add_data_arguments, register_from_arguments
+from vild.data import add_data_arguments, positive_int, register_from_arguments
 from vild.embeddings import EmbeddingStore
 from vild.engine.regions import compare_regions
 from vild.evaluation.similarity import SimilarityMeter
@@ -33,7 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--regions", required=True, help="store of the teacher's embeddings of the data set"
     )
-    parser.add_argument("--pictures", type=int, help="how many are looked at (default: all)")
+    parser.add_argument(
+        "--pictures", type=positive_int, help="how many are looked at (default: all)"
+    )
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs of the configuration"
     )

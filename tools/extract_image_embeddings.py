@@ -16,20 +16,25 @@ import logging
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import open_clip
 import torch
 
 import vild
-from vild.data import add_data_arguments, find_split, register_from_arguments
+from vild.data import (
+    add_data_arguments,
+    find_split,
+    positive_float,
+    positive_int,
+    register_from_arguments,
+)
 from vild.embeddings import CropRule, EmbeddingStore, RegionCropper, Teacher, extract_embeddings
 from vild.embeddings.crops import CROP_MODES
 from vild.embeddings.store import DTYPES, IMAGES_PER_SHARD, KIND, embedding_source, fields
 from vild.embeddings.teacher import OPENAI_MODEL, OPENAI_TAG, PRECISIONS, SHAPES_MODEL
 from vild.engine import add_worker_arguments, run_workers
 from vild.proposals import ProposalStore
-from vild.storage import StoreWriter, require_disk_space, store_spec
+from vild.storage import SplitImages, StoreWriter, require_disk_space, store_spec
 
 logger = logging.getLogger("extract_image_embeddings")
 
@@ -43,14 +48,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--proposals", type=Path, required=True, help="their store for this split")
     parser.add_argument("--out-dir", type=Path, default=Path("embeddings"))
     regions = parser.add_argument_group("regions")
-    regions.add_argument("--regions", type=int, default=300, help="most a picture, the best first")
+    regions.add_argument(
+        "--regions", type=positive_int, default=300, help="most a picture, the best first"
+    )
     regions.add_argument(
         "--crop-mode",
         default="stretch",
         choices=CROP_MODES,
         help="how a crop becomes a square: stretched, padded, or its middle cut out (CLIP's own)",
     )
-    regions.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.5])
+    regions.add_argument("--scales", type=positive_float, nargs="+", default=[1.0, 1.5])
     regions.add_argument("--dtype", default="float16", choices=DTYPES, help="of the store")
     encoder = parser.add_argument_group("encoder")
     encoder.add_argument(
@@ -60,17 +67,19 @@ def build_parser() -> argparse.ArgumentParser:
         "--pretrained", default=OPENAI_TAG, help="open_clip tag or checkpoint; '' for random"
     )
     encoder.add_argument("--precision", default="fp32", choices=sorted(PRECISIONS))
-    encoder.add_argument("--batch-size", type=int, default=256, help="crops")
+    encoder.add_argument("--batch-size", type=positive_int, default=256, help="crops")
     parser.add_argument("--retry-failed", action="store_true", help="try failed pictures again")
-    parser.add_argument("--images-per-shard", type=int, default=IMAGES_PER_SHARD)
-    parser.add_argument("--threads", type=int, default=2, help="that read pictures, a process")
+    parser.add_argument("--images-per-shard", type=positive_int, default=IMAGES_PER_SHARD)
+    parser.add_argument(
+        "--threads", type=positive_int, default=2, help="image-loading threads per process"
+    )
     add_data_arguments(parser)
     add_worker_arguments(parser)
     return parser
 
 
 def work(
-    rank: int, world_size: int, device: str, args: argparse.Namespace, files: dict[Any, str]
+    rank: int, world_size: int, device: str, args: argparse.Namespace, split: SplitImages
 ) -> None:
     """One process's part.
 
@@ -79,7 +88,7 @@ def work(
         world_size: number of processes.
         device: where to compute.
         args: of :func:`build_parser`.
-        files: picture of every image id.
+        split: images to embed.
     """
     torch.manual_seed(0)  # equal weights in every process, where they are random
     teacher = Teacher.load(args.model, args.pretrained or None, device, args.precision)
@@ -88,9 +97,9 @@ def work(
     source = embedding_source(
         teacher.describe(), rule, {"digest": proposals.digest}, args.regions, args.batch_size
     )
-    images = list(files)
+    images = list(split.files)
     fields_of = fields(teacher.dimension, args.dtype)
-    spec = store_spec(KIND, args.split, fields_of, source, images, args.images_per_shard)
+    spec = store_spec(KIND, split, fields_of, source, args.images_per_shard)
     writer = StoreWriter(args.out_dir / args.split, spec, images)
     if args.retry_failed and rank == 0:
         logger.info("%d failed pictures to try again", writer.retry_failed())
@@ -101,7 +110,7 @@ def work(
         logger.info("%d regions x %d crops; %s", rows, len(rule.scales), need)
     cropper = RegionCropper(
         proposals,
-        files,
+        split.files,
         rule,
         limit=args.regions,
         size=teacher.image_size,
@@ -131,8 +140,9 @@ def main() -> int:
     folder = args.out_dir / args.split
     try:
         register_from_arguments(args)
-        files = {record["image_id"]: record["file_name"] for record in find_split(args.split)}
-        run_workers(work, args, (args, files))
+        records = find_split(args.split)
+        ProposalStore(args.proposals).check_split(args.split, records)
+        run_workers(work, args, (args, SplitImages.from_records(args.split, records)))
         if not (folder / "manifest.json").exists():
             print(f"{folder}: this process's part is done; others are not finished yet")
             return 0

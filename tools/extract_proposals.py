@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from tqdm import tqdm
 
 import vild
 from vild.config import read_config, register_datasets
-from vild.data import add_data_arguments, find_split, register_from_arguments
+from vild.data import add_data_arguments, find_split, positive_int, register_from_arguments
 from vild.engine import add_worker_arguments, run_workers
+from vild.modeling import load_weights
 from vild.proposals import (
     ProposalExtractor,
     ProposalStore,
@@ -34,7 +36,7 @@ from vild.proposals import (
 )
 from vild.proposals.extraction import SOURCES
 from vild.proposals.store import FIELDS, IMAGES_PER_SHARD, KIND
-from vild.storage import StoreWriter, require_disk_space, store_spec
+from vild.storage import SplitImages, StoreWriter, require_disk_space, store_spec
 
 logger = logging.getLogger("extract_proposals")
 
@@ -45,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, help="of the detector")
-    parser.add_argument("--weights", help="checkpoint; MODEL.WEIGHTS of the config by default")
+    parser.add_argument("--weights", help="checkpoint of the detector; MODEL.WEIGHTS by default")
     parser.add_argument("--split", action="append", required=True, help="registered data set")
     parser.add_argument("--out-dir", type=Path, default=Path("proposals"))
     parser.add_argument(
@@ -54,8 +56,10 @@ def build_parser() -> argparse.ArgumentParser:
         choices=SOURCES,
         help="boxes of the RPN, or those that a class-agnostic detector's box head refined",
     )
-    parser.add_argument("--nms-threshold", type=float, default=0.9, help="class-agnostic")
-    parser.add_argument("--topk", type=int, default=1000, help="most proposals a picture")
+    parser.add_argument(
+        "--nms-threshold", type=float, default=0.9, help="IoU in (0, 1], class-agnostic"
+    )
+    parser.add_argument("--topk", type=positive_int, default=1000, help="most proposals a picture")
     parser.add_argument(
         "--recall", action=argparse.BooleanOptionalAction, default=True, help="report AR at the end"
     )
@@ -65,15 +69,19 @@ def build_parser() -> argparse.ArgumentParser:
         help="write SPLIT.pkl too, for DATASETS.PROPOSAL_FILES_TRAIN",
     )
     parser.add_argument("--retry-failed", action="store_true", help="try failed pictures again")
-    parser.add_argument("--images-per-shard", type=int, default=IMAGES_PER_SHARD)
-    parser.add_argument("--threads", type=int, default=2, help="that read pictures, a process")
+    parser.add_argument("--images-per-shard", type=positive_int, default=IMAGES_PER_SHARD)
+    parser.add_argument(
+        "--threads", type=positive_int, default=2, help="image-loading threads per process"
+    )
     add_data_arguments(parser)
     add_worker_arguments(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")
     return parser
 
 
-def work(rank: int, world_size: int, device: str, args: argparse.Namespace, splits: Any) -> None:
+def work(
+    rank: int, world_size: int, device: str, args: argparse.Namespace, splits: list[SplitImages]
+) -> None:
     """One process's part.
 
     Args:
@@ -81,28 +89,30 @@ def work(rank: int, world_size: int, device: str, args: argparse.Namespace, spli
         world_size: number of processes.
         device: where to compute.
         args: of :func:`build_parser`.
-        splits: split -> {image id: picture file}.
+        splits: their images.
     """
     cfg = read_config(args.config_file, args.opts)
+    weights = cfg.MODEL.WEIGHTS if args.weights is None else args.weights
+    # the RPN takes no RoI heads, so a checkpoint of any variant will do
+    unused = ("roi_heads.",) if args.source == "rpn" else ()
     extractor = ProposalExtractor(
         cfg,
-        cfg.MODEL.WEIGHTS if args.weights is None else args.weights,
+        partial(load_weights, path=weights, unused=unused),
         source=args.source,
         nms_threshold=args.nms_threshold,
         limit=args.topk,
         device=device,
     )
     source = extractor.describe()  # hashes the weights: once for all splits
-    for split, files in splits.items():
-        images = list(files)
-        spec = store_spec(KIND, split, FIELDS, source, images, args.images_per_shard)
-        writer = StoreWriter(args.out_dir / split, spec, images)
+    for split in splits:
+        spec = store_spec(KIND, split, FIELDS, source, args.images_per_shard)
+        writer = StoreWriter(args.out_dir / split.split, spec, list(split.files))
         if args.retry_failed and rank == 0:
-            logger.info("%s: %d failed pictures to try again", split, writer.retry_failed())
+            logger.info("%s: %d failed pictures to try again", split.split, writer.retry_failed())
         extract_proposals(
             extractor,
             writer,
-            files,
+            split.files,
             rank=rank,
             world_size=world_size,
             threads=args.threads,
@@ -142,8 +152,8 @@ def main() -> int:
         register_from_arguments(args)
         register_datasets(read_config(args.config_file, args.opts))
         records = {split: find_split(split) for split in args.split}
-        splits = {s: {r["image_id"]: r["file_name"] for r in own} for s, own in records.items()}
-        rows = args.topk * sum(map(len, splits.values()))
+        splits = [SplitImages.from_records(split, own) for split, own in records.items()]
+        rows = args.topk * sum(len(split.files) for split in splits)
         need = rows * sum(field.bytes_per_row for field in FIELDS.values())
         logger.info("%s at most", require_disk_space(args.out_dir, need))
         run_workers(work, args, (args, splits))

@@ -20,6 +20,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from vild.config import (
+    check_ranges,
     override_config,
     read_config,
     register_datasets,
@@ -29,6 +30,8 @@ from vild.config import (
 )
 from vild.engine import (
     Trainer,
+    check_before_training,
+    check_test_sets,
     evaluate,
     explained,
     launch,
@@ -45,6 +48,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = read_config(args.config_file)
     recipe_batch = cfg.SOLVER.IMS_PER_BATCH
     override_config(cfg, args.opts)
+    check_ranges(cfg)
     notes = scale_schedule(cfg, recipe_batch, keep=args.opts[0::2])
     if args.zero_shot is not None:
         set_zero_shot(cfg, args.zero_shot)
@@ -54,7 +58,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         reuse_freed_memory()
     require_same_config(cfg)
     if not (args.eval_only or args.eval_results):
-        resolve_seed(cfg, resume=args.resume or args.resume_from is not None)
+        resolve_seed(cfg, resume=_resumes(args))
     cfg.freeze()
     default_setup(cfg, args)
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="vild")
@@ -73,6 +77,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
                 f"{tuple(cfg.DATASETS.TEST)}"
             )
         (name,) = cfg.DATASETS.TEST
+        check_test_sets(cfg)
         return evaluate_results(name, args.eval_results, args.eval, cfg.OUTPUT_DIR)
     if args.eval_only:
         return evaluate(
@@ -83,9 +88,14 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
             vocabulary=args.vocabulary_from,
             resume=args.resume,
         )
+    check_before_training(cfg, resume=_resumes(args))
     trainer = Trainer(cfg)
     trainer.resume_or_load(args.resume, args.resume_from)
     return trainer.train()
+
+
+def _resumes(args: argparse.Namespace) -> bool:
+    return args.resume or args.resume_from is not None
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from vild.proposals import ProposalStore
 from vild.proposals.store import FIELDS as PROPOSAL_FIELDS
 from vild.storage import (
     MissingImageError,
+    SplitImages,
     StoreMismatchError,
     StoreWriter,
     UnfinishedStoreError,
@@ -70,7 +71,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         ("proposals", PROPOSAL_FIELDS, {}),
         (KIND, fields(4, "float16"), source),
     ):
-        spec = store_spec(kind, "loaded_train", own_fields, own_source, IMAGES, 2)
+        split = SplitImages.from_records("loaded_train", DatasetCatalog.get("loaded_train"))
+        spec = store_spec(kind, split, own_fields, own_source, 2)
         writer = StoreWriter(tmp_path / kind, spec, IMAGES)
         for number in writer.pending():
             with writer.shard(number) as builder:
@@ -220,15 +222,55 @@ def test_text_embeddings_that_do_not_fit_are_refused_before_training(
         build_train_loader(cfg)
 
 
-def test_a_missing_image_stops_it(cfg: CfgNode, folder: Path) -> None:
+def test_an_image_without_a_record_is_found_before_training(cfg: CfgNode, folder: Path) -> None:
     teacher = {"name": "stub", "fingerprint": "f", "dimension": 4}
     source = embedding_source(teacher, CropRule(), {"digest": ""}, 300, 32)
-    spec = store_spec(KIND, "other", fields(4, "float16"), source, [77], 2)
-    writer = StoreWriter(folder / "other", spec, [77])
+    split = SplitImages.from_records("loaded_train", DatasetCatalog.get("loaded_train"))
+    spec = store_spec(KIND, split, fields(4, "float16"), source, 4)
+    writer = StoreWriter(folder / "other", spec, IMAGES)
     with writer.shard(0) as builder:
         nothing = {"boxes": np.empty((0, 4)), "objectness": np.empty(0)}
-        builder.add(77, 60, 80, {**nothing, "embeddings": np.empty((0, 4))})
+        for image in IMAGES[:3]:
+            builder.add(image, 60, 80, {**nothing, "embeddings": np.empty((0, 4))})
+        builder.fail(4, "4.png is truncated")
     writer.finish({})
     cfg.MODEL.VILD.DISTILL.STORE = str(folder / "other")
-    with pytest.raises(MissingImageError, match="no record of the image"):
-        next(iter(build_train_loader(cfg)))
+    with pytest.raises(MissingImageError, match=r"of 1 images .*4 \(4\.png is truncated\).*retry"):
+        build_train_loader(cfg)
+
+
+def test_stores_have_to_be_of_the_images_and_of_the_crop_rule(cfg: CfgNode, folder: Path) -> None:
+    cfg.MODEL.VILD.CROP_MODE = "pad"
+    with pytest.raises(StoreMismatchError, match=r"crop\.mode: 'stretch' / 'pad'"):
+        build_train_loader(cfg)
+    cfg.MODEL.VILD.CROP_MODE = "stretch"
+    contents = json.loads((folder / "a.json").read_text(encoding="utf-8"))
+    for image in contents["images"]:
+        (folder / image["file_name"]).rename(folder / f"other{image['file_name']}")
+        image["file_name"] = f"other{image['file_name']}"
+    (folder / "a.json").write_text(json.dumps(contents), encoding="utf-8")
+    for variant, source in (("ensemble", "store"), ("ensemble", "online"), ("text", "store")):
+        cfg.MODEL.VILD.VARIANT, cfg.MODEL.VILD.DISTILL.SOURCE = variant, source
+        if source == "online":
+            cfg.MODEL.VILD.DISTILL.STORE = str(folder / "proposals")
+        cfg.MODEL.LOAD_PROPOSALS = variant == "text"
+        cfg.DATASETS.PROPOSAL_FILES_TRAIN = (str(folder / "proposals"),)
+        cfg.DATASETS.PROPOSAL_FILES_TEST = (str(folder / "proposals"),)
+        with pytest.raises(StoreMismatchError, match=r"of 'loaded_train_base' .*'loaded_train' "):
+            build_train_loader(cfg)
+    with pytest.raises(StoreMismatchError, match=r"of 'loaded_val' .*'loaded_train' "):
+        build_test_loader(cfg, "loaded_val")
+
+
+def test_precomputed_proposals_are_of_one_training_set(cfg: CfgNode, folder: Path) -> None:
+    cfg.MODEL.VILD.VARIANT, cfg.MODEL.LOAD_PROPOSALS = "text", True
+    cfg.DATASETS.PROPOSAL_FILES_TRAIN = (str(folder / "proposals"),)
+    cfg.DATASETS.TRAIN = ("loaded_train_base", "loaded_train")
+    with pytest.raises(ValueError, match=r"one training set beside MODEL\.LOAD_PROPOSALS"):
+        build_train_loader(cfg)
+
+
+def test_an_unregistered_training_set_is_named(cfg: CfgNode) -> None:
+    cfg.DATASETS.TRAIN = ("loaded_trian",)
+    with pytest.raises(ValueError, match=r"in DATASETS\.TRAIN, got 'loaded_trian'.*'loaded_train'"):
+        build_train_loader(cfg)

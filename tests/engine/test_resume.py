@@ -119,12 +119,12 @@ def test_a_truncated_last_checkpoint_is_named_and_not_passed_over(
     checkpointer.save("model_0000003")
     file = tmp_path / "model_0000003.pth"
     file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"model_0000003\.pth is not whole.*") as error:
+    with pytest.raises(ValueError, match=r"model_0000003\.pth is damaged.*") as error:
         checkpointer.resume_or_load("", resume=True)
     assert "--resume-from model_0000001.pth" in str(error.value)
     checkpointer.load(str(tmp_path / "model_0000001.pth"))
     (tmp_path / "model_0000001.pth").unlink()
-    with pytest.raises(ValueError, match="no other one beside it"):
+    with pytest.raises(ValueError, match="no other checkpoint beside it"):
         checkpointer.load(str(file))
     with pytest.raises(ValueError, match=r"expected a checkpoint at .*gone\.pth"):
         checkpointer.load(str(tmp_path / "gone.pth"))
@@ -161,6 +161,53 @@ def test_losses_that_are_no_numbers_name_their_images(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r"'loss_cls': nan.*BASE_LR") as error:
         trainer.train()
     assert f"the images of this step: {images}" in str(error.value)
+
+
+def test_a_divergence_seen_by_detectron2_names_the_images_too(tmp_path: Path) -> None:
+    small_shapes.make(tmp_path, 3)
+    cfg = small_shapes.config(tmp_path, "vild", SOLVER__IMS_PER_BATCH=2, SOLVER__MAX_ITER=3)
+    trainer = Trainer(cfg)
+    with torch.no_grad():
+        trainer.model.proposal_generator.rpn_head.objectness_logits.bias[0] = torch.nan
+    images = [mapped["image_id"] for mapped in next(iter(trainer.data_loader))]
+    with pytest.raises(FloatingPointError, match=r"contain Inf/NaN.*BASE_LR") as error:
+        trainer.train()
+    assert f"the images of this step: {images} (process 0)" in str(error.value)
+
+
+def test_what_a_training_begins_with_or_resumes_from_has_to_fit(tmp_path: Path) -> None:
+    small_shapes.make(tmp_path, 3)
+    changes = {"DATASETS__TEST": (), "SOLVER__IMS_PER_BATCH": 2, "SOLVER__MAX_ITER": 1}
+
+    def trainer(variant: str, **more: Any) -> Trainer:
+        return Trainer(small_shapes.config(tmp_path, variant, **changes, **more))
+
+    def begin(content: Any) -> None:
+        file = tmp_path / "begin.pth"
+        torch.save(content, file)
+        trainer("vild", MODEL__WEIGHTS=str(file)).resume_or_load(resume=False)
+
+    first = trainer("vild")
+    first.train()
+    weights = first.model.state_dict()
+    begin({"model": {k: v for k, v in weights.items() if "bottom_up" in k}})
+    with pytest.raises(ValueError, match=r"has none of the model's parameters"):
+        begin({"model": {"nothing": torch.ones(1)}})
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        begin(
+            {"model": {"backbone.fpn_lateral2.weight": weights["backbone.fpn_lateral2.weight"] / 0}}
+        )
+
+    with pytest.raises(ValueError, match=r"of another shape: roi_heads\.box_head\.fcs\.0\.weight"):
+        trainer("vild", MODEL__ROI_BOX_HEAD__FC_DIM=128).resume_or_load()
+    with pytest.raises(ValueError, match=r"missing: roi_heads\.image_head"):
+        trainer("ensemble").resume_or_load()
+    # the same parameters
+    with pytest.raises(ValueError, match=r"VARIANT 'vild', the configuration says 'text'"):
+        trainer("text").resume_or_load()
+    again = trainer("vild")
+    again.resume_or_load(file="model_final.pth")
+    assert again.start_iter == 1
 
 
 def test_amp_wants_a_gpu(tmp_path: Path) -> None:

@@ -8,14 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from vild.storage import Field, ImageId, StoreSpec, StoreWriter, store_spec
+from vild.storage import Field, ImageId, SplitImages, StoreSpec, StoreWriter, store_spec
 
 FIELDS = {"boxes": Field("float32", 4), "objectness": Field("float32")}
 IMAGES = list(range(100, 110))
 
 
 def spec(images: Sequence[ImageId] = IMAGES, **source: Any) -> StoreSpec:
-    return store_spec("proposals", "split", FIELDS, source or {"by": "test"}, images, 3)
+    split = SplitImages.from_records("split", records(images))
+    return store_spec("proposals", split, FIELDS, source or {"by": "test"}, 3)
+
+
+def records(images: Sequence[ImageId], folder: str = "images") -> list[dict[str, Any]]:
+    return [
+        {"image_id": i, "file_name": f"{folder}/{i}.png", "height": 50, "width": 60} for i in images
+    ]
 
 
 def record(image_id: ImageId, rows: int | None = None) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from vild.storage import (
     CorruptStoreError,
     MissingImageError,
     RecordStore,
+    SplitImages,
     StoreBusyError,
     StoreError,
     StoreMismatchError,
@@ -25,7 +26,7 @@ from vild.storage import (
     store_spec,
 )
 
-from .making import FIELDS, IMAGES, contents, record, spec, write, write_shard
+from .making import FIELDS, IMAGES, contents, record, records, spec, write, write_shard
 
 
 @pytest.fixture
@@ -345,11 +346,11 @@ def test_records_come_in_order_and_complete(tmp_path: Path) -> None:
 
 def test_impossible_specs() -> None:
     with pytest.raises(ValueError, match="no image"):
-        store_spec("proposals", "split", FIELDS, {}, [], 3)
+        SplitImages.from_records("split", [])
     with pytest.raises(ValueError, match="'a' comes more than once"):
-        store_spec("proposals", "split", FIELDS, {}, ["a", "b", "a"], 3)
+        SplitImages.from_records("split", records(["a", "b", "a"]))
     with pytest.raises(ValueError, match="at least 1 image a shard"):
-        store_spec("proposals", "split", FIELDS, {}, [1], 0)
+        store_spec("proposals", SplitImages("split", {1: "1.png"}, ""), FIELDS, {}, 0)
 
 
 def test_strange_folders(tmp_path: Path) -> None:

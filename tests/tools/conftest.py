@@ -17,6 +17,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
+from vild.config import read_config
+
 from .. import small_shapes
 
 SIZES = [(60, 80), (90, 50), (70, 70), (48, 96), (64, 64), (80, 60), (50, 50)]
@@ -73,13 +75,13 @@ def small(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 @pytest.fixture
 def detector(tmp_path: Path, repository: Path) -> Path:
-    """A yaml of a detector that is small enough for a test, at random weights."""
+    """A yaml of a detector that is small enough for a test, with a checkpoint of random weights."""
     path = tmp_path / "tiny.yaml"
     path.write_text(
         f"_BASE_: {repository / 'configs/Base-ViLD-R50-FPN.yaml'}\n"
         """
 MODEL:
-  WEIGHTS: ""
+  WEIGHTS: WEIGHTS_FILE
   DEVICE: cpu
   BACKBONE: {FREEZE_AT: 0}
   RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 64, NORM: GN}
@@ -89,9 +91,13 @@ MODEL:
   MASK_ON: false
 INPUT: {MIN_SIZE_TEST: 96}
 SEED: 3
-""",
+""".replace("WEIGHTS_FILE", str(tmp_path / "tiny.pth")),
         encoding="utf-8",
     )
+    torch.manual_seed(3)
+    cfg = read_config(path)
+    cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
+    DetectionCheckpointer(build_model(cfg), str(tmp_path)).save("tiny")
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -36,7 +38,7 @@ def propose(small: SmallData, detector: Path, run: Run) -> Callable[..., int]:
     def call(out: str = "p", *more: object) -> int:
         return run(
             extract_proposals,
-            *("--config-file", detector, "--weights", "", "--out-dir", small.folder / out),
+            *("--config-file", detector, "--out-dir", small.folder / out),
             *("--topk", 40, "--images-per-shard", 2, *small.arguments, *more),
         )
 
@@ -337,7 +339,7 @@ def test_photographs_pass_without_a_warning(
         assert (
             run(
                 extract_proposals,
-                *("--config-file", detector, "--weights", "", "--topk", 30),
+                *("--config-file", detector, "--topk", 30),
                 *("--out-dir", tmp_path / "p", *data),
             )
             == 0
@@ -353,3 +355,55 @@ def test_photographs_pass_without_a_warning(
     assert run(verify_store, tmp_path / "p" / split, tmp_path / "e" / split) == 0
     assert len(EmbeddingStore(tmp_path / "e" / split)) == count
     DatasetCatalog.remove(split)
+
+
+@pytest.mark.parametrize(
+    ("tool", "option"),
+    [
+        *((extract_proposals, f"--{name} 0") for name in ("topk", "threads", "images-per-shard")),
+        (extract_proposals, "--num-processes 0"),
+        (extract_proposals, "--num-machines 0"),
+        *((extract_image_embeddings, f"--{name} 0") for name in ("regions", "scales", "threads")),
+        (extract_image_embeddings, "--batch-size 0"),
+        (extract_image_embeddings, "--images-per-shard -1"),
+    ],
+)
+def test_options_out_of_range(
+    tool: ModuleType, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        tool.build_parser().parse_args(option.split())
+    assert f"{option.split()[0]}: expected" in capsys.readouterr().err
+
+
+def test_proposals_need_a_complete_detector(
+    small: SmallData, propose: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"model": {"nothing": torch.ones(1)}}, small.folder / "other.pth")
+    for weights, message in (
+        ("", "expected a checkpoint of the detector, got none"),
+        (small.folder / "other.pth", "of the model's parameters"),
+        (small.folder / "gone.pkl", "expected a checkpoint at"),
+    ):
+        assert propose("q", "--weights", weights) == 2
+        assert message in capsys.readouterr().err
+    assert propose("q", "--nms-threshold", 2) == 2
+    assert "expected an NMS threshold" in capsys.readouterr().err
+    assert propose("q", "--num-machines", 2, "--machine-rank", 2) == 2
+    assert "--machine-rank from 0" in capsys.readouterr().err
+    assert not (small.folder / "q").exists()
+
+
+def test_proposals_of_other_images_are_not_embedded(
+    small: SmallData, propose: Run, embed: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert propose() == 0
+    contents = json.loads((small.folder / "small.json").read_text(encoding="utf-8"))
+    for image in contents["images"]:
+        (small.folder / "pictures" / f"new{image['id']}.png").symlink_to(small.picture(image["id"]))
+        image["file_name"] = f"new{image['id']}.png"
+    (small.folder / "small.json").write_text(json.dumps(contents), encoding="utf-8")
+    capsys.readouterr()
+    assert embed() == 2
+    assert f"expected a store of '{small.split}' (7 images)" in capsys.readouterr().err
+    assert not (small.folder / "e").exists()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
+from functools import reduce
+from operator import getitem
+from typing import Any
 
 import torch
 import yaml
@@ -41,7 +45,7 @@ def add_vild_config(cfg: CfgNode) -> None:
     # INPUT.MIN_SIZE_TRAIN
     cfg.MODEL.VILD.LARGE_SCALE_JITTER = []
     # the teacher where it runs in training: model and weights as open_clip names them, and how a
-    # crop becomes a square ("stretch", "pad" or "clip")
+    # crop becomes a square ("stretch", "pad" or "clip"), which a store has to agree with
     cfg.MODEL.VILD.TEACHER = ["ViT-B-32", "openai"]
     cfg.MODEL.VILD.CROP_MODE = "stretch"
     # distillation (sec. 3.3): where the teacher's region embeddings come from, "store" (computed
@@ -98,6 +102,56 @@ def override_config(cfg: CfgNode, options: Sequence[str]) -> None:
         raise ValueError(
             f"expected KEY VALUE pairs of the configuration, got {list(options)}: {_reason(error)}"
         ) from None
+
+
+def check_ranges(cfg: CfgNode) -> None:
+    """Refuse numbers of the configuration with which nothing can run.
+
+    Raises:
+        ValueError: names the key.
+    """
+    for keys, lowest in ((_AT_LEAST_ONE, 1), (_AT_LEAST_ZERO, 0)):
+        for key in keys:
+            value = _value(cfg, key)
+            if not lowest <= value < math.inf:  # true for NaN
+                raise ValueError(f"expected {key} to be a number of at least {lowest}, got {value}")
+    for key in _FRACTIONS:
+        value = _value(cfg, key)
+        if not 0 <= value <= 1:
+            raise ValueError(f"expected {key} to be a number from 0 to 1, got {value}")
+    if cfg.SOLVER.BASE_LR <= 0:
+        raise ValueError(f"expected SOLVER.BASE_LR to be above 0, got {cfg.SOLVER.BASE_LR}")
+    if cfg.TEST.DETECTIONS_PER_IMAGE < 1 and cfg.TEST.DETECTIONS_PER_IMAGE != -1:
+        raise ValueError(
+            "expected TEST.DETECTIONS_PER_IMAGE to be at least 1, or -1 for no limit, got "
+            f"{cfg.TEST.DETECTIONS_PER_IMAGE}"
+        )
+    odd = [step for step in cfg.SOLVER.STEPS if step < 0]
+    if odd:
+        raise ValueError(f"expected SOLVER.STEPS to be iterations of at least 0, got {odd[0]}")
+
+
+# keys by the range of their values
+_AT_LEAST_ONE = (
+    *("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"),
+    *("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.VILD.DISTILL.REGIONS"),
+    *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "MODEL.RPN.BATCH_SIZE_PER_IMAGE"),
+    *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", "MODEL.RPN.PRE_NMS_TOPK_TEST"),
+    *("MODEL.RPN.POST_NMS_TOPK_TRAIN", "MODEL.RPN.POST_NMS_TOPK_TEST"),
+)
+_AT_LEAST_ZERO = (
+    *("SOLVER.BASE_LR", "SOLVER.WARMUP_ITERS", "SOLVER.WARMUP_FACTOR", "SOLVER.GAMMA"),
+    *("SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY", "TEST.EVAL_PERIOD", "DATALOADER.NUM_WORKERS"),
+    *("MODEL.VILD.TEMPERATURE", "MODEL.VILD.DISTILL.WEIGHT"),
+)
+_FRACTIONS = (
+    *("MODEL.ROI_HEADS.NMS_THRESH_TEST", "MODEL.ROI_HEADS.SCORE_THRESH_TEST"),
+    *("MODEL.RPN.NMS_THRESH", "MODEL.VILD.DISTILL.MIN_VISIBLE"),
+)
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    return reduce(getitem, key.split("."), cfg)
 
 
 def use_available_device(cfg: CfgNode) -> None:

@@ -5,7 +5,10 @@ from vild.data.command_line import (
     add_data_arguments,
     comma_list,
     find_split,
+    positive_float,
+    positive_int,
     register_from_arguments,
+    require_split,
 )
 from vild.data.custom import register_custom
 from vild.data.images import UnreadableImageError, read_image
@@ -29,6 +32,8 @@ __all__ = [
     "find_split",
     "load_records",
     "novel_flags",
+    "positive_float",
+    "positive_int",
     "read_annotations",
     "read_image",
     "register_builtin",
@@ -38,6 +43,7 @@ __all__ = [
     "register_shapes",
     "register_split",
     "register_splits",
+    "require_split",
     "vild_templates",
 ]
 

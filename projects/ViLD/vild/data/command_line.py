@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
+from difflib import get_close_matches
 from typing import Any
 
 from detectron2.data import DatasetCatalog
@@ -35,6 +37,36 @@ def comma_list(text: str) -> list[str]:
     return [word for word in text.split(",") if word.strip()]
 
 
+def positive_int(text: str) -> int:
+    """Convert text to an integer of at least 1; for argparse's ``type``.
+
+    Raises:
+        argparse.ArgumentTypeError: other text.
+    """
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
+    return number
+
+
+def positive_float(text: str) -> float:
+    """Convert text to a finite number above 0; for argparse's ``type``.
+
+    Raises:
+        argparse.ArgumentTypeError: other text.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:  # false for NaN
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return number
+
+
 def register_from_arguments(args: argparse.Namespace) -> None:
     """Register what the arguments of :func:`add_data_arguments` name.
 
@@ -49,13 +81,32 @@ def register_from_arguments(args: argparse.Namespace) -> None:
         logger.info("registered %s", ", ".join(register_custom(file)))
 
 
-def find_split(name: str) -> list[dict[str, Any]]:
-    """The records of a registered split, in Detectron2's format.
+def require_split(name: str, what: str = "a registered split") -> None:
+    """Refuse the name of a split that is not registered.
+
+    Args:
+        name: of the split.
+        what: what the name was given for, for the error.
 
     Raises:
-        ValueError: no split of the name; the message lists them.
+        ValueError: no such split; the message suggests names.
     """
-    known = DatasetCatalog.list()
-    if name not in known:
-        raise ValueError(f"expected a registered split, got {name!r}; there are {sorted(known)}")
+    known = sorted(DatasetCatalog.list())
+    if name in known:
+        return
+    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Registered: {known}."
+    raise ValueError(
+        f"expected {what}, got {name!r}, which is not registered. {hint} Splits of your own are "
+        "registered by --dataset-yaml or MODEL.VILD.DATASETS"
+    )
+
+
+def find_split(name: str) -> list[dict[str, Any]]:
+    """Return the records of a registered split, in Detectron2's format.
+
+    Raises:
+        ValueError: no split of this name; see :func:`require_split`.
+    """
+    require_split(name)
     return DatasetCatalog.get(name)

@@ -5,6 +5,7 @@ from vild.engine.arguments import parse
 from vild.engine.launching import explained, launch
 from vild.engine.loading import build_test_loader, build_train_loader
 from vild.engine.memory import reuse_freed_memory
+from vild.engine.preflight import check_before_training, check_test_sets
 from vild.engine.seeding import resolve_seed
 from vild.engine.testing import evaluate
 from vild.engine.trainer import Trainer
@@ -15,6 +16,8 @@ __all__ = [
     "add_worker_arguments",
     "build_test_loader",
     "build_train_loader",
+    "check_before_training",
+    "check_test_sets",
     "evaluate",
     "explained",
     "launch",

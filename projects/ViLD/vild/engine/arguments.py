@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from detectron2.engine import default_argument_parser
 
+from vild.data import positive_float
 from vild.evaluation.ground_truth import TASKS
 
 
@@ -18,7 +19,7 @@ def training_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=positive_float,
         default=30.0,
         metavar="MINUTES",
         help="how long processes wait for each other",

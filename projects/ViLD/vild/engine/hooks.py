@@ -1,4 +1,4 @@
-"""What a training does between its steps: seeds, stops, and losses that are no numbers."""
+"""What a training does around its steps: seeds, stops and the report of a divergence."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import random
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -97,26 +99,46 @@ class CheckpointAndStop(HookBase):
         sys.exit(128 + number)
 
 
-def refuse_bad_losses(model: nn.Module) -> None:
-    """Make a training step fail, in the process that sees it, when a loss is not finite.
+class DivergenceGuard:
+    """Name the images of a training step that diverges, wherever it shows first.
+
+    Losses are checked after each forward pass of the model in training. Detectron2's proposal
+    network and training loop have checks of their own, which know no images.
 
     Args:
         model: one of Detectron2's; its training output is a dictionary of losses.
-
-    The step then raises ``FloatingPointError``, which names the losses and the images.
     """
 
-    def check(module: nn.Module, inputs: tuple[Any, ...], losses: Any) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self._images: list[Any] = []
+        model.register_forward_pre_hook(self._note_images)
+        model.register_forward_hook(self._check_losses)
+
+    @contextmanager
+    def explain(self) -> Iterator[None]:
+        """Run a training step in this context.
+
+        Raises:
+            FloatingPointError: the step raised one; the image ids, the process and what to do are
+                added to its message.
+        """
+        try:
+            yield
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"{str(error).rstrip('.')}; the images of this step: {self._images} (process "
+                f"{comm.get_rank()}). Lower SOLVER.BASE_LR, switch on SOLVER.CLIP_GRADIENTS, or "
+                "look at these images and their annotations"
+            ) from None
+
+    def _note_images(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if module.training:
+            self._images = [mapped.get("image_id", "without an id") for mapped in inputs[0]]
+
+    def _check_losses(self, module: nn.Module, inputs: tuple[Any, ...], losses: Any) -> None:
         if not module.training or not isinstance(losses, dict):
             return
         values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
         bad = {k: v for k, v in zip(losses, values, strict=True) if not np.isfinite(v)}
         if bad:
-            images = [mapped.get("image_id", "without an id") for mapped in inputs[0]]
-            raise FloatingPointError(
-                f"the losses {bad} are not finite; the images of this step: {images} (process "
-                f"{comm.get_rank()}). Lower SOLVER.BASE_LR, switch on SOLVER.CLIP_GRADIENTS, or "
-                "look at these images"
-            )
-
-    model.register_forward_hook(check)
+            raise FloatingPointError(f"the losses {bad} are not finite")

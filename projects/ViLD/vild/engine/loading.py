@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ from detectron2.data import (
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.modeling import ROI_HEADS_REGISTRY
 
+from vild.data import require_split
 from vild.data.dataset_mapper import SOURCES, ViLDDatasetMapper
 from vild.data.stream import TrainingLoader
 from vild.embeddings import CropRule, EmbeddingStore, OnlineEmbedder, Teacher
@@ -26,8 +28,8 @@ def build_region_source(cfg: CfgNode) -> EmbeddingStore | ProposalStore | None:
     """The store that ``MODEL.VILD.DISTILL`` names; None where the model learns from none.
 
     Raises:
-        ValueError: an unknown source, no whole store there, one of another teacher or dimension
-            than the text embeddings', or more than one training set.
+        ValueError: an unknown source, no whole store there, one of another teacher, dimension or
+            crop rule than the configuration's, or more than one training set.
     """
     distill = cfg.MODEL.VILD.DISTILL
     if not is_distilled(cfg):
@@ -42,11 +44,7 @@ def build_region_source(cfg: CfgNode) -> EmbeddingStore | ProposalStore | None:
             " MODEL.VILD.DISTILL.STORE to name the folder that tools/extract_image_embeddings.py "
             "wrote for the training set (with DISTILL.SOURCE: online, its proposals)"
         )
-    if len(cfg.DATASETS.TRAIN) != 1:
-        raise ValueError(
-            "expected one training set beside MODEL.VILD.DISTILL.STORE, got "
-            f"{tuple(cfg.DATASETS.TRAIN)}: image ids of several would mix. Make one of them."
-        )
+    _require_one_training_set(cfg, "MODEL.VILD.DISTILL.STORE")
     if distill.SOURCE == "online":
         return ProposalStore(distill.STORE)
     return _embedding_store(cfg, distill.STORE)
@@ -54,10 +52,11 @@ def build_region_source(cfg: CfgNode) -> EmbeddingStore | ProposalStore | None:
 
 def is_distilled(cfg: CfgNode) -> bool:
     """Whether training needs the teacher's region embeddings."""
-    return _is_vild(cfg) and cfg.MODEL.VILD.VARIANT in DISTILLED
+    return is_vild(cfg) and cfg.MODEL.VILD.VARIANT in DISTILLED
 
 
-def _is_vild(cfg: CfgNode) -> bool:
+def is_vild(cfg: CfgNode) -> bool:
+    """Whether the RoI heads are those of ViLD, which need text embeddings."""
     return issubclass(ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME), ViLDROIHeads)
 
 
@@ -84,7 +83,7 @@ def build_online_embedder(cfg: CfgNode, field: str) -> OnlineEmbedder:
                 f"expected the teacher that made the text embeddings, {text.teacher} ({what} "
                 f"{expected}), got MODEL.VILD.TEACHER {teacher.name} ({what} {own})"
             )
-    return OnlineEmbedder(teacher, CropRule(cfg.MODEL.VILD.CROP_MODE), field)
+    return OnlineEmbedder(teacher, crop_rule(cfg), field)
 
 
 def build_proposal_source(
@@ -105,6 +104,8 @@ def build_proposal_source(
     """
     if not cfg.MODEL.LOAD_PROPOSALS:
         return None
+    if is_train:
+        _require_one_training_set(cfg, "MODEL.LOAD_PROPOSALS")
     key = f"PROPOSAL_FILES_{'TRAIN' if is_train else 'TEST'}"
     files = cfg.DATASETS[key]
     if len(files) <= index or not Path(files[index]).is_dir():
@@ -120,32 +121,52 @@ def build_proposal_source(
 
 def _embedding_store(cfg: CfgNode, folder: str) -> EmbeddingStore:
     text = load_text_embeddings(cfg)
-    return EmbeddingStore(folder, teacher=text.fingerprint or None, dimension=text.dimension)
+    return EmbeddingStore(
+        folder,
+        teacher=text.fingerprint or None,
+        dimension=text.dimension,
+        crop=crop_rule(cfg),
+    )
+
+
+def crop_rule(cfg: CfgNode) -> CropRule:
+    """How the teacher crops regions (``MODEL.VILD.CROP_MODE``, at the scales of the paper).
+
+    Raises:
+        ValueError: an unknown mode.
+    """
+    return CropRule(cfg.MODEL.VILD.CROP_MODE)
 
 
 def _detects_with_teacher(cfg: CfgNode) -> bool:
-    return _is_vild(cfg) and cfg.MODEL.VILD.VARIANT in WITH_TEACHER
+    return is_vild(cfg) and cfg.MODEL.VILD.VARIANT in WITH_TEACHER
 
 
 def build_train_loader(cfg: CfgNode) -> TrainingLoader:
-    """Training pictures, mapped, with the regions that the model learns from.
+    """Training images, mapped, with the regions that the model learns from.
 
     What is drawn follows from ``cfg.SEED`` (0 where it is negative) and the place in the stream.
 
     Raises:
-        ValueError: stores, teacher or class lists that do not fit the configuration.
+        ValueError: stores, teacher or class lists that do not fit the configuration, or a store
+            that was made from other images or lacks some of the training set.
     """
-    if _is_vild(cfg):
+    for name in cfg.DATASETS.TRAIN:
+        require_split(name, "a registered split in DATASETS.TRAIN")
+    if is_vild(cfg):
         text = load_text_embeddings(cfg)
         for name in cfg.DATASETS.TRAIN:
             text.check_classes(MetadataCatalog.get(name).thing_classes, f"the data set {name}")
-    mapper = ViLDDatasetMapper(
-        cfg, True, regions=build_region_source(cfg), proposals=build_proposal_source(cfg, True)
-    )
+    regions, proposals = build_region_source(cfg), build_proposal_source(cfg, True)
+    mapper = ViLDDatasetMapper(cfg, True, regions=regions, proposals=proposals)
     # given here, since Detectron2 would read DATASETS.PROPOSAL_FILES_TRAIN as pickles
-    records = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    )
+    every = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
+    records = every
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        records = filter_images_with_only_crowd_annotations(every)
+    for store in filter(None, (regions, proposals)):
+        store.check_split(cfg.DATASETS.TRAIN[0], every)
+        store.check_images(record["image_id"] for record in records)
     is_online = is_distilled(cfg) and cfg.MODEL.VILD.DISTILL.SOURCE == "online"
     return TrainingLoader(
         records,
@@ -176,17 +197,53 @@ def _sampler(cfg: CfgNode, records: list[dict[str, Any]]) -> TrainingSampler:
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> Any:
-    """Detectron2's test loader for one of ``DATASETS.TEST`` with this project's mapper."""
-    index = list(cfg.DATASETS.TEST).index(name) if cfg.MODEL.LOAD_PROPOSALS else 0
+    """Detectron2's test loader for one of ``DATASETS.TEST`` with this project's mapper.
+
+    Raises:
+        ValueError: see :func:`build_test_proposals`.
+    """
     online = _detects_with_teacher(cfg) and cfg.MODEL.VILD.DISTILL.SOURCE == "online"
-    proposals = build_proposal_source(cfg, False, index)
+    records = get_detection_dataset_dicts(name, filter_empty=False)
+    proposals = build_test_proposals(cfg, name, records)
     mapper = ViLDDatasetMapper(cfg, False, proposals=proposals, online_proposals=online)
     loader = build_detection_test_loader(
-        get_detection_dataset_dicts(name, filter_empty=False),
+        records,
         mapper=mapper,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
     return _Completed(loader, build_online_embedder(cfg, "proposals")) if online else loader
+
+
+def build_test_proposals(
+    cfg: CfgNode, name: str, records: Sequence[Mapping[str, Any]]
+) -> EmbeddingStore | ProposalStore | None:
+    """The store of precomputed proposals of one of ``DATASETS.TEST``, checked against its images.
+
+    Args:
+        cfg: configuration.
+        name: of the test set.
+        records: of the test set.
+
+    Returns:
+        the store; None without ``MODEL.LOAD_PROPOSALS``.
+
+    Raises:
+        ValueError: no store named, or one that was made from other images or lacks some of them.
+    """
+    index = list(cfg.DATASETS.TEST).index(name) if cfg.MODEL.LOAD_PROPOSALS else 0
+    proposals = build_proposal_source(cfg, False, index)
+    if proposals is not None:
+        proposals.check_split(name, records)
+        proposals.check_images(record["image_id"] for record in records)
+    return proposals
+
+
+def _require_one_training_set(cfg: CfgNode, key: str) -> None:
+    if len(cfg.DATASETS.TRAIN) != 1:
+        raise ValueError(
+            f"expected one training set beside {key}, got {tuple(cfg.DATASETS.TRAIN)}: image ids "
+            "of several would mix. Merge them into one data set"
+        )
 
 
 class _Completed:

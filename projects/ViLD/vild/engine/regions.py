@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, BoxMode
 from tqdm import tqdm
 
+from vild.data import find_split
 from vild.embeddings import EmbeddingStore
 from vild.engine.loading import build_test_loader
 from vild.engine.trainer import Trainer
@@ -30,14 +30,17 @@ def compare_regions(
         cfg: of a detector with RoI heads of ViLD, ``MODEL.WEIGHTS`` its checkpoint.
         dataset_name: a registered data set with all its classes annotated.
         store: the teacher's region embeddings of this data set.
-        limit: most pictures; None: all.
+        limit: most images; None: all.
 
     Returns:
         the teacher's figures and the detector's.
 
     Raises:
-        ValueError: another model, or a checkpoint that does not fit it.
+        ValueError: another model, a checkpoint that does not fit it, or a store of another split
+            or teacher.
     """
+    dataset = find_split(dataset_name)
+    store.check_split(dataset_name, dataset)
     model = Trainer.build_model(cfg)
     heads = model.roi_heads
     if not isinstance(heads, ViLDROIHeads):
@@ -49,7 +52,12 @@ def compare_regions(
     model.eval()
     text, novel = heads.box_predictor.classifier.text.cpu(), heads.vocabulary.novel
     teacher, student = SimilarityMeter(text, novel), SimilarityMeter(text, novel)
-    records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
+    if store.dimension != text.shape[1]:
+        raise ValueError(
+            f"{store.folder} has embeddings of dimension {store.dimension}, the text embeddings "
+            f"have {text.shape[1]}: expected both from the same teacher"
+        )
+    records = {record["image_id"]: record for record in dataset}
     loader = build_test_loader(cfg, dataset_name)
     total = min(len(loader), limit or len(loader))
     for batch in tqdm(islice(loader, limit), total=total, unit="img", disable=None):

@@ -20,6 +20,7 @@ from torch import nn
 
 from vild.data import Vocabulary
 from vild.embeddings import Teacher, TextEmbeddings, embed_vocabulary
+from vild.engine.preflight import check_test_sets
 from vild.engine.trainer import Trainer
 from vild.evaluation import OpenVocabularyEvaluator
 from vild.inference import PictureWriter
@@ -53,9 +54,13 @@ def evaluate(
         metrics by task (and by data set, where there are several) in the main process.
 
     Raises:
-        ValueError: a checkpoint that is missing or of another model, masks that the model does not
-            give, or classes that are not the data set's.
+        ValueError: no test set, or one that is not registered; a checkpoint that is missing,
+            incomplete or of another model; masks that the model does not give; or classes that are
+            not the data set's.
     """
+    if not cfg.DATASETS.TEST:
+        raise ValueError("expected a test set in DATASETS.TEST to evaluate on, got none")
+    check_test_sets(cfg)
     cfg = _for_tasks(cfg, tasks, resume)
     model = Trainer.build_model(cfg)
     last = AtomicCheckpointer(model, cfg.OUTPUT_DIR)
@@ -64,12 +69,14 @@ def evaluate(
         weights = last.get_checkpoint_file()
     # CLIP on crops takes no more than masks from a checkpoint
     unused = ("roi_heads.box_", IMAGE_HEAD) if cfg.MODEL.VILD.VARIANT == "clip" else ()
-    load_weights(model, weights, unused)
+    if weights or cfg.MODEL.VILD.VARIANT != "clip":
+        load_weights(model, weights, unused)
     if vocabulary is not None:
         model.roi_heads.set_vocabulary(read_vocabulary(cfg, vocabulary))
-    results = {}
     for name in cfg.DATASETS.TEST:
         _require_classes(model, name)
+    results = {}
+    for name in cfg.DATASETS.TEST:
         evaluator: DatasetEvaluator = OpenVocabularyEvaluator(
             dataset_name=name,
             tasks=tasks or (("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)),

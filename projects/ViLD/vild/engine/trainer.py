@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -12,10 +14,13 @@ from detectron2.engine.hooks import HookBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from vild.engine.hooks import CheckpointAndStop, StepSeeds, refuse_bad_losses
-from vild.engine.loading import build_test_loader, build_train_loader
+from vild.engine.hooks import CheckpointAndStop, DivergenceGuard, StepSeeds
+from vild.engine.loading import build_test_loader, build_train_loader, is_vild
 from vild.evaluation import OpenVocabularyEvaluator
 from vild.modeling import AtomicCheckpointer
+from vild.storage import require_disk_space
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
@@ -38,7 +43,7 @@ class Trainer(DefaultTrainer):
             raise ValueError("expected a GPU for SOLVER.AMP.ENABLED: True; on the CPU leave it off")
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
-        refuse_bad_losses(model)
+        self._guard = DivergenceGuard(model)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         devices = None if cfg.MODEL.DEVICE == "cpu" else [comm.get_local_rank()]
@@ -59,15 +64,44 @@ class Trainer(DefaultTrainer):
         """Load the last checkpoint if there is one, otherwise ``MODEL.WEIGHTS``.
 
         Args:
-            resume: whether to go on from the last checkpoint.
-            file: go on from this one instead.
+            resume: whether to continue from the last checkpoint.
+            file: continue from this one instead; a path, or a name in ``OUTPUT_DIR``.
+
+        Raises:
+            ValueError: the checkpoint cannot be read, does not fit the model or was written by a
+                training of another variant; or there is no room for the next checkpoint.
         """
         if file is not None:
-            self.checkpointer.load(file)
+            own = Path(self.cfg.OUTPUT_DIR, file)
+            self.checkpointer.load(str(own) if own.is_file() else file)
             self.start_iter = self.iter + 1
         else:
             super().resume_or_load(resume)
+            if self.cfg.MODEL.WEIGHTS and not self.checkpointer.matched:
+                raise ValueError(
+                    f"{self.cfg.MODEL.WEIGHTS} has none of the model's parameters: expected "
+                    "MODEL.WEIGHTS to name a backbone or a detector, or '' for random weights"
+                )
         self.data_loader.start = self.start_iter
+        if comm.is_main_process():
+            self._check_disk()
+
+    def _check_disk(self) -> None:
+        """Raise ValueError unless the next checkpoint fits on the disk."""
+        size = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        # the weights, and the momentum of as many numbers
+        needed = require_disk_space(self.cfg.OUTPUT_DIR, 2 * size)
+        logger.info("a checkpoint %s", needed)
+
+    def run_step(self) -> None:
+        """Take a step; name its images if it diverges."""
+        with self._guard.explain():
+            super().run_step()
+
+    @property
+    def _variant(self) -> str:
+        """What the model learns: the variant of ViLD, or the name of other RoI heads."""
+        return self.cfg.MODEL.VILD.VARIANT if is_vild(self.cfg) else self.cfg.MODEL.ROI_HEADS.NAME
 
     @classmethod
     def build_evaluator(
@@ -93,9 +127,21 @@ class Trainer(DefaultTrainer):
         """The trainer's state; v0.6 leaves out the optimizer's (upstream issue 4110)."""
         state = super().state_dict()
         state.setdefault("_trainer", self._trainer.state_dict())
+        state["variant"] = self._variant
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: it is of a training of another variant, which may have the same parameters.
+        """
+        variant = state_dict.get("variant", self._variant)  # older checkpoints have none
+        if variant != self._variant:
+            raise ValueError(
+                f"cannot resume: the checkpoint is of a training of MODEL.VILD.VARIANT {variant!r},"
+                f" the configuration says {self._variant!r}. Resume with that variant, or use "
+                "another OUTPUT_DIR"
+            )
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])

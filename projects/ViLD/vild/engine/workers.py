@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import multiprocessing
 
+from vild.data import positive_int
+
 logger = logging.getLogger(__name__)
 
 # (rank, number of processes) as the launchers on whose nodes a command may run say them
@@ -30,11 +32,11 @@ def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--num-processes",
-        type=int,
+        type=positive_int,
         default=max(1, torch.cuda.device_count()),
         help="on this machine; one a GPU by default",
     )
-    group.add_argument("--num-machines", type=int, default=1)
+    group.add_argument("--num-machines", type=positive_int, default=1)
     group.add_argument("--machine-rank", type=int, default=0, help="which of them, from 0")
     group.add_argument("--device", help="GPU when there is one")
 

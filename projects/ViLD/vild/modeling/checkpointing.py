@@ -1,14 +1,16 @@
-"""Checkpoints that are whole or not there, and errors that say which file is meant."""
+"""Checkpoints: written atomically, read whatever their format, and refused unless complete."""
 
 from __future__ import annotations
 
-import pickle
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from vild.data.files import atomic_path
 
@@ -16,19 +18,22 @@ IMAGE_HEAD = "roi_heads.image_head."  # of ViLD-ensemble
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer; a file appears under its name once it is whole.
+    """Detectron2's checkpointer, which writes atomically and checks what it reads.
 
-    A process that is killed while it writes leaves the checkpoint before as the last one.
+    A process that is killed while it writes leaves the previous checkpoint as the last one.
 
     Attributes:
-        missing: parameters and buffers that the last checkpoint did not have.
+        missing: parameters and running statistics that the last checkpoint did not have.
         misshapen: those that it had in another shape.
-        unexpected: what it had and the model has not.
+        unexpected: entries of the checkpoint that the model does not have.
+        matched: number of the model's parameters and buffers that were loaded.
     """
 
     missing: tuple[str, ...] = ()
     misshapen: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
+    matched: int = 0
+    _resumed: str = ""  # path of the checkpoint to resume from, while it is read
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``<name>.pth`` and make it the last checkpoint."""
@@ -47,84 +52,172 @@ class AtomicCheckpointer(DetectionCheckpointer):
         with atomic_path(Path(self.save_dir, "last_checkpoint")) as temporary:
             Path(temporary).write_text(last_filename_basename, encoding="utf-8")
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint.
 
+        Args:
+            path: ``.pth``, ``.pt``, ``.bin`` and others of torch, ``.safetensors``, ``.pkl`` of
+                Detectron2's and Detectron's model zoos, or an address such as ``detectron2://...``.
+            checkpointables: what to load besides the model; all by default, to resume a training.
+
+        Returns:
+            the entries of the checkpoint that were not used.
+
         Raises:
-            ValueError: there is none, or it is not whole; nothing else is loaded in its stead.
+            ValueError: there is no checkpoint, it is damaged or has non-finite values; or, to
+                resume a training, it has other parameters than the model or no training state.
         """
+        self._resumed = path if checkpointables is None and self.checkpointables else ""
         try:
-            return super().load(path, *args, **kwargs)
-        except (AssertionError, FileNotFoundError) as error:
+            return super().load(path, checkpointables)
+        except (AssertionError, OSError) as error:
             raise ValueError(f"expected a checkpoint at {path}: {error}") from None
-        except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
-            if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+        except RuntimeError as error:
+            if "catalog" not in str(error):  # Detectron2's error for an unknown catalog:// name
                 raise
-            others = sorted(
-                (f for f in Path(path).parent.glob("model_*.pth") if f.name != Path(path).name),
-                key=lambda f: f.stat().st_mtime,
-            )
-            advice = (
-                f"The one before is {others[-1]}; `--resume-from {others[-1].name}` goes on from it"
-                if others
-                else "There is no other one beside it"
-            )
-            raise ValueError(
-                f"the checkpoint {path} is not whole ({str(error).splitlines()[0]}). {advice}"
-            ) from None
+            raise ValueError(f"expected a checkpoint at {path}: {error}") from None
         finally:
+            self._resumed = ""
             # newer Detectrons note the address for the time of loading, and keep it after an error
             if hasattr(self, "_parsed_url_during_load"):
                 self._parsed_url_during_load = None
 
-    def _load_model(self, checkpoint: Any) -> Any:
-        incompatible = super()._load_model(checkpoint)
-        # Detectron2 takes what it has logged out of these lists
-        self.missing = tuple(incompatible.missing_keys)
-        self.misshapen = tuple(name for name, *_ in incompatible.incorrect_shapes)
-        self.unexpected = tuple(incompatible.unexpected_keys)
-        return incompatible
-
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if not filename.endswith(".pth"):
+        try:
+            loaded = self._read(filename)
+        # Python's documentation: a damaged pickle may raise nearly anything
+        except Exception as error:
+            others = sorted(
+                (f for f in Path(filename).parent.glob("model_*.pth") if f != Path(filename)),
+                key=lambda f: f.stat().st_mtime,
+            )
+            advice = (
+                f"The previous one is {others[-1]}; `--resume-from {others[-1].name}` continues "
+                "from it"
+                if others
+                else "There is no other checkpoint beside it"
+            )
+            reason = (str(error).splitlines() or [""])[0]
+            raise ValueError(
+                f"{filename} is damaged or not a checkpoint ({type(error).__name__}: {reason}). "
+                f"{advice}"
+            ) from None
+        weights = loaded.get("model") if isinstance(loaded, dict) else loaded
+        if not isinstance(weights, Mapping):
+            raise ValueError(
+                f"{filename}: expected a dict of parameters, or one with a dict under 'model', got "
+                f"{type(weights).__name__}. Is it the checkpoint of a detector?"
+            )
+        for name, value in weights.items():
+            if not isinstance(name, str) or not _is_array(value):
+                raise ValueError(
+                    f"{filename}: expected arrays of numbers by name, got {type(value).__name__} "
+                    f"under {name!r}. Is it the checkpoint of a detector?"
+                )
+        return loaded
+
+    def _read(self, filename: str) -> Any:
+        if filename.endswith(".safetensors"):
+            return {"model": load_file(filename)}
+        if filename.endswith((".pkl", ".pyth")):
             return super()._load_file(filename)
         # the trainer's state holds more than tensors, which torch's restricted reading refuses
         loaded = torch.load(filename, map_location="cpu", weights_only=False)
-        return loaded if "model" in loaded else {"model": loaded}
+        return {"model": loaded} if isinstance(loaded, dict) and "model" not in loaded else loaded
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        given: set[str] = set()
+
+        def note(state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+            given.update(state)
+
+        # what Detectron2 reports is not all: frozen norms make up running statistics
+        hook = self.model._register_load_state_dict_pre_hook(note)
+        try:
+            incompatible = super()._load_model(checkpoint)
+        finally:
+            hook.remove()
+        # Detectron folds the statistics of its norms into their weights
+        folded = checkpoint.get("__author__") == "Caffe2"
+        self.misshapen = tuple(name for name, *_ in incompatible.incorrect_shapes)
+        # a copy: Detectron2 takes what it logs out of these lists
+        self.unexpected = tuple(incompatible.unexpected_keys)
+        state = self.model.state_dict()
+        absent = incompatible.missing_keys if folded else state.keys() - given
+        ignored = {*self.misshapen, "pixel_mean", "pixel_std"}
+        self.missing = tuple(
+            name
+            for name in state
+            if name in absent and name not in ignored and not name.endswith("num_batches_tracked")
+        )
+        self.matched = len(state.keys() & given)
+        broken = [name for name in state if name in given and not torch.isfinite(state[name]).all()]
+        if broken:
+            raise ValueError(
+                f"the checkpoint has NaN or infinity in {len(broken)} parameters "
+                f"({_some(broken)}): the training that wrote it diverged. Use an earlier one"
+            )
+        if self._resumed:
+            self._check_resumable(checkpoint)
+        return incompatible
+
+    def _check_resumable(self, checkpoint: Mapping[str, Any]) -> None:
+        """Raise ValueError unless the parameters fit and the training state is there."""
+        misfits = [
+            f"{kind} {_some(names)}"
+            for kind, names in (
+                ("missing:", self.missing),
+                ("of another shape:", self.misshapen),
+                ("unknown to the model:", self.unexpected),
+            )
+            if names
+        ]
+        if misfits:
+            raise ValueError(
+                f"cannot resume from {self._resumed}: its parameters do not fit the model "
+                f"({'; '.join(misfits)}). Resume with the configuration that the training began "
+                "with; to begin another training from these weights, pass them as MODEL.WEIGHTS "
+                "with another OUTPUT_DIR and without --resume"
+            )
+        lacking = [key for key in self.checkpointables if key not in checkpoint]
+        if lacking:
+            raise ValueError(
+                f"cannot resume from {self._resumed}: it holds weights but no state of a training "
+                f"({', '.join(lacking)}). To begin a training from it, pass it as MODEL.WEIGHTS"
+            )
 
 
 def load_weights(model: nn.Module, path: str, unused: tuple[str, ...] = ()) -> None:
-    """Load a checkpoint to detect with, and refuse one that is not of this model.
+    """Load a checkpoint to detect with, and refuse one that is incomplete.
 
-    Detectron2 only logs which parameters stay as they were made, and a model that is partly random
-    detects nothing without a word.
+    Detectron2 only logs which parameters stay random, whatever the checkpoint's format. Every tool
+    that detects loads its detector here.
 
     Args:
-        model: that was built, whatever its weights.
-        path: checkpoint; parameters of a ``.pth`` file are looked at, other files are converted by
-            name.
-        unused: beginnings of the names of parameters that the model does without, in the model or
-            in the checkpoint.
+        model: the detector.
+        path: checkpoint; see :meth:`AtomicCheckpointer.load`.
+        unused: prefixes of parameters that are not needed, in the model or in the checkpoint.
 
     Raises:
-        ValueError: there is no whole checkpoint; parameters are missing or of another shape (the
-            first ones are named); or it is of ViLD-ensemble and the model is not.
+        ValueError: no checkpoint is named or it cannot be read; parameters or running statistics
+            are missing, have another shape or non-finite values (the first ones are named); or it
+            is a checkpoint of ViLD-ensemble and the model has no image head.
     """
+    if not path:
+        raise ValueError(
+            "expected a checkpoint of the detector, got none: name it by MODEL.WEIGHTS or --weights"
+        )
     checkpointer = AtomicCheckpointer(model)
     checkpointer.load(path, checkpointables=[])
-    if not path.endswith(".pth"):
-        return
     odd = {*checkpointer.missing, *checkpointer.misshapen}
-    parameters = (name for name, _ in model.named_parameters())
-    missing = [name for name in parameters if name in odd and not name.startswith(unused)]
+    missing = [name for name in model.state_dict() if name in odd and not name.startswith(unused)]
     if missing:
-        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise ValueError(
             f"{path} lacks {len(missing)} of the model's parameters, or has them in another shape "
-            f"({shown}): it is a checkpoint of another variant or architecture. Use the "
-            "configuration that it was trained with"
+            f"({_some(missing)}): it is a backbone alone, or a checkpoint of another variant or "
+            "architecture. Use a checkpoint of this configuration"
         )
-    # half of ViLD-ensemble is no ViLD and no ViLD-text: its figures would pass for theirs
+    # half of ViLD-ensemble is neither ViLD nor ViLD-text, and its metrics would pass for theirs
     if not IMAGE_HEAD.startswith(unused) and any(
         name.startswith(IMAGE_HEAD) for name in checkpointer.unexpected
     ):
@@ -133,3 +226,15 @@ def load_weights(model: nn.Module, path: str, unused: tuple[str, ...] = ()) -> N
             "it. Use the configuration that it was trained with; MODEL.VILD.FUSION_WEIGHTS "
             "'[1.0, 1.0]' scores by its text head alone"
         )
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Tensor) or (
+        isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
+    )
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first three names."""
+    names = list(names)
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -12,7 +12,7 @@ import numpy as np
 from vild.data.images import read_image
 from vild.proposals.detectron2_format import ImageProposals
 from vild.proposals.store import FIELDS, IMAGES_PER_SHARD, KIND
-from vild.storage import StoreWriter, store_spec
+from vild.storage import SplitImages, StoreWriter, store_spec
 
 
 def import_proposals(
@@ -51,7 +51,9 @@ def import_proposals(
         raise ValueError(f"{file} has no proposals of an image of {split}; is it of another split?")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     source = {"from": "detectron2 pickle", "sha256": digest}
-    spec = store_spec(KIND, split, FIELDS, source, images, IMAGES_PER_SHARD)
+    spec = store_spec(
+        KIND, SplitImages.from_records(split, records), FIELDS, source, IMAGES_PER_SHARD
+    )
     writer, dropped = StoreWriter(folder, spec, images), 0
     by_id = {record["image_id"]: record for record in records}
     for number in writer.pending():

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import detectron2.data.transforms as T
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from torch import nn
 from torchvision.ops import nms
 from tqdm import tqdm
 
@@ -37,8 +37,9 @@ class ProposalExtractor:
 
     Args:
         cfg: configuration of the detector, this project's keys included.
-        weights: checkpoint, anything that Detectron2's checkpointer reads. Empty: random weights,
-            drawn from ``cfg.SEED``.
+        load: loads weights into the model that it is given, such as
+            :func:`vild.modeling.load_weights` with a path. What it leaves alone stays random, drawn
+            from ``cfg.SEED``.
         source: ``rpn``: boxes of the region proposal network, ranked by objectness;
             ``detector``: boxes of a class-agnostic detector (``NUM_CLASSES: 1``), refined by its
             box head and ranked by its score.
@@ -47,14 +48,14 @@ class ProposalExtractor:
         device: where to compute.
 
     Raises:
-        ValueError: unknown source, a detector that tells classes apart, impossible numbers, no
-            such weights.
+        ValueError: unknown source, a detector of several classes, numbers out of range, or what
+            ``load`` refuses.
     """
 
     def __init__(
         self,
         cfg: CfgNode,
-        weights: str,
+        load: Callable[[nn.Module], None],
         *,
         source: str = "rpn",
         nms_threshold: float = 0.9,
@@ -72,10 +73,7 @@ class ProposalExtractor:
         self._cfg = self._inference_config(cfg.clone(), device)
         torch.manual_seed(max(cfg.SEED, 0))  # equal random weights in every process
         self._model = build_model(self._cfg).eval()
-        try:
-            DetectionCheckpointer(self._model).load(weights)
-        except (AssertionError, OSError) as error:
-            raise ValueError(f"expected a checkpoint at {weights!r}: {error}") from error
+        load(self._model)
         size = cfg.INPUT
         self._resize = T.ResizeShortestEdge(size.MIN_SIZE_TEST, size.MAX_SIZE_TEST)
 

@@ -22,6 +22,7 @@ from vild.storage.errors import (
 from vild.storage.layout import Field, ImageId, ShardEntry, StoreSpec
 from vild.storage.pipeline import map_ahead, run_ahead
 from vild.storage.reader import RecordStore
+from vild.storage.split import SplitImages, split_digest
 from vild.storage.verification import store_faults
 from vild.storage.writer import ShardBuilder, StoreWriter, require_disk_space, store_spec
 
@@ -33,6 +34,7 @@ __all__ = [
     "RecordStore",
     "ShardBuilder",
     "ShardEntry",
+    "SplitImages",
     "StoreBusyError",
     "StoreError",
     "StoreMismatchError",
@@ -42,6 +44,7 @@ __all__ = [
     "map_ahead",
     "require_disk_space",
     "run_ahead",
+    "split_digest",
     "store_faults",
     "store_spec",
 ]

@@ -18,10 +18,15 @@ from safetensors.numpy import save
 from vild.data.files import atomic_path
 from vild.storage.errors import CorruptStoreError, StoreMismatchError
 
-FORMAT = "vild-store-1"
+FORMAT = "vild-store-2"  # the first one recorded image ids alone, which splits may share
 SPEC, MANIFEST, CHECKED, LOCKS = "spec.json", "manifest.json", ".checked.json", ".locks"
 HEADER_LENGTH = 8  # bytes of safetensors' own length field
 HEADER_KEY = "vild"  # one key: the order of several is not fixed, and equal stores shall be equal
+
+OUTDATED = (
+    "was written by an earlier version, which did not record the images of the split. Remove the "
+    "store and run the command that made it again"
+)
 
 ImageId = int | str
 
@@ -59,6 +64,8 @@ class StoreSpec:
         source: all else that decides the content (weights' hash, crop rule, ...); plain json.
         images: number of images.
         images_sha256: of the image ids, in order.
+        split_sha256: of ids, file names and sizes of the images; see
+            :func:`vild.storage.split_digest`.
         images_per_shard: images a shard.
     """
 
@@ -68,6 +75,7 @@ class StoreSpec:
     source: dict[str, Any]
     images: int
     images_sha256: str
+    split_sha256: str
     images_per_shard: int
 
     @property
@@ -89,8 +97,11 @@ class StoreSpec:
         """The inverse of :meth:`to_json`.
 
         Raises:
+            StoreMismatchError: it was written by an earlier version.
             CorruptStoreError: keys are missing.
         """
+        if isinstance(data, Mapping) and "fields" in data and "split_sha256" not in data:
+            raise StoreMismatchError(f"{where} {OUTDATED}")
         try:
             fields = {name: Field(**field) for name, field in data["fields"].items()}
             return cls(**{**data, "fields": fields})

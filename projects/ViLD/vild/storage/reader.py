@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from vild.storage.layout import (
     CHECKED,
     FORMAT,
     MANIFEST,
+    OUTDATED,
     SPEC,
     ImageId,
     StoreSpec,
@@ -31,6 +32,7 @@ from vild.storage.layout import (
     read_json,
     write_json,
 )
+from vild.storage.split import image_root, split_digest
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +92,8 @@ class RecordStore:
             )
         manifest = read_json(path)
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            if isinstance(manifest, dict) and manifest.get("format") == "vild-store-1":
+                raise StoreMismatchError(f"{self.folder} {OUTDATED}")
             raise StoreMismatchError(f"{path}: expected a manifest of the format {FORMAT!r}")
         whole = manifest.keys() >= {"digest", "spec", "made_by", "shards"}
         if not whole or manifest["digest"] != manifest_digest(manifest["spec"], manifest["shards"]):
@@ -196,6 +200,46 @@ class RecordStore:
             f"{self.folder} has no record of the image {image_id!r}: {why}. Make a store of the "
             f"split that you use; this one is of {self.spec.split}."
         )
+
+    def check_split(self, split: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """Check that the store was made from the images of a split.
+
+        Args:
+            split: a registered data set. Its name need not be that of the store's split.
+            records: all records of the split, in Detectron2's format.
+
+        Raises:
+            StoreMismatchError: the images have other ids, file names or sizes, or lie in another
+                folder than those of the store's split, where that is registered.
+        """
+        own = self.spec.split
+        roots = image_root(own), image_root(split)
+        # the digest has names below the root alone, which splits may share
+        moved = own != split and None not in roots and roots[0] != roots[1]
+        if self.spec.split_sha256 != split_digest(split, records) or moved:
+            raise StoreMismatchError(
+                f"expected a store of {split!r} ({len(records)} images), but {self.folder} is one "
+                f"of {own!r} ({self.spec.images} images): the images differ in ids, file names, "
+                f"sizes or folders. Name the store of {split!r}, or make one"
+            )
+
+    def check_images(self, images: Iterable[ImageId]) -> None:
+        """Check that the store has a record of every one of these images.
+
+        Raises:
+            MissingImageError: names the first images without one, and why.
+        """
+        lacking = [image for image in images if image not in self]
+        if lacking:
+            shown = "; ".join(
+                f"{image!r} ({self._reasons.get(image, 'not in the store')})"
+                for image in lacking[:5]
+            )
+            raise MissingImageError(
+                f"{self.folder} has no record of {len(lacking)} images that are needed: {shown}"
+                f"{'; ...' if len(lacking) > 5 else ''}. Repair these images and run the command "
+                "that made the store with --retry-failed, or remove them from the annotations"
+            )
 
     def arrays(self, image_id: ImageId) -> dict[str, Tensor]:
         """Copies of a record's arrays, R rows each, by field.

@@ -38,6 +38,7 @@ from vild.storage.layout import (
     write_json,
     write_shard,
 )
+from vild.storage.split import SplitImages
 
 logger = logging.getLogger(__name__)
 
@@ -278,29 +279,30 @@ class StoreWriter:
 
 def store_spec(
     kind: str,
-    split: str,
+    images: SplitImages,
     fields: Mapping[str, Any],
     source: Mapping[str, Any],
-    images: Sequence[ImageId],
     images_per_shard: int,
 ) -> StoreSpec:
-    """The spec of a store over these images.
+    """Return the spec of a store over the images of a split.
+
+    Args:
+        kind: ``proposals`` or ``embeddings``.
+        images: of the split.
+        fields: arrays of a record by name.
+        source: all else that decides the content; plain json.
+        images_per_shard: images a shard.
 
     Raises:
-        ValueError: no image, an id that comes twice, or an impossible shard size.
+        ValueError: an impossible shard size.
     """
     if images_per_shard < 1:
         raise ValueError(f"expected at least 1 image a shard, got {images_per_shard}")
-    if not images:
-        raise ValueError(f"{split} has no image: there is nothing to store")
-    if len(set(images)) != len(images):
-        seen: set[ImageId] = set()
-        twice = next(i for i in images if i in seen or seen.add(i))  # type: ignore[func-returns-value]
-        raise ValueError(f"{split}: the image id {twice!r} comes more than once; ids name records")
     return StoreSpec(
-        *(kind, split, dict(fields), dict(source)),
-        images=len(images),
-        images_sha256=images_digest(images),
+        *(kind, images.split, dict(fields), dict(source)),
+        images=len(images.files),
+        images_sha256=images_digest(list(images.files)),
+        split_sha256=images.sha256,
         images_per_shard=images_per_shard,
     )
 
@@ -323,5 +325,5 @@ def require_disk_space(folder: str | os.PathLike[str], needed: int) -> str:
     free = shutil.disk_usage(existing).free
     line = f"needs {needed / 1e9:.2f} GB on disk, {free / 1e9:.2f} GB are free"
     if needed > free:
-        raise StoreError(f"{folder}: {line}. Free some, or choose another --out-dir.")
+        raise StoreError(f"{folder}: {line}. Free some, or choose another folder.")
     return line

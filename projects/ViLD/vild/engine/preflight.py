@@ -1,0 +1,108 @@
+"""Checks before anything long: whatever is wrong with a run's inputs is said at its start."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
+
+from vild.config import check_ranges
+from vild.data import require_split
+from vild.engine.loading import build_test_proposals, is_vild
+from vild.evaluation.evaluator import Protocol
+from vild.modeling import load_text_embeddings
+
+
+def check_before_training(cfg: CfgNode, resume: bool = False) -> None:
+    """Check all that a training and its evaluations need and that is known before it.
+
+    The training set's stores are checked by :func:`vild.engine.build_train_loader`, checkpoints
+    when they are loaded; both come before the first step, too.
+
+    Args:
+        cfg: configuration; the data sets that it lists are registered.
+        resume: whether to continue from a checkpoint of ``OUTPUT_DIR`` if there is one. Then
+            ``MODEL.WEIGHTS`` is not needed.
+
+    Raises:
+        ValueError: numbers out of range; splits that are not registered, have no annotations or
+            have other classes than the model; text embeddings or proposals that are missing or do
+            not fit; no such ``MODEL.WEIGHTS``; or a folder that cannot be written.
+    """
+    check_ranges(cfg)
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("expected a training set in DATASETS.TRAIN, got none")
+    for name in cfg.DATASETS.TRAIN:
+        require_split(name, "a registered split in DATASETS.TRAIN")
+    check_test_sets(cfg)
+    check_classes(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    if cfg.MODEL.LOAD_PROPOSALS:
+        for name in cfg.DATASETS.TEST:
+            build_test_proposals(cfg, name, DatasetCatalog.get(name))
+    if not (resume and Path(cfg.OUTPUT_DIR, "last_checkpoint").is_file()):
+        _check_weights(cfg.MODEL.WEIGHTS)
+    _check_writable(cfg.OUTPUT_DIR)
+
+
+def check_test_sets(cfg: CfgNode) -> None:
+    """Check that every split of ``DATASETS.TEST`` is registered and can be evaluated.
+
+    Raises:
+        ValueError: it is not registered, or its annotations or metadata are missing.
+    """
+    for name in cfg.DATASETS.TEST:
+        require_split(name, "a registered split in DATASETS.TEST")
+        Protocol.of_dataset(name)
+        # the place for further checks of a test set's annotations
+
+
+def check_classes(cfg: CfgNode, splits: Sequence[str]) -> None:
+    """Check that the classes of the model are those of the splits, in the same order.
+
+    Args:
+        cfg: configuration. Class-agnostic detectors (one class) take any split to train on.
+        splits: registered names.
+
+    Raises:
+        ValueError: another number of classes, other names or another order; or text embeddings
+            that cannot be read.
+    """
+    if is_vild(cfg):
+        text = load_text_embeddings(cfg)
+        for name in splits:
+            text.check_classes(MetadataCatalog.get(name).thing_classes, f"the data set {name}")
+        return
+    number = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    for name in splits:
+        classes = len(MetadataCatalog.get(name).thing_classes)
+        if classes != number and (number != 1 or name in cfg.DATASETS.TEST):
+            raise ValueError(
+                f"expected MODEL.ROI_HEADS.NUM_CLASSES to be {classes}, the number of classes of "
+                f"{name}, got {number}"
+            )
+
+
+def _check_weights(weights: str) -> None:
+    if weights and "://" not in weights and not Path(weights).is_file():
+        raise ValueError(
+            f"expected MODEL.WEIGHTS to name a checkpoint to begin with, but there is no file "
+            f"{weights}. Leave it empty ('') for random weights"
+        )
+
+
+def _check_writable(folder: str) -> None:
+    if not comm.is_main_process():
+        return
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"expected OUTPUT_DIR to be a folder that can be written, got {folder} "
+            f"({error.strerror})"
+        ) from None

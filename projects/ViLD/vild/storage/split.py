@@ -1,0 +1,92 @@
+"""The images of a split, as stores record and check them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from vild.storage.layout import ImageId
+
+
+@dataclass(frozen=True)
+class SplitImages:
+    """The images of a split, for processes in which it is not registered.
+
+    Attributes:
+        split: name of the data set.
+        files: path of every image id.
+        sha256: see :func:`split_digest`.
+    """
+
+    split: str
+    files: dict[ImageId, str]
+    sha256: str
+
+    @classmethod
+    def from_records(cls, split: str, records: Sequence[Mapping[str, Any]]) -> SplitImages:
+        """Take the images of a split's records, in Detectron2's format.
+
+        Raises:
+            ValueError: no image, or an id that comes twice.
+        """
+        if not records:
+            raise ValueError(f"{split} has no image: there is nothing to store")
+        files: dict[ImageId, str] = {}
+        for record in records:
+            image = record["image_id"]
+            if image in files:
+                raise ValueError(
+                    f"{split}: the image id {image!r} comes more than once, but stores find "
+                    "records by image id. Give every image its own id"
+                )
+            files[image] = str(record["file_name"])
+        return cls(split, files, split_digest(split, records))
+
+
+def split_digest(split: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """Return a sha256 that identifies the images of a split.
+
+    Exports number the images of each split from 0 or 1, so ids alone do not. The digest covers id,
+    file name, height and width of every image, whatever their order. It stays the same where the
+    data set is moved to another folder or loses annotations (``X_train`` and ``X_train_base``).
+
+    Args:
+        split: name of the data set; file names are taken relative to the ``image_root`` of its
+            metadata. Without one the name of the file and of its folder count.
+        records: in Detectron2's format; ``height`` and ``width`` may be absent.
+    """
+    root = image_root(split)
+    lines = sorted(
+        json.dumps(
+            [
+                record["image_id"],
+                _relative(record["file_name"], root),
+                record.get("height"),
+                record.get("width"),
+            ]
+        )
+        for record in records
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def image_root(split: str) -> str | None:
+    """Folder of a registered split's images; None if the split or its folder is unknown."""
+    if split not in DatasetCatalog:  # the other catalogue would make an entry
+        return None
+    root = MetadataCatalog.get(split).get("image_root")
+    return os.path.abspath(root) if root else None
+
+
+def _relative(file: str | os.PathLike[str], root: str | None) -> str:
+    path = Path(os.path.abspath(file))
+    if root is not None and path.is_relative_to(root):
+        return path.relative_to(root).as_posix()
+    return "/".join(path.parts[-2:])
