@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from vild.config import read_config, register_datasets
+from vild.data import fraction, positive_int
 from vild.inference import OpenVocabularyPredictor
 from vild.inference.inputs import find_pictures
 from vild.inference.web import Limits, PageDetector
@@ -40,13 +41,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--words", default="", help="that the page begins with")
     parser.add_argument("--examples", nargs="+", default=[], help="pictures that it offers")
-    parser.add_argument("--confidence-threshold", type=float, default=0.3, help="0.3 by default")
+    parser.add_argument("--confidence-threshold", type=fraction, default=0.3, help="0.3 by default")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--port", type=positive_int, default=7860)
     parser.add_argument("--browser", action="store_true", help="open it in a browser")
-    parser.add_argument("--max-upload-mb", type=int, default=default.upload_mb)
-    parser.add_argument("--max-megapixels", type=int, default=default.megapixels)
-    parser.add_argument("--max-words", type=int, default=default.words)
+    parser.add_argument("--max-upload-mb", type=positive_int, default=default.upload_mb)
+    parser.add_argument("--max-megapixels", type=positive_int, default=default.megapixels)
+    parser.add_argument("--max-words", type=positive_int, default=default.words)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     return parser

@@ -29,8 +29,8 @@ def test_names_alone_are_all_novel() -> None:
 
 
 def test_novel_names_are_flagged_at_their_rows() -> None:
-    assert Vocabulary.from_names("abc", novel=[" b "]).novel == (False, True, False)
-    assert Vocabulary.from_names("abc", novel=[]).novel == (False, False, False)
+    assert Vocabulary.from_names(list("abc"), novel=[" b "]).novel == (False, True, False)
+    assert Vocabulary.from_names(list("abc"), novel=[]).novel == (False, False, False)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_json_is_read(tmp_path: Path, form: str) -> None:
     contents, *expected = FORMS[form]
-    vocabulary = Vocabulary.from_json(write(tmp_path, json.dumps(contents)))
+    vocabulary = Vocabulary.from_file(write(tmp_path, json.dumps(contents)))
     assert [vocabulary.names, vocabulary.synonyms, vocabulary.novel] == expected
 
 
@@ -144,13 +144,13 @@ def test_every_form_of_json_is_read(tmp_path: Path, form: str) -> None:
     [
         Vocabulary.from_names(ODD_NAMES, novel=ODD_NAMES[::2]),
         Vocabulary(("b", "a"), (("b", "bee"), ("a",)), (False, True)),
-        Vocabulary.from_names("ba", novel=[]),
+        Vocabulary.from_names(["b", "a"], novel=[]),
         Vocabulary.from_dataset("lvis_v1_train"),
     ],
     ids=["odd", "synonyms", "no novel class", "lvis"],
 )
 def test_json_round_trip(tmp_path: Path, vocabulary: Vocabulary) -> None:
-    assert Vocabulary.from_json(write(tmp_path, vocabulary.to_json())) == vocabulary
+    assert Vocabulary.from_file(write(tmp_path, vocabulary.to_json())) == vocabulary
 
 
 @pytest.mark.parametrize(
@@ -169,25 +169,25 @@ def test_json_round_trip(tmp_path: Path, vocabulary: Vocabulary) -> None:
 )
 def test_other_jsons_are_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Vocabulary.from_json(write(tmp_path, text))
+        Vocabulary.from_file(write(tmp_path, text))
 
 
-@pytest.mark.parametrize("synonyms", ["kitty", None, [3]])
+@pytest.mark.parametrize("synonyms", ["kitty", 3, [3], ["kitty", " "]])
 def test_synonyms_that_are_no_list_of_names_are_refused(tmp_path: Path, synonyms: Any) -> None:
     path = write(tmp_path, json.dumps([{"name": "cat", "synonyms": synonyms}]))
     with pytest.raises(ValueError, match=r"words\.json"):
-        Vocabulary.from_json(path)
+        Vocabulary.from_file(path)
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "words.json").write_bytes(b'["\xe9t\xe9"]')
-    with pytest.raises(ValueError, match=r"words\.json is not a json file"):
-        Vocabulary.from_json(tmp_path / "words.json")
+    with pytest.raises(ValueError, match=r"words\.json: expected a vocabulary in UTF-8"):
+        Vocabulary.from_file(tmp_path / "words.json")
 
 
 def test_a_missing_json_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected a vocabulary at .*gone\.json: No such file"):
-        Vocabulary.from_json(tmp_path / "gone.json")
+        Vocabulary.from_file(tmp_path / "gone.json")
 
 
 def test_load_takes_a_data_set() -> None:
@@ -196,7 +196,7 @@ def test_load_takes_a_data_set() -> None:
 
 def test_load_takes_a_json(tmp_path: Path) -> None:
     path = write(tmp_path, json.dumps(LVIS_LIKE))
-    assert Vocabulary.load(path) == Vocabulary.from_json(path)
+    assert Vocabulary.load(path) == Vocabulary.from_file(path)
     with pytest.raises(ValueError, match=r"expected a vocabulary at .*gone\.json"):
         Vocabulary.load(str(tmp_path / "gone.json"))
 
@@ -208,7 +208,7 @@ def test_load_takes_a_text_file(tmp_path: Path, name: str) -> None:
 
 
 def test_load_names_a_missing_text_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected a vocabulary at .*gone\.txt: no such file"):
+    with pytest.raises(ValueError, match=r"expected a vocabulary at .*gone\.txt: no such file\. To"):
         Vocabulary.load(str(tmp_path / "gone.txt"))
 
 

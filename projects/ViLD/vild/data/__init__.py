@@ -5,6 +5,8 @@ from vild.data.command_line import (
     add_data_arguments,
     comma_list,
     find_split,
+    fraction,
+    positive_int,
     register_from_arguments,
 )
 from vild.data.custom import register_custom
@@ -26,8 +28,10 @@ __all__ = [
     "comma_list",
     "fill",
     "find_split",
+    "fraction",
     "load_records",
     "novel_flags",
+    "positive_int",
     "read_annotation_file",
     "read_categories",
     "read_image",
