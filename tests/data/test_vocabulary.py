@@ -10,7 +10,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from vild.data import Vocabulary
-from vild.data.vocabulary import MAX_NAME_LENGTH, split_words
+from vild.data.vocabulary import MAX_NAME_LENGTH, join_words, split_words
 
 ODD_NAMES = ("🦦 otter", "a {brace}", "{}", "{article}", 'say "hi"', "crème brûlée", "猫")
 
@@ -376,3 +376,4 @@ def test_short_names_of_data_sets() -> None:
 )
 def test_comma_lists(text: str, words: list[str]) -> None:
     assert split_words(text) == words
+    assert split_words(join_words(words)) == words

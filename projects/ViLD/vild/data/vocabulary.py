@@ -235,6 +235,15 @@ def split_words(text: str) -> list[str]:
     return [word.strip() for word in found if word.strip()]
 
 
+def join_words(words: Iterable[str]) -> str:
+    """Return a comma list that :func:`split_words` reads back; words with separators are quoted.
+
+    >>> join_words(["cat", "bow, tie"])
+    'cat, "bow, tie"'
+    """
+    return ", ".join(f'"{word}"' if re.search("[,;\n]", word) else word for word in words)
+
+
 def _word(name: object) -> str:
     if not isinstance(name, str):
         raise ValueError(f"expected text as the name of a class, got {name!r:.60}")
