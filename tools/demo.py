@@ -117,7 +117,8 @@ def _picture_writer(
     def write_file(file: Path, found: Instances) -> None:
         drawn = draw_detections(read_image(file), found, predictor.vocabulary, threshold=threshold)
         with atomic_path(output) as temporary:
-            Image.fromarray(drawn).save(temporary, quality=90)
+            options = {"quality": 90, "subsampling": 0} if suffix in (".jpg", ".jpeg") else {}
+            Image.fromarray(drawn).save(temporary, **options)
 
     return write_file
 

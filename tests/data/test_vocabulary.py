@@ -288,10 +288,15 @@ def test_novel_names_may_have_another_spelling() -> None:
         Vocabulary.from_names(names, novel=["red kit"])
 
 
-@pytest.mark.parametrize("names", ["cat", b"cat", ["cat", None], [3], [Path("cat")]])
+@pytest.mark.parametrize("names", [b"cat", ["cat", None], [3], [Path("cat")], 3, None, True])
 def test_names_have_to_be_a_list_of_text(names: Any) -> None:
-    with pytest.raises(ValueError, match=r"expected (a list of class names|text as the name)"):
+    with pytest.raises(ValueError, match="expected a list of class names"):
         Vocabulary.from_names(names)
+    if names is not None:
+        with pytest.raises(ValueError, match="expected a list of novel classes"):
+            Vocabulary.from_names(["cat"], novel=names)
+    with pytest.raises(ValueError, match="expected a list of class names, got the text 'cat'"):
+        Vocabulary.from_names("cat")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from vild.data import Vocabulary
@@ -183,6 +185,27 @@ def test_text_embeddings_give_their_vocabulary(tmp_path: Path) -> None:
     save_file({"x": torch.eye(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="it has no vocabulary"):
         Vocabulary.load(str(tmp_path / "other.safetensors"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from([".json", ".txt", ".yaml", ".csv", ".safetensors", ".png", ""]),
+    content=st.one_of(
+        st.binary(max_size=60),
+        st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")),
+        st.text("019.:,;-[]{}\"'\n\t #n", max_size=40).map(str.encode),
+    ),
+)
+def test_any_content_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, content: bytes
+) -> None:
+    file = tmp_path_factory.getbasetemp() / f"any{kind}"
+    file.write_bytes(content)
+    try:
+        vocabulary = Vocabulary.load(file)
+    except ValueError:
+        return
+    assert len(vocabulary) > 0
 
 
 def test_a_list_as_long_as_imagenets(tmp_path: Path) -> None:

@@ -208,7 +208,8 @@ def test_half_precision_finds_nearly_the_same(folder: Path) -> None:
         (["Crow", "crow"], None, "have the same prompts"),
         ("crows.txt", None, "expected a vocabulary at crows.txt: no such file"),
         ("lvis_v1_vall", None, "Did you mean lvis_v1_val"),
-        ([None], None, "expected text as the name of a class, got None"),
+        (3, None, "expected a list of class names, got 3"),
+        ([None], None, "expected a list of class names as text, got None in it"),
     ],
 )
 def test_impossible_words_change_nothing(

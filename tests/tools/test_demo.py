@@ -161,7 +161,9 @@ def test_inputs_are_files_patterns_and_folders(photos: Path) -> None:
         names(str(photos / "empty"))
 
 
-@pytest.mark.parametrize("name", ["one.jpg", "one.PNG", "new/one.webp"])
+@pytest.mark.parametrize(
+    "name", ["one.jpg", "one.PNG", "new/one.webp", "one.tif", "one.bmp", "one.jpeg"]
+)
 def test_one_image_is_written_to_a_file(
     run: Run, photos: Path, tmp_path: Path, opts: list[str], name: str
 ) -> None:

@@ -99,9 +99,9 @@ class Vocabulary:
             ValueError: as in the class, names that are not text, or a novel name that is not among
                 ``names``.
         """
-        if isinstance(names, str | bytes):
+        if isinstance(names, str):
             raise ValueError(f"expected a list of class names, got the text {names!r:.60}")
-        listed = tuple(map(_word, names))
+        listed = _words(names, "class names")
         vocabulary = cls(listed, tuple((n,) for n in listed), (True,) * len(listed))
         return vocabulary if novel is None else vocabulary.with_novel(novel)
 
@@ -115,7 +115,7 @@ class Vocabulary:
         Raises:
             ValueError: a name that is not among the classes.
         """
-        names = split_words(novel) if isinstance(novel, str) else list(map(_word, novel))
+        names = split_words(novel) if isinstance(novel, str) else _words(novel, "novel classes")
         spelled = [clean_name(name) for name in self.names]
         known, flags = set(spelled), {clean_name(name) for name in names}
         unknown = next((name for name in names if clean_name(name) not in known), None)
@@ -244,10 +244,15 @@ def join_words(words: Iterable[str]) -> str:
     return ", ".join(f'"{word}"' if re.search("[,;\n]", word) else word for word in words)
 
 
-def _word(name: object) -> str:
-    if not isinstance(name, str):
-        raise ValueError(f"expected text as the name of a class, got {name!r:.60}")
-    return name.strip()
+def _words(names: object, what: str) -> tuple[str, ...]:
+    """Return names without surrounding spaces; refuse anything that is not a list of text."""
+    if not isinstance(names, Iterable):
+        raise ValueError(f"expected a list of {what}, got {names!r:.60}")
+    listed = tuple(names)
+    other = next((name for name in listed if not isinstance(name, str)), "")
+    if not isinstance(other, str):
+        raise ValueError(f"expected a list of {what} as text, got {other!r:.60} in it")
+    return tuple(name.strip() for name in listed)
 
 
 def _novel_flag(item: Mapping[str, Any], where: str) -> bool | None:
