@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-r"""Detect anything that can be named, in pictures, a video or what a webcam sees.
+r"""Detect anything that can be named, in images, a video or what a webcam sees.
 
 python tools/demo.py --config-file configs/LVIS/vild_ensemble_r50_fpn_lsj.yaml \
     --input photos --vocabulary "red kite, osprey" --output found \
@@ -17,21 +17,26 @@ import argparse
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
+from detectron2.structures import Instances
+from PIL import Image
 from tqdm import tqdm
 
 from vild.config import read_config, register_datasets
-from vild.data import read_image
+from vild.data import fraction, positive_int, read_image
 from vild.data.files import atomic_path
 from vild.inference import OpenVocabularyPredictor, PictureWriter, draw_detections
 from vild.inference.arguments import add_vocabulary_arguments, predictor_from_arguments
-from vild.inference.inputs import find_pictures
+from vild.inference.inputs import SUFFIXES, find_pictures
 from vild.inference.named import NamedDetectionsWriter
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,11 +50,13 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--video-input", type=Path, help="a video")
     source.add_argument("--webcam", action="store_true", help="the first camera, until Ctrl-C")
     add_vocabulary_arguments(parser)
-    parser.add_argument("--confidence-threshold", type=float, default=0.3, help="0.3 by default")
-    parser.add_argument("--output", type=Path, help="folder for pictures, or file for the video")
+    parser.add_argument("--confidence-threshold", type=fraction, default=0.3, help="0.3 by default")
+    parser.add_argument(
+        "--output", type=Path, help="folder for images, file for one image or for the video"
+    )
     parser.add_argument("--results", type=Path, help=".json (COCO's results format) or .csv")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--max-frames", type=int, help="of a video or a webcam")
+    parser.add_argument("--max-frames", type=positive_int, help="of a video or a webcam")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     return parser
 
@@ -59,20 +66,19 @@ def detect_pictures(
     args: argparse.Namespace,
     results: NamedDetectionsWriter | None,
 ) -> dict[Path, str]:
-    """Pictures one by one; returns those that failed, with the reason."""
+    """Detect in images one by one; return those that failed, with the reason.
+
+    Raises:
+        ValueError: no image, or ``--output`` names a file that cannot take what is found.
+    """
     files, failed = find_pictures(args.input), {}
-    writer = None
-    if args.output is not None:
-        writer = PictureWriter(
-            args.output, predictor.vocabulary, threshold=args.confidence_threshold
-        )
-    names = _unique_names(files)
+    write = _picture_writer(predictor, args, files)
     for file in tqdm(files, unit="picture", disable=None):
         try:
             found = predictor(np.ascontiguousarray(read_image(file)[:, :, ::-1]))
             found = found[found.scores >= args.confidence_threshold]
-            if writer is not None:
-                writer.write({"image_id": names[file], "file_name": str(file)}, found)
+            if write is not None:
+                write(file, found)
         except (ValueError, OSError) as error:
             failed[file] = str(error)
             continue
@@ -81,6 +87,40 @@ def detect_pictures(
         else:
             tqdm.write(f"{file}: {_in_words(predictor, found)}")
     return failed
+
+
+def _picture_writer(
+    predictor: OpenVocabularyPredictor, args: argparse.Namespace, files: list[Path]
+) -> Callable[[Path, Instances], None] | None:
+    """Return a function that draws the detections of an image, if ``--output`` asks for it."""
+    output, threshold = args.output, args.confidence_threshold
+    if output is None:
+        return None
+    suffix = output.suffix.lower()
+    if output.is_dir() or not (suffix in SUFFIXES or suffix in VIDEO_SUFFIXES):
+        names = _unique_names(files)
+        writer = PictureWriter(output, predictor.vocabulary, threshold=threshold)
+
+        def write_into_folder(file: Path, found: Instances) -> None:
+            writer.write({"image_id": names[file], "file_name": str(file)}, found)
+
+        return write_into_folder
+    if suffix not in IMAGE_SUFFIXES:
+        raise ValueError(
+            f"expected a folder, or one of {', '.join(IMAGE_SUFFIXES)} for one image, got {output}"
+        )
+    if len(files) > 1:
+        raise ValueError(
+            f"expected a folder as --output for {len(files)} images, got the file {output}"
+        )
+
+    def write_file(file: Path, found: Instances) -> None:
+        drawn = draw_detections(read_image(file), found, predictor.vocabulary, threshold=threshold)
+        with atomic_path(output) as temporary:
+            options = {"quality": 90, "subsampling": 0} if suffix in (".jpg", ".jpeg") else {}
+            Image.fromarray(drawn).save(temporary, **options)
+
+    return write_file
 
 
 def _unique_names(files: list[Path]) -> dict[Path, str]:
@@ -155,7 +195,7 @@ def _frames(capture: cv2.VideoCapture, limit: int | None) -> Iterator[np.ndarray
 @contextmanager
 def _video_writer(path: Path, rate: float):  # type: ignore[no-untyped-def]
     """A function that appends a frame (H, W, 3) BGR; all have the size of the first."""
-    if path.suffix.lower() not in (".mp4", ".mkv", ".avi"):
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
         raise ValueError(f"expected a video as .mp4, .mkv or .avi, got {path}")
     opened: list[cv2.VideoWriter] = []
     with atomic_path(path) as temporary:

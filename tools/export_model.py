@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from vild.config import read_config, register_datasets
-from vild.data import read_image
+from vild.data import positive_int, read_image
 from vild.inference.arguments import add_vocabulary_arguments, predictor_from_arguments
 from vild.inference.export import FORMATS, Exported, export_detector
 
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", nargs="+", choices=tuple(FORMATS), default=list(FORMATS))
     parser.add_argument("--text-embeddings", choices=("input", "baked"), default="input")
     add_vocabulary_arguments(parser)
-    parser.add_argument("--repeats", type=int, default=5, help="of the time measurements")
+    parser.add_argument("--repeats", type=positive_int, default=5, help="of the time measurements")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     return parser
 

@@ -18,8 +18,20 @@ import time
 from pathlib import Path
 
 import vild
-from vild.data import Vocabulary, add_data_arguments, comma_list, register_from_arguments
-from vild.embeddings import Teacher, TextEmbeddings, embed_vocabulary, import_embeddings
+from vild.data import (
+    Vocabulary,
+    add_data_arguments,
+    comma_list,
+    positive_int,
+    register_from_arguments,
+)
+from vild.embeddings import (
+    Teacher,
+    TextEmbeddings,
+    embed_vocabulary,
+    import_embeddings,
+    template_set,
+)
 from vild.embeddings.teacher import OPENAI_MODEL, OPENAI_TAG, SHAPES_MODEL
 from vild.embeddings.text import CLIP_TEMPERATURE
 
@@ -32,7 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--vocabulary",
         required=True,
-        help="a registered data set, a json, a text file with one class a line, or a comma list",
+        help="lvis, coco, a registered data set, a file (.json, .txt with one class per line, "
+        ".yaml, .csv or .safetensors) or a comma list",
     )
     parser.add_argument(
         "--novel",
@@ -49,16 +62,23 @@ def build_parser() -> argparse.ArgumentParser:
         "--pretrained", default=OPENAI_TAG, help="open_clip tag or checkpoint file"
     )
     encoder.add_argument(
-        "--templates", default="vild", help="single, vild (63), imagenet (80) or a file"
+        "--templates",
+        default="vild",
+        help="single, vild (63), imagenet (80) or a file",
     )
     encoder.add_argument(
         "--synonyms", action=argparse.BooleanOptionalAction, default=True, help="average over them"
     )
-    encoder.add_argument("--batch-size", type=int, default=256)
+    encoder.add_argument("--batch-size", type=positive_int, default=256)
     encoder.add_argument("--device", help="GPU when there is one")
     encoder.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
     published = parser.add_argument_group("embeddings that somebody published")
-    published.add_argument("--import", dest="import_file", metavar="NPY", help="(K, D) or (D, K)")
+    published.add_argument(
+        "--import",
+        dest="import_file",
+        metavar="FILE",
+        help="(K, D) or (D, K) as .npy, .npz, .pth, .pt or .safetensors",
+    )
     published.add_argument(
         "--import-classes",
         metavar="VOCABULARY",
@@ -83,6 +103,7 @@ def run(args: argparse.Namespace) -> TextEmbeddings:
         return import_embeddings(
             args.import_file, rows, teacher_name, args.temperature, args.layout
         ).select(vocabulary)
+    template_set(args.templates)  # says what is wrong with them before the teacher is loaded
     teacher = Teacher.load(args.model, args.pretrained, args.device, args.precision)
     return embed_vocabulary(
         teacher, vocabulary, args.templates, args.synonyms, args.batch_size, progress=True
@@ -101,10 +122,13 @@ def main() -> int:
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     classes, dimension = embeddings.embeddings.shape
+    templates = embeddings.templates
+    if "{}" in templates:
+        templates = f"{len(templates.splitlines())} of your own"
     print(
         f"wrote {args.out}: {classes} classes ({sum(embeddings.vocabulary.novel)} novel) x "
         f"{dimension}, teacher {embeddings.teacher}, temperature {embeddings.temperature:.4f}, "
-        f"templates {embeddings.templates}; {time.perf_counter() - start:.1f} s, "
+        f"templates {templates}; {time.perf_counter() - start:.1f} s, "
         f"vild {vild.__version__}"
     )
     return 0

@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 
 from vild.config import read_config, register_datasets
+from vild.data import Vocabulary, fraction, positive_int
+from vild.data.vocabulary import join_words
 from vild.inference import OpenVocabularyPredictor
 from vild.inference.inputs import find_pictures
 from vild.inference.web import Limits, PageDetector
@@ -38,15 +40,15 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument("--words", default="", help="that the page begins with")
+    parser.add_argument("--words", default="", help="words that the page begins with; see demo.py")
     parser.add_argument("--examples", nargs="+", default=[], help="pictures that it offers")
-    parser.add_argument("--confidence-threshold", type=float, default=0.3, help="0.3 by default")
+    parser.add_argument("--confidence-threshold", type=fraction, default=0.3, help="0.3 by default")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--port", type=positive_int, default=7860)
     parser.add_argument("--browser", action="store_true", help="open it in a browser")
-    parser.add_argument("--max-upload-mb", type=int, default=default.upload_mb)
-    parser.add_argument("--max-megapixels", type=int, default=default.megapixels)
-    parser.add_argument("--max-words", type=int, default=default.words)
+    parser.add_argument("--max-upload-mb", type=positive_int, default=default.upload_mb)
+    parser.add_argument("--max-megapixels", type=positive_int, default=default.megapixels)
+    parser.add_argument("--max-words", type=positive_int, default=default.words)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     return parser
@@ -83,7 +85,7 @@ def build_page(
                     elem_id="words",
                 )
                 score = gr.Slider(
-                    0.05, 0.95, threshold, step=0.05, label="Lowest score", elem_id="threshold"
+                    0.0, 1.0, threshold, step=0.05, label="Lowest score", elem_id="threshold"
                 )
                 button = gr.Button("Detect", variant="primary", elem_id="detect")
                 if examples:
@@ -150,10 +152,17 @@ def main() -> int:
         cfg = read_config(args.config_file, args.opts)
         register_datasets(cfg)
         # other words come with every visitor
-        predictor = OpenVocabularyPredictor(cfg, args.words or None, precision=args.precision)
+        words = Vocabulary.load(args.words) if args.words.strip() else None
+        if words is not None and len(words) > limits.words:
+            raise ValueError(
+                f"expected at most {limits.words} words on this page, got {len(words)}: raise "
+                "--max-words"
+            )
+        predictor = OpenVocabularyPredictor(cfg, words, precision=args.precision)
         examples = find_pictures(args.examples) if args.examples else []
+        text = join_words(words.names) if words is not None else ""
         page = build_page(
-            PageDetector(predictor, limits), args.words, args.confidence_threshold, examples
+            PageDetector(predictor, limits), text, args.confidence_threshold, examples
         )
         print(f"http://{args.host}:{args.port} (Ctrl-C ends it)", flush=True)
         serve(page, limits, args.host, args.port, args.browser)

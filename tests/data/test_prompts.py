@@ -31,6 +31,9 @@ PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "vild_prompt_templat
         ("  red \t panda\n", "red panda"),
         ("__red__panda__", "red panda"),
         ("t-shirt", "t-shirt"),
+        ("cafe\u0301", "café"),
+        ("\uff23\uff21\uff34\uff3f\uff12", "cat 2"),
+        ("ﬁre\u00a0truck…", "fire truck"),
         ("🦦 {x}", "🦦 {x}"),
         ("_.", ""),
         ("", ""),
@@ -111,6 +114,15 @@ def test_bad_templates_are_refused(templates: list[str], message: str) -> None:
 
 def test_good_templates_are_kept_in_order() -> None:
     assert check_templates(["the {}", "{article} {}"], "x") == ("the {}", "{article} {}")
+
+
+@pytest.mark.parametrize("name", ["lvis_v1_val", "coco_2017_val", "shapes_val"])
+def test_the_built_in_names_have_one_spelling_in_unicode(name: str) -> None:
+    """Their prompts are those of the time before names were normalised."""
+    for own in Vocabulary.from_dataset(name).synonyms:
+        for word in own:
+            text = " ".join(word.lower().replace("_", " ").replace("/", " or ").split())
+            assert clean_name(word) == text.rstrip(". ")
 
 
 def test_lvis_has_63_prompts_a_class_and_no_two_classes_share_one() -> None:

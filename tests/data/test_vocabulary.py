@@ -10,7 +10,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from vild.data import Vocabulary
-from vild.data.vocabulary import MAX_NAME_LENGTH
+from vild.data.vocabulary import MAX_NAME_LENGTH, join_words, split_words
 
 ODD_NAMES = ("🦦 otter", "a {brace}", "{}", "{article}", 'say "hi"', "crème brûlée", "猫")
 
@@ -29,8 +29,8 @@ def test_names_alone_are_all_novel() -> None:
 
 
 def test_novel_names_are_flagged_at_their_rows() -> None:
-    assert Vocabulary.from_names("abc", novel=[" b "]).novel == (False, True, False)
-    assert Vocabulary.from_names("abc", novel=[]).novel == (False, False, False)
+    assert Vocabulary.from_names(list("abc"), novel=[" b "]).novel == (False, True, False)
+    assert Vocabulary.from_names(list("abc"), novel=[]).novel == (False, False, False)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_json_is_read(tmp_path: Path, form: str) -> None:
     contents, *expected = FORMS[form]
-    vocabulary = Vocabulary.from_json(write(tmp_path, json.dumps(contents)))
+    vocabulary = Vocabulary.from_file(write(tmp_path, json.dumps(contents)))
     assert [vocabulary.names, vocabulary.synonyms, vocabulary.novel] == expected
 
 
@@ -144,13 +144,13 @@ def test_every_form_of_json_is_read(tmp_path: Path, form: str) -> None:
     [
         Vocabulary.from_names(ODD_NAMES, novel=ODD_NAMES[::2]),
         Vocabulary(("b", "a"), (("b", "bee"), ("a",)), (False, True)),
-        Vocabulary.from_names("ba", novel=[]),
+        Vocabulary.from_names(["b", "a"], novel=[]),
         Vocabulary.from_dataset("lvis_v1_train"),
     ],
     ids=["odd", "synonyms", "no novel class", "lvis"],
 )
 def test_json_round_trip(tmp_path: Path, vocabulary: Vocabulary) -> None:
-    assert Vocabulary.from_json(write(tmp_path, vocabulary.to_json())) == vocabulary
+    assert Vocabulary.from_file(write(tmp_path, vocabulary.to_json())) == vocabulary
 
 
 @pytest.mark.parametrize(
@@ -169,25 +169,25 @@ def test_json_round_trip(tmp_path: Path, vocabulary: Vocabulary) -> None:
 )
 def test_other_jsons_are_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Vocabulary.from_json(write(tmp_path, text))
+        Vocabulary.from_file(write(tmp_path, text))
 
 
-@pytest.mark.parametrize("synonyms", ["kitty", None, [3]])
+@pytest.mark.parametrize("synonyms", ["kitty", 3, [3], ["kitty", " "]])
 def test_synonyms_that_are_no_list_of_names_are_refused(tmp_path: Path, synonyms: Any) -> None:
     path = write(tmp_path, json.dumps([{"name": "cat", "synonyms": synonyms}]))
     with pytest.raises(ValueError, match=r"words\.json"):
-        Vocabulary.from_json(path)
+        Vocabulary.from_file(path)
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "words.json").write_bytes(b'["\xe9t\xe9"]')
-    with pytest.raises(ValueError, match=r"words\.json is not a json file"):
-        Vocabulary.from_json(tmp_path / "words.json")
+    with pytest.raises(ValueError, match=r"words\.json: expected a vocabulary in UTF-8"):
+        Vocabulary.from_file(tmp_path / "words.json")
 
 
 def test_a_missing_json_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected a vocabulary at .*gone\.json: No such file"):
-        Vocabulary.from_json(tmp_path / "gone.json")
+        Vocabulary.from_file(tmp_path / "gone.json")
 
 
 def test_load_takes_a_data_set() -> None:
@@ -196,7 +196,7 @@ def test_load_takes_a_data_set() -> None:
 
 def test_load_takes_a_json(tmp_path: Path) -> None:
     path = write(tmp_path, json.dumps(LVIS_LIKE))
-    assert Vocabulary.load(path) == Vocabulary.from_json(path)
+    assert Vocabulary.load(path) == Vocabulary.from_file(path)
     with pytest.raises(ValueError, match=r"expected a vocabulary at .*gone\.json"):
         Vocabulary.load(str(tmp_path / "gone.json"))
 
@@ -208,7 +208,9 @@ def test_load_takes_a_text_file(tmp_path: Path, name: str) -> None:
 
 
 def test_load_names_a_missing_text_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected a vocabulary at .*gone\.txt: no such file"):
+    with pytest.raises(
+        ValueError, match=r"expected a vocabulary at .*gone\.txt: no such file\. To"
+    ):
         Vocabulary.load(str(tmp_path / "gone.txt"))
 
 
@@ -244,3 +246,139 @@ def test_load_with_novel_names_keeps_everything_else(tmp_path: Path) -> None:
     assert Vocabulary.load(path, novel=[]).novel == (False, False)
     with pytest.raises(ValueError, match="the novel class 'dog' is not in the vocabulary of 2"):
         Vocabulary.load(path, novel=["dog"])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "read"),
+    [
+        ("Cat", "cat", "cat"),
+        ("traffic light", "Traffic_Light", "traffic light"),
+        ("traffic light.", "traffic  light", "traffic light"),
+        ("salt/pepper", "salt or pepper", "salt or pepper"),
+        ("cafe\u0301", "café", "café"),
+        ("\uff23\uff21\uff34", "cat", "cat"),
+        ("red\u00a0kite", "red kite", "red kite"),
+    ],
+)
+def test_one_class_in_two_spellings_is_refused(
+    tmp_path: Path, one: str, other: str, read: str
+) -> None:
+    for load in (
+        lambda: Vocabulary.from_names([one, "dog", other]),
+        lambda: Vocabulary.load(f"{one}, {other}"),
+        lambda: Vocabulary.from_file(write(tmp_path, json.dumps([one, other]))),
+    ):
+        with pytest.raises(ValueError, match="have the same prompts") as refused:
+            load()
+        for name in (one, other, read):
+            assert repr(name) in str(refused.value)
+
+
+def test_synonyms_may_coincide() -> None:
+    synonyms = (("cat", "Cat", "pet"), ("dog", "pet"))
+    assert Vocabulary(("cat", "dog"), synonyms, (True, True)).synonyms == synonyms
+
+
+def test_novel_names_may_have_another_spelling() -> None:
+    names = ["alarm_clock", "Red kite"]
+    assert Vocabulary.from_names(names, novel=["Alarm Clock"]).novel == (True, False)
+    assert Vocabulary.from_names(names, novel="red_kite, alarm clock.").novel == (True, True)
+    assert Vocabulary.load("alarm_clock, Red kite", novel=["red kite"]).novel == (False, True)
+    with pytest.raises(ValueError, match=r"'red kit' is not in .*\. Did you mean Red kite\?"):
+        Vocabulary.from_names(names, novel=["red kit"])
+
+
+@pytest.mark.parametrize("names", [b"cat", ["cat", None], [3], [Path("cat")], 3, None, True])
+def test_names_have_to_be_a_list_of_text(names: Any) -> None:
+    with pytest.raises(ValueError, match="expected a list of class names"):
+        Vocabulary.from_names(names)
+    if names is not None:
+        with pytest.raises(ValueError, match="expected a list of novel classes"):
+            Vocabulary.from_names(["cat"], novel=names)
+    with pytest.raises(ValueError, match="expected a list of class names, got the text 'cat'"):
+        Vocabulary.from_names("cat")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        (
+            "birds.txt",
+            r"expected a vocabulary at birds\.txt: no such file\. Did you mean bird\.txt",
+        ),
+        ("birds.CSV", r"expected a vocabulary at birds\.CSV: no such file"),
+        ("birds.pth", r"expected a vocabulary at birds\.pth: no such file"),
+        ("./words", r"expected a vocabulary at \./words: no such file"),
+        ("../words", "no such file"),
+        ("/words", "no such file"),
+        ("~/no such words", "no such file"),
+        ("~nobody-of-this-name/words", "no such file"),
+        (r"C:\words", "no such file"),
+        ("https://example.org/words", "no such file"),
+        ("lists/birds", "no such file"),
+        ("lists", "got a folder"),
+        ("lvis_v1_vall", "registered data set, got 'lvis_v1_vall'. Did you mean lvis_v1_val"),
+        ("LVIS_V1_val", "Did you mean lvis_v1_val"),
+        ("lvis_v1", "Did you mean lvis_v1_"),
+        ("coco_2017", "Did you mean coco_2017_"),
+        ("birds_val", "is registered by --dataset-yaml"),
+        ("birds_train_base", "is registered by --dataset-yaml"),
+    ],
+)
+def test_a_word_that_looks_like_something_else_has_to_be_quoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "crow", "bird.txt")
+    (tmp_path / "lists").mkdir()
+    with pytest.raises(ValueError, match=message) as refused:
+        Vocabulary.load(word)
+    assert "double quotes: '\"" in str(refused.value)
+    for source in (f'"{word}"', f"{word},", f"crow, {word}"):
+        assert Vocabulary.load(source).names[-1] == word
+    assert Vocabulary.from_names([word]).names == (word,)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("red kite", "t-shirt", "alarm_clock", "and/or", "router/modem", "St. Bernard", "node"),
+        *("bullet_train", "railroad_train", "baseball_base", "bullet train", "No. 7", "Dr.Pepper"),
+        *("wiper_(for_windshield/screen)", "shapes", "a.b", "C++", "!!!", "data", "data/x"),
+    ],
+)  # fmt: skip
+def test_ordinary_words_need_no_quotes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Vocabulary.load(word).names == (word,)
+
+
+def test_every_class_of_lvis_and_coco_is_an_ordinary_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("lvis_v1_val", "coco_2017_val", "shapes_val"):
+        for word in sum(Vocabulary.from_dataset(name).synonyms, ()):
+            assert Vocabulary.load(word).names == (word,)
+
+
+def test_short_names_of_data_sets() -> None:
+    assert Vocabulary.load("lvis") == Vocabulary.from_dataset("lvis_v1_val")
+    assert Vocabulary.load("COCO") == Vocabulary.from_dataset("coco_2017_ovd_val")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a,b;c\nd\r\ne", ["a", "b", "c", "d", "e"]),
+        ('"bow, tie", cat', ["bow, tie", "cat"]),
+        ('"cat", "dog"', ["cat", "dog"]),
+        ('say "hi", 12" record', ['say "hi"', '12" record']),
+        (' , ;"", " "', []),
+        ('"open, cat', ['"open', "cat"]),
+    ],
+)
+def test_comma_lists(text: str, words: list[str]) -> None:
+    assert split_words(text) == words
+    assert split_words(join_words(words)) == words

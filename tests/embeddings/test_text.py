@@ -16,10 +16,12 @@ from vild.data import Vocabulary, fill
 from vild.embeddings import (
     Teacher,
     TextEmbeddings,
+    cache,
     embed_vocabulary,
     import_embeddings,
     template_set,
 )
+from vild.embeddings.cache import CachedTextEncoder
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "text_embeddings"
 BIRDS = Vocabulary(
@@ -96,6 +98,8 @@ def test_a_failed_write_leaves_the_old_file(
         ({"embeddings": torch.eye(8)[:3] * 2}, "'kite' has norm 2"),
         ({"embeddings": torch.eye(8)[:3].index_fill(0, torch.tensor([1]), torch.nan)}, "'owl' is"),
         ({"temperature": 0.0}, "positive temperature"),
+        ({"temperature": float("nan")}, "positive temperature"),
+        ({"temperature": float("inf")}, "positive temperature"),
     ],
 )
 def test_wrong_embeddings_are_refused(
@@ -130,6 +134,9 @@ def test_some_of_the_classes(embeddings: TextEmbeddings) -> None:
     assert torch.equal(chosen.embeddings, embeddings.embeddings[[1, 0]])
     assert chosen.vocabulary.novel == (False, True)
     assert chosen.temperature == embeddings.temperature
+    respelled = embeddings.select(Vocabulary.from_names([f"{second.upper()}."]))
+    assert torch.equal(respelled.embeddings, embeddings.embeddings[[1]])
+    assert respelled.vocabulary.names == (f"{second.upper()}.",)
     with pytest.raises(ValueError, match="there is none of 'no such bird' among"):
         embeddings.select(Vocabulary.from_names([first, "no such bird"]))
 
@@ -147,9 +154,73 @@ def test_template_sets() -> None:
 def test_templates_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("a drawing of {}\n\n{article} {}\n", encoding="utf-8")
     assert template_set(str(tmp_path / "t.txt")) == ("a drawing of {}", "{article} {}")
-    (tmp_path / "bad.txt").write_text("a drawing\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="where the class name goes"):
-        template_set(str(tmp_path / "bad.txt"))
+    for bad, message in (
+        (b"a drawing\n", "where the class name goes"),
+        (b"", "expected at least one prompt template"),
+        (b"une \xe9tude de {}\n", r"bad\.txt: expected prompt templates.* in UTF-8"),
+        (b'"a drawing of {}",\n', "Remove quotes"),
+        (b'["a drawing of {}"]', "Remove quotes"),
+        (b"- a drawing of {}", "Remove quotes"),
+    ):
+        (tmp_path / "bad.txt").write_bytes(bad)
+        with pytest.raises(ValueError, match=message):
+            template_set(str(tmp_path / "bad.txt"))
+    with pytest.raises(ValueError, match="expected prompt templates"):
+        template_set(str(tmp_path))
+
+
+def test_embeddings_record_templates_and_not_their_file(teacher: Teacher, tmp_path: Path) -> None:
+    file = tmp_path / "t.txt"
+    file.write_text("a drawing of {}\n\n{article} {}\n", encoding="utf-8")
+    made = embed_vocabulary(teacher, BIRDS, str(file))
+    made.save(tmp_path / "text.safetensors")
+    file.unlink()
+    read = TextEmbeddings.load(tmp_path / "text.safetensors")
+    assert template_set(read.templates) == ("a drawing of {}", "{article} {}")
+    again = embed_vocabulary(teacher, BIRDS, read.templates)
+    assert torch.equal(again.embeddings, made.embeddings)
+    assert again.templates == made.templates
+    for named in ("single", "vild"):
+        assert embed_vocabulary(teacher, BIRDS, named).templates == named
+    cached = CachedTextEncoder(
+        "vild-shapes", None, templates=read.templates, folder=tmp_path / "cache"
+    )
+    assert cached.embed(BIRDS).templates == made.templates
+
+
+def test_a_batch_without_prompts_is_refused(teacher: Teacher) -> None:
+    with pytest.raises(ValueError, match="expected a batch of 1 or more prompts, got 0"):
+        embed_vocabulary(teacher, BIRDS, batch_size=0)
+
+
+def test_spellings_share_a_cached_embedding(tmp_path: Path) -> None:
+    encoder = CachedTextEncoder("vild-shapes", None, templates="single", folder=tmp_path)
+    first = encoder.embed(Vocabulary.from_names(["alarm_clock", "kite"]))
+    second = encoder.embed(Vocabulary.from_names(["Kite.", "Alarm clock"]))
+    assert encoder.encoded == 2
+    assert torch.equal(first.embeddings, second.embeddings.flip(0))
+    assert second.vocabulary.names == ("Kite.", "Alarm clock")
+
+
+def test_a_vocabulary_larger_than_the_cache_is_kept_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "MAX_WORDS", 4)
+    monkeypatch.setattr(cache, "embed_vocabulary", _fake_embeddings)
+    names = [f"thing {row}" for row in range(22_047)]
+    encoder = CachedTextEncoder("vild-shapes", None, templates="single", folder=tmp_path)
+    encoder.embed(Vocabulary.from_names(names[:3]))
+    made = encoder.embed(Vocabulary.from_names(names))
+    assert made.embeddings.shape == (22_047, 64)
+    assert encoder.encoded == 22_047
+    again = CachedTextEncoder("vild-shapes", None, templates="single", folder=tmp_path)
+    assert torch.equal(again.embed(Vocabulary.from_names(names)).embeddings, made.embeddings)
+    assert again.encoded == 0
+
+
+def _fake_embeddings(teacher: Teacher, vocabulary: Vocabulary, *args: object) -> TextEmbeddings:
+    rows = functional.normalize(torch.randn(len(vocabulary), 64), dim=1)
+    return TextEmbeddings(rows, vocabulary, 0.01, teacher.name)
 
 
 @pytest.mark.parametrize("layout", ["kd", "dk"])
@@ -188,7 +259,9 @@ def test_matrices_that_do_not_fit_are_refused(
 
 
 def test_a_missing_matrix_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected a matrix in .npy format at .*none.npy"):
+    with pytest.raises(
+        ValueError, match=r"expected a matrix in .npy format at .*none.npy: no such"
+    ):
         import_embeddings(tmp_path / "none.npy", BIRDS, "x")
 
 

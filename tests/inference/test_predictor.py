@@ -20,9 +20,10 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
+from PIL import Image
 
 from vild.data import Vocabulary
-from vild.embeddings import Teacher, TextEmbeddings, cache
+from vild.embeddings import Teacher, TextEmbeddings, cache, embed_vocabulary
 from vild.embeddings.cache import CachedTextEncoder
 from vild.inference.predictor import OpenVocabularyPredictor
 
@@ -113,6 +114,12 @@ def test_words_that_the_detector_was_trained_on_are_base_classes(folder: Path) -
         assert predictor.vocabulary.novel == (False, True, True)
     predictor.set_vocabulary([base, "crow"], novel=[base, "crow"])
     assert predictor.vocabulary.novel == (True, True)
+    # in any spelling that has the same prompts
+    for word in (base.capitalize(), base.replace(" ", "_"), f"{base}.", base.upper()):
+        for words in ([word, "crow"], f"{word}, crow", Vocabulary.from_names([word, "crow"])):
+            predictor.set_vocabulary(words, None if not isinstance(words, Vocabulary) else ["Crow"])
+            assert predictor.vocabulary.names == (word, "crow")
+            assert predictor.vocabulary.novel == (False, True)
 
 
 def test_supervision_takes_the_result(folder: Path) -> None:
@@ -198,11 +205,15 @@ def test_half_precision_finds_nearly_the_same(folder: Path) -> None:
         (["crow", "crow"], None, "may be there once"),
         (["crow"], ["owl"], "'owl' is not in the vocabulary"),
         (["crow", "  "], None, "expected words for every class"),
-        ([f"word {n}" for n in range(20_001)], None, "at most 20000 words"),
+        (["Crow", "crow"], None, "have the same prompts"),
+        ("crows.txt", None, "expected a vocabulary at crows.txt: no such file"),
+        ("lvis_v1_vall", None, "Did you mean lvis_v1_val"),
+        (3, None, "expected a list of class names, got 3"),
+        ([None], None, "expected a list of class names as text, got None in it"),
     ],
 )
 def test_impossible_words_change_nothing(
-    folder: Path, words: list[str], novel: list[str] | None, message: str
+    folder: Path, words: list[str] | str, novel: list[str] | None, message: str
 ) -> None:
     predictor = OpenVocabularyPredictor(config(folder), WORDS, cache=folder / "cache")
     with pytest.raises(ValueError, match=message):
@@ -210,20 +221,87 @@ def test_impossible_words_change_nothing(
     assert predictor.vocabulary.names == tuple(WORDS)
 
 
+def test_more_words_than_imagenet_has(folder: Path) -> None:
+    predictor = OpenVocabularyPredictor(config(folder), WORDS, cache=folder / "cache")
+    names = [f"thing {row}" for row in range(22_047)]
+    rows = torch.nn.functional.normalize(torch.randn(len(names), 64), dim=1)
+    predictor.set_vocabulary(TextEmbeddings(rows, Vocabulary.from_names(names), 0.02, "fake"))
+    first = int(predictor(pictures(folder)[0]).pred_classes[0])
+    # its embedding as the last row
+    rows = rows.roll(len(names) - 1 - first, dims=0)
+    predictor.set_vocabulary(TextEmbeddings(rows, Vocabulary.from_names(names), 0.02, "fake"))
+    assert int(predictor(pictures(folder)[0]).pred_classes[0]) == len(names) - 1
+
+
+def test_words_may_be_a_file(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "words.txt"
+    file.write_text("\n".join(WORDS), encoding="utf-8")
+    for words in (file, str(file)):
+        predictor = OpenVocabularyPredictor(config(folder), words, cache=folder / "cache")
+        assert predictor.vocabulary.names == tuple(WORDS)
+    predictor.set_vocabulary(["words.txt", "lvis_v1_val"])  # a list has words only
+    assert predictor.vocabulary.names == ("words.txt", "lvis_v1_val")
+
+
+def test_prompts_of_ones_own_work_in_any_folder(folder: Path, tmp_path: Path) -> None:
+    template, text = tmp_path / "templates.txt", tmp_path / "text.safetensors"
+    template.write_text("a drawing of {}\n", encoding="utf-8")
+    teacher = Teacher.load("vild-shapes", device="cpu")
+    embed_vocabulary(teacher, Vocabulary.from_names(WORDS), str(template)).save(text)
+    template.unlink()
+    cfg = config(folder, MODEL__VILD__TEXT_EMBEDDINGS=str(text))
+    predictor = OpenVocabularyPredictor(cfg, ["crow"], cache=tmp_path / "cache")
+    expected = embed_vocabulary(teacher, Vocabulary.from_names(["crow"]), "a drawing of {}")
+    made = predictor.encoder.embed(Vocabulary.from_names(["crow"]))
+    torch.testing.assert_close(made.embeddings, expected.embeddings)
+
+
+def test_images_may_be_files_and_of_pillow(folder: Path, tmp_path: Path) -> None:
+    predictor = OpenVocabularyPredictor(config(folder), WORDS, cache=folder / "cache")
+    array = pictures(folder)[0]
+    expected = predictor(array)
+    file = Path(DatasetCatalog.get(small_shapes.SEEN)[0]["file_name"])
+    image = Image.open(file)
+    for given in (image, file, str(file), image.convert("RGBA")):
+        found = predictor(given)
+        assert isinstance(found, Instances)
+        assert same(found, expected)
+    for several in ([array, image, file, str(file)], (array for _ in range(4))):
+        results = predictor(several)
+        assert isinstance(results, list)
+        assert len(results) == 4
+        assert all(torch.allclose(r.scores, expected.scores, atol=1e-4) for r in results)
+    # turned as the camera held it
+    turned = Image.fromarray(array[:, :, ::-1]).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by 270 degrees
+    turned.save(tmp_path / "turned.png", exif=exif)
+    for given in (tmp_path / "turned.png", Image.open(tmp_path / "turned.png")):
+        assert same(predictor(given), expected)
+
+
 @pytest.mark.parametrize(
     ("picture", "message"),
     [
-        (np.zeros((8, 8), np.uint8), r"expected pictures of shape \(H, W, 3\)"),
+        (np.zeros((8, 8), np.uint8), r"expected images of shape \(H, W, 3\)"),
         (np.zeros((8, 8, 4), np.uint8), r"got \(8, 8, 4\)"),
         (np.zeros((0, 8, 3), np.uint8), r"got \(0, 8, 3\)"),
-        (np.zeros((8, 8, 3), np.float32), "uint8, got float32"),
-        ("a.jpg", "uint8, got str"),
+        (np.zeros((2, 8, 8, 3), np.uint8), r"got \(2, 8, 8, 3\)"),
+        (np.zeros((8, 8, 3), np.float32), "got float32"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), "got torch.uint8"),
+        (None, r"got None, which is what cv2\.imread returns"),
+        (3, "got int"),
+        (b"abc", "got (bytes|int)"),
+        ("gone.jpg", r"gone\.jpg: there is no such file"),
+        (Path("gone.jpg"), r"gone\.jpg: there is no such file"),
+        (Image.new("F", (8, 8)), "its values are floats"),
     ],
 )
 def test_impossible_pictures(folder: Path, picture: Any, message: str) -> None:
     predictor = OpenVocabularyPredictor(config(folder), WORDS, cache=folder / "cache")
-    with pytest.raises(ValueError, match=message):
-        predictor([picture])
+    for given in (picture, [picture], iter([picture])):
+        with pytest.raises(ValueError, match=message):
+            predictor(given)
 
 
 @pytest.mark.parametrize(
@@ -274,8 +352,13 @@ def test_the_cache_keeps_the_newest_words(tmp_path: Path, monkeypatch: pytest.Mo
     same_words = again.embed(Vocabulary.from_names(WORDS[1:]))
     assert again.encoded == 0
     assert torch.equal(same_words.embeddings, made.embeddings[1:])
-    again.embed(Vocabulary.from_names(WORDS))
+    again.embed(Vocabulary.from_names([WORDS[2], "crow"]))
     assert again.encoded == 1
+    # those that were used with the last new word are kept
+    again.embed(Vocabulary.from_names([WORDS[2], "crow"]))
+    assert again.encoded == 1
+    again.embed(Vocabulary.from_names(WORDS[:2]))
+    assert again.encoded == 3
 
 
 def test_memory_returns_after_large_vocabularies(folder: Path) -> None:

@@ -117,6 +117,8 @@ def test_the_documented_way_to_run_a_file(
         (("--output", "{folder}"), (), "a new or an empty folder"),
         (("--sample-image", "gone.png"), (), "gone.png"),
         (("--novel", "owl"), (), "expected --vocabulary beside --novel"),
+        (("--repeats", "0"), (), "expected an integer of at least 1, got '0'"),
+        (("--vocabulary", "owls.txt"), (), "expected a vocabulary at owls.txt: no such file"),
         (("--vocabulary", "owl, owl"), (), "may be there once"),
         ((), ("MODEL.WEIGHTS", ""), "expected MODEL.WEIGHTS to name the checkpoint"),
         ((), ("MODEL.WEIGHTS", "gone.pth"), "expected a checkpoint at gone.pth"),

@@ -63,7 +63,12 @@ def test_published_matrix_is_imported(repository: Path, tmp_path: Path) -> None:
     [
         (("--vocabulary", "a, b", "--import", "{npy}"), "expected the shape (2, D) or (D, 2)"),
         (("--vocabulary", "a, a", "--model", "vild-shapes"), "the class 'a' is there 2 times"),
+        (("--vocabulary", "a, A", "--model", "vild-shapes"), "have the same prompts"),
         (("--vocabulary", "gone.json"), "expected a vocabulary at gone.json"),
+        (("--vocabulary", "{npy}"), "expected a vocabulary as a .json"),
+        (("--vocabulary", "lvis_v1_vall"), "Did you mean lvis_v1_val"),
+        (("--vocabulary", "a, b", "--import", "{npy}.txt"), "as one of .npy, .npz, .pth"),
+        (("--vocabulary", "a", "--templates", "{npy}"), "expected prompt templates"),
         (("--vocabulary", "a", "--novel", "b"), "novel class 'b' is not in the vocabulary"),
         (("--vocabulary", "a", "--dataset-yaml", "gone.yaml"), "no such file"),
     ],
@@ -79,3 +84,28 @@ def test_mistakes_get_one_line_and_no_file(
     assert message in line
     assert "Traceback" not in done.stderr
     assert not out.exists()
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "x", "1.5"])
+def test_impossible_batch_sizes(repository: Path, tmp_path: Path, value: str) -> None:
+    out = tmp_path / "out.safetensors"
+    done = run(repository, "--vocabulary", "a", "--batch-size", value, "--out", out)
+    assert done.returncode == 2
+    assert f"--batch-size: expected an integer of at least 1, got '{value}'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_tensors_of_torch_are_imported_for_a_list_of_another_kind(
+    repository: Path, tmp_path: Path
+) -> None:
+    torch.save({"text": torch.eye(4)[:2]}, tmp_path / "words.pth")
+    (tmp_path / "data.yaml").write_text("nc: 2\nnames: {0: kite, 1: owl}\n", encoding="utf-8")
+    out = tmp_path / "birds.safetensors"
+    done = run(
+        *(repository, "--vocabulary", tmp_path / "data.yaml", "--out", out),
+        *("--import", tmp_path / "words.pth"),
+    )
+    assert done.returncode == 0, done.stderr
+    made = TextEmbeddings.load(out)
+    assert made.vocabulary.names == ("kite", "owl")
+    assert torch.equal(made.embeddings, torch.eye(4)[:2])

@@ -290,3 +290,31 @@ def test_impossible_arguments(
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert message in said
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--max-words", "0", "expected an integer of at least 1, got '0'"),
+        ("--max-upload-mb", "0", "expected an integer of at least 1, got '0'"),
+        ("--max-megapixels", "-3", "expected an integer of at least 1, got '-3'"),
+        ("--port", "web", "expected an integer of at least 1, got 'web'"),
+        ("--confidence-threshold", "30", "expected a number from 0 to 1, got '30'"),
+        ("--confidence-threshold", "nan", "expected a number from 0 to 1, got 'nan'"),
+        ("--words", "birds.txt", "expected a vocabulary at birds.txt: no such file"),
+        ("--words", "lvis", "expected at most 1000 words on this page, got 1203"),
+    ],
+)
+def test_options_out_of_range(
+    option: str,
+    value: str,
+    message: str,
+    run: Callable[..., int],
+    opts: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("gradio")
+    import web_demo
+
+    assert run(web_demo, "--config-file", CONFIG, option, value, *opts) == 2
+    assert message in capsys.readouterr().err

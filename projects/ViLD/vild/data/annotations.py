@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from vild.data.entries import (
     Annotation,
@@ -313,14 +313,3 @@ def frequency_of(image_count: int) -> str:
     if image_count <= RARE_IMAGES:
         return "r"
     return "c" if image_count <= COMMON_IMAGES else "f"
-
-
-def synonyms_of(item: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """Temporary, until vocabularies have their own."""
-    synonyms = item.get("synonyms", [])
-    if not isinstance(synonyms, list) or not all(isinstance(s, str) for s in synonyms):
-        raise ValueError(
-            f"{where}: expected a list of names as the synonyms of {item['name']!r}, got "
-            f"{synonyms!r}"
-        )
-    return tuple(dict.fromkeys([str(item["name"]), *synonyms]))

@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog
 from vild.data.custom import register_custom
 from vild.data.registry import register_builtin
 from vild.data.shapes import register_made_shapes
+from vild.data.vocabulary import split_words
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,18 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 def comma_list(text: str) -> list[str]:
     """The words of ``--novel "a, b"``; for argparse's ``type``."""
-    return [word for word in text.split(",") if word.strip()]
+    return split_words(text)
+
+
+def fraction(text: str) -> float:
+    """A number from 0 to 1; for argparse's ``type``."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:  # NaN as well
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return value
 
 
 def positive_int(text: str) -> int:

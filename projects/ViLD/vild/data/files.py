@@ -67,9 +67,13 @@ def read_npy(path: str | os.PathLike[str], what: str) -> np.ndarray:
         ValueError: no such file, or another one.
     """
     try:
-        return np.load(path, allow_pickle=False)
+        array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"expected {what} in .npy format at {path}: {error}") from None
+    if not isinstance(array, np.ndarray):  # an archive of several, whatever its ending
+        array.close()
+        raise ValueError(f"expected {what} in .npy format at {path}, got an .npz archive")
+    return array
 
 
 def read_text(path: str | os.PathLike[str], what: str) -> str:

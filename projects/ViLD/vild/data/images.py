@@ -92,6 +92,29 @@ def read_image(path: str | os.PathLike[str], max_pixels: int | None = None) -> n
     raise UnreadableImageError(f"cannot read the picture {path}: {reason}.") from None
 
 
+def image_pixels(image: Image.Image) -> np.ndarray:
+    """Return the pixels of a Pillow image as :func:`read_image` gives those of its file.
+
+    Args:
+        image: of any mode; turned as its EXIF orientation says.
+
+    Returns:
+        (H, W, 3) uint8 RGB, contiguous and writeable.
+
+    Raises:
+        UnreadableImageError: its file is damaged, or its values have an unknown range.
+    """
+    where = getattr(image, "filename", "") or "given as a Pillow image"
+    try:
+        image.load()
+        return _rgb(image, where)
+    except (UnreadableImageError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
+        reason = f"its data are cut short or damaged ({type(error).__name__}: {error})"
+        raise UnreadableImageError(f"cannot read the picture {where}: {reason}.") from None
+
+
 def _decode(file: BinaryIO, max_pixels: int | None) -> np.ndarray:
     """What :func:`read_image` gives, of an open file; Pillow's errors where it cannot."""
     with warnings.catch_warnings():
@@ -100,12 +123,12 @@ def _decode(file: BinaryIO, max_pixels: int | None) -> np.ndarray:
         image: Image.Image = Image.open(file)
     if max_pixels is not None and image.width * image.height > max_pixels:
         raise _refused(
-            file,
+            file.name,
             f"it has {image.width} x {image.height} pixels, and at most {max_pixels} are accepted. "
             "Make it smaller",
         )
     if image.format == "EPS":
-        raise _refused(file, "it is PostScript, a program. Convert it to PNG or JPEG")
+        raise _refused(file.name, "it is PostScript, a program. Convert it to PNG or JPEG")
     scan = file.tell()
     # Before the orientation is asked for: Pillow turns a TIFF itself when it loads it, and then
     # no longer says that there was anything to turn.
@@ -117,19 +140,27 @@ def _decode(file: BinaryIO, max_pixels: int | None) -> np.ndarray:
         file.seek(scan)
         if _END_OF_JPEG not in file.read():
             raise OSError("the end of the picture is missing")
+    return _rgb(image, file.name)
+
+
+def _rgb(image: Image.Image, where: str) -> np.ndarray:
+    """Return the pixels of a loaded image, turned upright."""
     turn = _TURNS.get(_orientation(image))
     if image.mode == "F":
         raise _refused(
-            file, "its values are floats of an unknown range. Convert it to 8 bits a channel"
+            where, "its values are floats of an unknown range. Convert it to 8 bits a channel"
         )
     if image.mode in _WIDE_MODES:
-        image = _narrowed(image, file)
+        image = _narrowed(image, where)
     if turn is not None:
         image = image.transpose(turn)
     if image.mode != "RGB":
         # Pillow would try to keep a transparent colour, and warn where it cannot
-        image.info.pop("transparency", None)
-        image = image.convert("RGB")
+        transparency = image.info.pop("transparency", None)
+        converted = image.convert("RGB")
+        if transparency is not None:  # the image may be a caller's
+            image.info["transparency"] = transparency
+        image = converted
     return np.array(image)
 
 
@@ -140,21 +171,21 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _narrowed(image: Image.Image, file: BinaryIO) -> Image.Image:
+def _narrowed(image: Image.Image, where: str) -> Image.Image:
     """Grey values of 0…65535 rounded to 0…255."""
     values = np.asarray(image).astype(np.int64)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise _refused(
-            file,
+            where,
             f"expected grey values of 16 bits, 0 to 65535, got {low} to {high}. Convert it to 8 "
             "bits a channel",
         )
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
-def _refused(file: BinaryIO, reason: str) -> UnreadableImageError:
-    return UnreadableImageError(f"cannot read the picture {file.name}: {reason}.")
+def _refused(where: str, reason: str) -> UnreadableImageError:
+    return UnreadableImageError(f"cannot read the picture {where}: {reason}.")
 
 
 def _what_else(path: Path) -> str:

@@ -5,6 +5,7 @@ Rules: ViLD's appendix D and its public demo (cleaning, articles, "This is").
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
@@ -13,14 +14,17 @@ SINGLE_TEMPLATE = "a photo of {article} {}."
 
 
 def clean_name(name: str) -> str:
-    """A class name as text.
+    """Return a class name as the prompts spell it. Names that are equal here share their prompts.
 
-    Lower case; ``_`` becomes a space and ``/`` becomes " or "; no trailing dot; single spaces.
+    Lower case; Unicode in NFKC; ``_`` becomes a space and ``/`` becomes " or "; no trailing dot;
+    single spaces.
 
     >>> clean_name("Bow_(decorative_ribbons)")
     'bow (decorative ribbons)'
     """
-    text = name.lower().replace("_", " ").replace("/", " or ")
+    # once more after lower(), which can give letters and accents that compose
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).lower())
+    text = text.replace("_", " ").replace("/", " or ")
     return " ".join(text.split()).rstrip(". ")
 
 

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from vild.data.annotations import repeated, synonyms_of
 from vild.data.prompts import clean_name
+from vild.data.word_files import FILE_ENDINGS, classes_of_json, read_classes
 
 MAX_NAME_LENGTH = 200  # characters; CLIP reads 77 tokens
+# short names of the vocabularies that users ask for most
+SHORT_NAMES = {"lvis": "lvis_v1_val", "coco": "coco_2017_ovd_val"}
+_SPLIT_ENDINGS = ("_train", "_val", "_test", "_base", "_trainval", "_minival")
+# a quoted word, which may hold the signs that separate words, or one without quotes
+_WORDS = re.compile(r'\s*"([^"\n]*)"\s*(?=[,;\n]|$)|([^,;\n]+)')
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,8 @@ class Vocabulary:
         novel: K flags; True for classes without training annotations.
 
     Raises:
-        ValueError: no class, an empty, over-long or repeated name, or lists of unequal length.
+        ValueError: no class, an empty, over-long or repeated name, two names with the same prompts
+            (:func:`vild.data.clean_name`), or lists of unequal length.
     """
 
     names: tuple[str, ...]
@@ -50,12 +60,7 @@ class Vocabulary:
                     f"the name {name[:40] + '…'!r} has {len(name)} characters; at most "
                     f"{MAX_NAME_LENGTH} are allowed"
                 )
-        twice = repeated(self.names)
-        if twice:
-            raise ValueError(
-                f"the class {twice[0]!r} is there {self.names.count(twice[0])} times; every class "
-                "may be there once"
-            )
+        self._check_unique()
         for name, synonyms in zip(self.names, self.synonyms, strict=True):
             if not synonyms or synonyms[0] != name:
                 raise ValueError(f"the synonyms of {name!r} must begin with the name itself")
@@ -63,26 +68,64 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.names)
 
+    def _check_unique(self) -> None:
+        name, times = Counter(self.names).most_common(1)[0]
+        if times > 1:
+            raise ValueError(
+                f"the class {name!r} is there {times} times; every class may be there once"
+            )
+        spelled: dict[str, str] = {}
+        for name in self.names:
+            other = spelled.setdefault(clean_name(name), name)
+            if other != name:
+                raise ValueError(
+                    f"the classes {other!r} and {name!r} have the same prompts, since both are "
+                    f"read as {clean_name(name)!r}; every class may be there once"
+                )
+
     @classmethod
-    def from_names(cls, names: Iterable[str], novel: Iterable[str] | None = None) -> Vocabulary:
-        """Classes without synonyms.
+    def from_names(
+        cls, names: Iterable[str], novel: Iterable[str] | str | None = None
+    ) -> Vocabulary:
+        """Return classes without synonyms.
 
         Args:
-            names: the class names.
-            novel: those of them that are novel. By default all are: words that a user types have
-                no training annotations that we know of.
+            names: the class names; every one counts as a word, whatever it looks like.
+            novel: those of them that are novel, in any spelling with the same prompts; a text is a
+                comma list. By default all are: words that a user types have no training
+                annotations that we know of.
 
         Raises:
-            ValueError: as in the class, or a novel name that is not among ``names``.
+            ValueError: as in the class, names that are not text, or a novel name that is not among
+                ``names``.
         """
-        listed = tuple(str(name).strip() for name in names)
-        flags = set(listed) if novel is None else {str(name).strip() for name in novel}
-        unknown = sorted(flags - set(listed))
-        if unknown:
+        if isinstance(names, str):
+            raise ValueError(f"expected a list of class names, got the text {names!r:.60}")
+        listed = _words(names, "class names")
+        vocabulary = cls(listed, tuple((n,) for n in listed), (True,) * len(listed))
+        return vocabulary if novel is None else vocabulary.with_novel(novel)
+
+    def with_novel(self, novel: Iterable[str] | str) -> Vocabulary:
+        """Return the same classes with other novel flags.
+
+        Args:
+            novel: names of the novel classes, in any spelling with the same prompts; a text is a
+                comma list.
+
+        Raises:
+            ValueError: a name that is not among the classes.
+        """
+        names = split_words(novel) if isinstance(novel, str) else _words(novel, "novel classes")
+        spelled = [clean_name(name) for name in self.names]
+        known, flags = set(spelled), {clean_name(name) for name in names}
+        unknown = next((name for name in names if clean_name(name) not in known), None)
+        if unknown is not None:
+            near = get_close_matches(clean_name(unknown), spelled, 3)
             raise ValueError(
-                f"the novel class {unknown[0]!r} is not in the vocabulary of {len(listed)} classes"
+                f"the novel class {unknown!r} is not in the vocabulary of {len(self)} classes"
+                + _did_you_mean([self.names[spelled.index(name)] for name in near])
             )
-        return cls(listed, tuple((n,) for n in listed), tuple(n in flags for n in listed))
+        return replace(self, novel=tuple(name in flags for name in spelled))
 
     @classmethod
     def from_dataset(cls, name: str) -> Vocabulary:
@@ -105,91 +148,72 @@ class Vocabulary:
         return cls(tuple(names), tuple(map(tuple, synonyms)), tuple(map(bool, novel)))
 
     @classmethod
-    def from_json(cls, path: str | os.PathLike[str]) -> Vocabulary:
-        """Classes from a json.
+    def from_file(cls, path: str | os.PathLike[str]) -> Vocabulary:
+        """Read the classes of a file; see :func:`vild.data.word_files.read_classes`.
 
-        It may be annotations in COCO or LVIS format (``categories`` in the order of their ids;
-        novel where the frequency is ``r``), a list of names, a list of objects with ``name`` and
-        optionally ``synonyms`` and ``novel``, or what :meth:`to_json` wrote.
+        A class of a json is novel where it has ``novel: true`` or, without that key, the frequency
+        ``r``. If no class has either key, all are novel.
 
         Raises:
-            ValueError: the file is missing or of another form.
+            ValueError: the file is missing or of another kind.
         """
-        file = Path(path)
-        try:
-            text = file.read_text(encoding="utf-8")
-        except OSError as error:
-            raise ValueError(f"expected a vocabulary at {file}: {error.strerror}") from None
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file} is not a json file ({error})") from None
-        return cls.from_json_text(text, str(file))
+        return cls._from_items(read_classes(path), str(path))
 
     @classmethod
     def from_json_text(cls, text: str, where: str) -> Vocabulary:
-        """Classes from the text of a json; see :meth:`from_json`.
+        """Read the classes of a json; see :meth:`from_file`.
 
         Args:
             text: the json.
             where: its file, for messages.
         """
-        try:
-            contents = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"{where} is not a json file ({error})") from None
-        if isinstance(contents, dict):
-            if not isinstance(contents.get("categories"), list):
-                raise ValueError(
-                    f"{where}: expected a list under 'categories', got the keys {sorted(contents)}"
-                )
-            contents = contents["categories"]
-            if all(isinstance(item, dict) and "id" in item for item in contents):
-                contents = sorted(contents, key=lambda item: item["id"])
-        if not isinstance(contents, list):
-            raise ValueError(f"{where}: expected a list of classes, got {contents!r:.60}")
-        items = [{"name": item} if isinstance(item, str) else item for item in contents]
-        for index, item in enumerate(items):
-            if not isinstance(item, dict) or not isinstance(item.get("name"), str):
-                raise ValueError(f"{where}: expected class {index} to have a 'name', got {item!r}")
-        split_known = any("novel" in item or "frequency" in item for item in items)
+        return cls._from_items(classes_of_json(text, where), where)
+
+    @classmethod
+    def _from_items(cls, items: Sequence[Mapping[str, Any]], where: str) -> Vocabulary:
+        flags = [_novel_flag(item, where) for item in items]
+        unknown = all(flag is None for flag in flags)
         return cls(
             tuple(item["name"] for item in items),
-            tuple(synonyms_of(item, where) for item in items),
-            tuple(
-                bool(i.get("novel", i.get("frequency") == "r" or not split_known)) for i in items
-            ),
+            tuple(_synonyms(item, where) for item in items),
+            tuple(unknown or bool(flag) for flag in flags),
         )
 
     @classmethod
-    def load(cls, source: str, novel: Sequence[str] | None = None) -> Vocabulary:
-        """Classes from whatever ``source`` names.
+    def load(
+        cls, source: str | os.PathLike[str], novel: Iterable[str] | str | None = None
+    ) -> Vocabulary:
+        """Return the classes that ``source`` names.
 
         Args:
-            source: a registered data set, a ``.json`` file, a text file with one class a line
-                (empty lines and lines that begin with ``#`` are skipped), or a comma list.
+            source: a registered data set, ``lvis``, ``coco``, a file (see :meth:`from_file`), a
+                comma list ("cat, red panda"), or one word. A single word that looks like a file, a
+                path or a data set's name is a class only in double quotes: ``'"rock.txt"'``.
             novel: names of the novel classes; overrides what the source says.
 
         Raises:
-            ValueError: see the other constructors.
+            ValueError: see the other constructors; or a single word that looks like a missing file
+                or an unregistered data set.
         """
-        if source in DatasetCatalog:
-            vocabulary = cls.from_dataset(source)
-        elif source.endswith(".json"):
-            vocabulary = cls.from_json(source)
-        elif _is_file(source):
-            # utf-8-sig: editors on Windows begin files with a mark that is no part of a name
-            lines = Path(source).read_text(encoding="utf-8-sig").splitlines()
-            vocabulary = cls.from_names(s for s in lines if s.strip() and not s.startswith("#"))
-        elif source.endswith(".txt"):
-            raise ValueError(f"expected a vocabulary at {source}: no such file")
-        else:
-            vocabulary = cls.from_names(s for s in source.split(",") if s.strip())
-        if novel is None:
-            return vocabulary
-        flags = cls.from_names(vocabulary.names, novel).novel
-        return cls(vocabulary.names, vocabulary.synonyms, flags)
+        vocabulary = cls._load(source)
+        return vocabulary if novel is None else vocabulary.with_novel(novel)
+
+    @classmethod
+    def _load(cls, source: str | os.PathLike[str]) -> Vocabulary:
+        if not isinstance(source, str):
+            return cls.from_file(source)
+        name = SHORT_NAMES.get(source.strip().lower(), source.strip())
+        if name in DatasetCatalog:
+            return cls.from_dataset(name)
+        if name and _exists(name):
+            return cls.from_file(Path(name).expanduser())
+        words = split_words(source)
+        if words == [name]:  # neither quotes nor a comma
+            _require_word(name)
+        return cls.from_names(words)
 
     def to_json(self) -> str:
-        """The vocabulary as text that :meth:`from_json` reads back."""
+        """Return a json that :meth:`from_file` reads back."""
         items = [
             {"name": name, "synonyms": list(synonyms), "novel": novel}
             for name, synonyms, novel in zip(self.names, self.synonyms, self.novel, strict=True)
@@ -197,8 +221,133 @@ class Vocabulary:
         return json.dumps({"categories": items}, ensure_ascii=False)
 
 
-def _is_file(source: str) -> bool:
+def split_words(text: str) -> list[str]:
+    """Return the words of a comma list.
+
+    Args:
+        text: words separated by commas, semicolons or line breaks; in double quotes a word may
+            hold these. Empty words are left out.
+
+    >>> split_words('cat, "bow, tie"; red panda')
+    ['cat', 'bow, tie', 'red panda']
+    """
+    found = (quoted or bare for quoted, bare in _WORDS.findall(text))
+    return [word.strip() for word in found if word.strip()]
+
+
+def join_words(words: Iterable[str]) -> str:
+    """Return a comma list that :func:`split_words` reads back; words with separators are quoted.
+
+    >>> join_words(["cat", "bow, tie"])
+    'cat, "bow, tie"'
+    """
+    return ", ".join(f'"{word}"' if re.search("[,;\n]", word) else word for word in words)
+
+
+def _words(names: object, what: str) -> tuple[str, ...]:
+    """Return names without surrounding spaces; refuse anything that is not a list of text."""
+    if not isinstance(names, Iterable):
+        raise ValueError(f"expected a list of {what}, got {names!r:.60}")
+    listed = tuple(names)
+    other = next((name for name in listed if not isinstance(name, str)), "")
+    if not isinstance(other, str):
+        raise ValueError(f"expected a list of {what} as text, got {other!r:.60} in it")
+    return tuple(name.strip() for name in listed)
+
+
+def _novel_flag(item: Mapping[str, Any], where: str) -> bool | None:
+    """Return whether a json says that its class is novel; None where it does not say."""
+    novel, frequency = item.get("novel"), item.get("frequency")
+    if novel not in (None, True, False):
+        raise ValueError(
+            f"{where}: expected true or false as 'novel' of {item['name']!r}, got {novel!r}"
+        )
+    if frequency not in (None, "r", "c", "f"):
+        raise ValueError(
+            f"{where}: expected 'r', 'c' or 'f' as the frequency of {item['name']!r}, got "
+            f"{frequency!r}"
+        )
+    if novel is not None:
+        return bool(novel)
+    return None if frequency is None else frequency == "r"
+
+
+def _synonyms(item: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Return the name of a json's class, then its other names."""
+    synonyms = item.get("synonyms")
+    if synonyms is None:
+        synonyms = []
+    if not isinstance(synonyms, list) or not all(isinstance(s, str) for s in synonyms):
+        raise ValueError(
+            f"{where}: expected a list of names as the synonyms of {item['name']!r}, got "
+            f"{synonyms!r:.60}"
+        )
+    empty = next((s for s in synonyms if not clean_name(s)), None)
+    if empty is not None:
+        raise ValueError(
+            f"{where}: expected words as the synonyms of {item['name']!r}, got {empty!r}"
+        )
+    return tuple(dict.fromkeys([item["name"], *synonyms]))
+
+
+def _require_word(word: str) -> None:
+    """Refuse a word that looks like a missing file or like an unregistered data set.
+
+    Raises:
+        ValueError: it has the ending of a file, begins like a path, continues an existing folder,
+            or looks like the name of a split or nearly like a registered one.
+    """
+    quoted = f"To detect the word itself, put it in double quotes: '\"{word}\"'"
+    if _looks_like_a_file(word):
+        raise ValueError(
+            f"expected a vocabulary at {word}: no such file{_files_near(word)} {quoted}"
+        )
+    if "_" not in word or " " in word:
+        return
+    known = {name.lower(): name for name in DatasetCatalog.list()}
+    near = get_close_matches(word.lower(), known, 3, cutoff=0.8)
+    begun = [name for name in known if name.startswith(f"{word.lower()}_")]
+    is_split = word.lower().endswith(_SPLIT_ENDINGS) and not _is_known_class(word)
+    if near or begun or is_split:
+        hint = _did_you_mean([known[name] for name in (near or begun[:3])])
+        raise ValueError(
+            f"expected a registered data set, got {word!r}{hint} A data set of your own is "
+            f"registered by --dataset-yaml or MODEL.VILD.DATASETS. {quoted}"
+        )
+
+
+def _looks_like_a_file(word: str) -> bool:
+    if re.match(r"\.{0,2}[/\\]|~|[A-Za-z]:[/\\]|\w+://", word):
+        return True
+    if Path(word).suffix.lower() in FILE_ENDINGS:
+        return True
+    folder, separator, _ = word.replace("\\", "/").rpartition("/")
+    return bool(separator) and _exists(folder)
+
+
+def _is_known_class(word: str) -> bool:
+    """Return whether LVIS or COCO has a class of the name, such as "bullet_train"."""
+    vocabularies = map(Vocabulary.from_dataset, SHORT_NAMES.values())
+    names = (name for v in vocabularies for synonyms in v.synonyms for name in synonyms)
+    return clean_name(word) in map(clean_name, names)
+
+
+def _files_near(path: str) -> str:
     try:
-        return Path(source).is_file()
-    except (OSError, ValueError):  # a comma list can be longer than a file name may be
+        file = Path(path).expanduser()
+        names = [other.name for other in file.parent.iterdir()]
+    except (OSError, RuntimeError):  # no such folder, or no such user
+        return "."
+    near = get_close_matches(file.name, names, 3, cutoff=0.7)
+    return _did_you_mean([str(file.parent / name) for name in near])
+
+
+def _did_you_mean(names: Sequence[str]) -> str:
+    return f". Did you mean {' or '.join(names)}?" if names else "."
+
+
+def _exists(source: str) -> bool:
+    try:
+        return Path(source).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # a comma list can be longer than a path may be
         return False

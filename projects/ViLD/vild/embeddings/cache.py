@@ -21,13 +21,20 @@ from torch import Tensor
 
 from vild.data import Vocabulary
 from vild.data.files import atomic_path
+from vild.data.prompts import clean_name
 from vild.embeddings.teacher import Teacher
-from vild.embeddings.text import TextEmbeddings, embed_vocabulary, template_set
+from vild.embeddings.text import (
+    TextEmbeddings,
+    embed_vocabulary,
+    recorded_templates,
+    template_set,
+)
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "vild-text-cache-1"
-MAX_WORDS = 50_000  # kept in a file, 100 MB of CLIP's: visitors of a page type without end
+# words kept in a file, 100 MB of CLIP's: a public demo would grow the cache without bound
+MAX_WORDS = 50_000
 
 
 def default_folder() -> Path:
@@ -49,7 +56,8 @@ class CachedTextEncoder:
         templates: prompts; see :func:`vild.embeddings.text.template_set`.
         synonyms: average over a class's synonyms as well as over its prompts.
         folder: of the files; :func:`default_folder` by default. Each has the last ``MAX_WORDS``
-            that were new. One that cannot be written to costs time, not the result.
+            that were used when new ones came, or a whole vocabulary if that has more.
+            One that cannot be written to costs time, not the result.
         device: of the teacher.
         batch_size: prompts at a time.
 
@@ -76,6 +84,7 @@ class CachedTextEncoder:
         self.encoded = 0
         self._fingerprint, self._temperature = fingerprint, temperature
         self._filled = template_set(templates)
+        self._recorded = recorded_templates(templates)
         self._teacher: Teacher | None = None
 
     def embed(self, vocabulary: Vocabulary, progress: bool = False) -> TextEmbeddings:
@@ -94,14 +103,14 @@ class CachedTextEncoder:
         new = [row for row, key in enumerate(keys) if key not in known]
         if new:
             known = {**known, **self._encode(vocabulary, new, keys, progress)}
-            self._write(file, {keys[row]: known[keys[row]] for row in new})
+            self._write(file, {key: known[key] for key in keys}, len(new))
         return TextEmbeddings(
             torch.stack([known[key] for key in keys]),
             vocabulary,
             self._temperature or self.teacher.temperature,
             f"{self.model}/{self.pretrained}" if self.pretrained else self.model,
             self._fingerprint or self.teacher.fingerprint,
-            self.templates,
+            self._recorded,
             self.synonyms,
         )
 
@@ -139,7 +148,8 @@ class CachedTextEncoder:
         return {keys[row]: made.embeddings[i] for i, row in enumerate(rows)}
 
     def _key(self, synonyms: Sequence[str]) -> str:
-        return json.dumps(list(synonyms if self.synonyms else synonyms[:1]), ensure_ascii=False)
+        used = synonyms if self.synonyms else synonyms[:1]
+        return json.dumps(list(map(clean_name, used)), ensure_ascii=False)
 
     def _file(self) -> Path:
         fingerprint = self._fingerprint or self.teacher.fingerprint
@@ -163,14 +173,16 @@ class CachedTextEncoder:
             return {}
         return dict(zip(keys, rows, strict=True))
 
-    def _write(self, file: Path, new: Mapping[str, Tensor]) -> None:
+    def _write(self, file: Path, used: Mapping[str, Tensor], new: int) -> None:
+        """Keep the embeddings of a vocabulary, of which some are new, as the file's last ones."""
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             # other processes may have added words since the file was read
             with FileLock(f"{file}.lock"):
-                kept = dict(list({**self._read(file), **new}.items())[-MAX_WORDS:])
+                others = {k: row for k, row in self._read(file).items() if k not in used}
+                kept = dict(list({**others, **used}.items())[-max(MAX_WORDS, len(used)) :])
                 header = {"format": FORMAT, "keys": json.dumps(list(kept), ensure_ascii=False)}
                 with atomic_path(file) as temporary:
                     save_file({"embeddings": torch.stack(list(kept.values()))}, temporary, header)
         except OSError as error:
-            logger.warning("embeddings of %d words were not kept: %s", len(new), error)
+            logger.warning("embeddings of %d words were not kept: %s", new, error)

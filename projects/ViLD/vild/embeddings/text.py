@@ -6,7 +6,9 @@ Shapes: K classes, D embedding. Always (K, D), row = class, float32, L2-normalis
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,11 +22,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from vild.data import Vocabulary, fill, vild_templates
-from vild.data.files import atomic_path, read_npy
-from vild.data.prompts import SINGLE_TEMPLATE, check_templates
+from vild.data.files import atomic_path, read_text
+from vild.data.prompts import SINGLE_TEMPLATE, check_templates, clean_name
+from vild.embeddings.published import read_matrix
 from vild.embeddings.teacher import Teacher
 
 FORMAT = "vild-text-embeddings-1"
+TEMPLATE_SETS = ("single", "vild", "imagenet")
 CLIP_TEMPERATURE = 0.01  # of OpenAI's models, and of the embeddings that others publish
 UNIT_TOLERANCE = 1e-3  # how far a stored row's norm may be from 1
 
@@ -39,7 +43,7 @@ class TextEmbeddings:
         temperature: the teacher's own; cosines are divided by it.
         teacher: name of the teacher.
         fingerprint: sha256 of the teacher's weights; empty where it is unknown (imported files).
-        templates: name of the prompt set.
+        templates: name of the prompt set, or the templates themselves, one per line.
         synonyms: whether synonyms were averaged in.
 
     Raises:
@@ -74,7 +78,7 @@ class TextEmbeddings:
                 f"expected rows of norm 1, but that of {self.vocabulary.names[bad]!r} has norm "
                 f"{float(self.embeddings[bad].norm()):.4f}; normalise them first"
             )
-        if not self.temperature > 0:
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise ValueError(f"expected a positive temperature, got {self.temperature}")
 
     @property
@@ -135,19 +139,20 @@ class TextEmbeddings:
         """The embeddings of some of the classes.
 
         Args:
-            vocabulary: K' classes by name; its novel flags and synonyms are taken over.
+            vocabulary: K' classes by name, in any spelling with the same prompts; its novel flags
+                and synonyms are taken over.
 
         Raises:
             ValueError: a class that has no embedding here.
         """
-        row_of = {name: row for row, name in enumerate(self.vocabulary.names)}
-        missing = [name for name in vocabulary.names if name not in row_of]
+        row_of = {clean_name(name): row for row, name in enumerate(self.vocabulary.names)}
+        missing = [name for name in vocabulary.names if clean_name(name) not in row_of]
         if missing:
             raise ValueError(
                 f"expected an embedding of every class, but there is none of {missing[0]!r} among "
                 f"{len(row_of)} ({', '.join(self.vocabulary.names[:3])}, ...)"
             )
-        rows = [row_of[name] for name in vocabulary.names]
+        rows = [row_of[clean_name(name)] for name in vocabulary.names]
         return replace(self, embeddings=self.embeddings[rows], vocabulary=vocabulary)
 
     def check_classes(self, names: Sequence[str], where: str) -> None:
@@ -172,29 +177,52 @@ class TextEmbeddings:
         )
 
 
-def template_set(name: str) -> tuple[str, ...]:
-    """Prompt templates by name.
+def template_set(source: str) -> tuple[str, ...]:
+    """Return prompt templates.
 
     Args:
-        name: ``single`` (one), ``vild`` (the 63 of ViLD's demo), ``imagenet`` (OpenAI's 80, from
-            open_clip), or a text file with one template a line.
+        source: ``single`` (one), ``vild`` (the 63 of ViLD's demo), ``imagenet`` (OpenAI's 80, from
+            open_clip), the templates themselves, one per line, or a text file of them.
 
     Raises:
         ValueError: none of these, or a template without ``{}``.
     """
-    if name == "single":
+    if source == "single":
         return (SINGLE_TEMPLATE,)
-    if name == "vild":
+    if source == "vild":
         return vild_templates()
-    if name == "imagenet":  # open_clip has functions of the name
+    if source == "imagenet":  # open_clip has functions of the name
         return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
-    if not Path(name).is_file():
+    if "{}" in source:
+        return _read_templates(source, "the templates")
+    if not source or not Path(source).exists():
         raise ValueError(
-            f"expected the template set 'single', 'vild' or 'imagenet', or a file with one "
-            f"template a line; got {name!r}"
+            "expected the template set 'single', 'vild' or 'imagenet', a file with one template "
+            f"per line, or a template with '{{}}'; got {source!r}. If text embeddings name this "
+            "file, an earlier version made them: make them again"
         )
-    lines = Path(name).read_text(encoding="utf-8").splitlines()
-    return check_templates([line for line in lines if line.strip()], name)
+    return _read_templates(read_text(source, "prompt templates, one per line,"), source)
+
+
+def _read_templates(text: str, where: str) -> tuple[str, ...]:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    for line in lines:
+        if re.fullmatch(r"([\"']).*\1,?|[-\[].*", line):
+            raise ValueError(
+                f"{where}: expected plain text, one template per line, got {line!r:.80}. Remove "
+                "quotes, brackets and bullets"
+            )
+    return check_templates(lines, where)
+
+
+def recorded_templates(source: str) -> str:
+    """Return what text embeddings record of :func:`template_set`'s ``source``.
+
+    Returns:
+        the name of a named set, which stays as it is; else the templates, one per line, so that
+        the embeddings do not depend on a file.
+    """
+    return source if source in TEMPLATE_SETS else "\n".join(template_set(source))
 
 
 def embed_vocabulary(
@@ -214,7 +242,12 @@ def embed_vocabulary(
         synonyms: average over a class's synonyms as well as over its prompts.
         batch_size: prompts at a time.
         progress: show a progress bar.
+
+    Raises:
+        ValueError: see :func:`template_set`; or a batch size below 1.
     """
+    if batch_size < 1:
+        raise ValueError(f"expected a batch of 1 or more prompts, got {batch_size}")
     filled = template_set(templates)
     prompts: list[str] = []
     counts = []
@@ -230,7 +263,7 @@ def embed_vocabulary(
         teacher.temperature,
         teacher.name,
         teacher.fingerprint,
-        templates,
+        recorded_templates(templates),
         synonyms,
     )
 
@@ -245,7 +278,8 @@ def import_embeddings(
     """Read a matrix that somebody published.
 
     Args:
-        path: ``.npy``, (K, D) or (D, K), any float type, rows normalised or not.
+        path: see :func:`vild.embeddings.published.read_matrix`; (K, D) or (D, K), any float type,
+            rows normalised or not.
         vocabulary: its K classes, in its order.
         teacher: name of the model that made it.
         temperature: of that model.
@@ -255,13 +289,8 @@ def import_embeddings(
         ValueError: the file is missing or no matrix, neither side has K entries, both have, or a
             row is zero or not finite.
     """
-    matrix = read_npy(path, "a matrix")
+    matrix = read_matrix(path)
     k = len(vocabulary)
-    if matrix.ndim != 2 or not np.issubdtype(matrix.dtype, np.floating):
-        raise ValueError(
-            f"{path}: expected a float matrix of shape ({k}, D) or (D, {k}), got {matrix.dtype} "
-            f"{matrix.shape}"
-        )
     if layout == "auto":
         if matrix.shape == (k, k):
             raise ValueError(

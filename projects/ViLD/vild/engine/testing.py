@@ -92,18 +92,22 @@ def evaluate(
 
 
 def read_vocabulary(cfg: CfgNode, file: str) -> TextEmbeddings:
-    """Classes of a file, embedded by the teacher of the configuration unless they are already.
+    """Read the classes of a file and embed them, unless the file has their embeddings.
 
     Args:
         cfg: ``MODEL.VILD.TEACHER`` names the teacher.
-        file: ``.safetensors`` of tools/extract_text_embeddings.py, or a json; see
-            :meth:`vild.data.Vocabulary.from_json`.
+        file: ``.safetensors`` of tools/extract_text_embeddings.py, or another file of classes; see
+            :meth:`vild.data.Vocabulary.from_file`.
+
+    Raises:
+        ValueError: the file is missing or of another kind, or the teacher cannot be loaded.
     """
-    if Path(file).suffix == ".safetensors":
+    if Path(file).suffix.lower() == ".safetensors":
         return TextEmbeddings.load(file)
+    vocabulary = Vocabulary.from_file(file)
     model, pretrained = cfg.MODEL.VILD.TEACHER
     teacher = Teacher.load(model, pretrained or None, cfg.MODEL.DEVICE)
-    return embed_vocabulary(teacher, Vocabulary.from_json(file))
+    return embed_vocabulary(teacher, vocabulary)
 
 
 class _Pictures(DatasetEvaluator):

@@ -9,16 +9,13 @@ from detectron2.config import CfgNode
 from vild.data import comma_list
 from vild.inference.predictor import OpenVocabularyPredictor
 
-# names for the vocabularies that users ask for most
-VOCABULARIES = {"lvis": "lvis_v1_val", "coco": "coco_2017_ovd_val"}
-
 
 def add_vocabulary_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--vocabulary`` and ``--novel``."""
     parser.add_argument(
         "--vocabulary",
-        help="lvis, coco, a registered data set, a json or text file, or a comma list; the "
-        "configuration's own by default",
+        help="lvis, coco, a registered data set, a file (.json, .txt, .yaml, .csv or "
+        ".safetensors) or a comma list; the configuration's own by default",
     )
     parser.add_argument("--novel", type=comma_list, help="comma list of the novel classes")
 
@@ -33,5 +30,4 @@ def predictor_from_arguments(
     """
     if args.novel is not None and args.vocabulary is None:
         raise ValueError("expected --vocabulary beside --novel")
-    words = VOCABULARIES.get(args.vocabulary, args.vocabulary)
-    return OpenVocabularyPredictor(cfg, words, novel=args.novel, precision=precision)
+    return OpenVocabularyPredictor(cfg, args.vocabulary, novel=args.novel, precision=precision)

@@ -1,4 +1,4 @@
-"""Pictures that a command line names: files, globs, folders."""
+"""Images that a command line names: files, globs, folders."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # what a folder is searched for; a file that is named itself may be of any kind
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".avif", ".jp2"),
+    *(".tif", ".tiff", ".gif", ".ppm", ".pgm"),
+)
 
 
 def find_pictures(inputs: Sequence[str]) -> list[Path]:
@@ -15,7 +18,8 @@ def find_pictures(inputs: Sequence[str]) -> list[Path]:
 
     Args:
         inputs: files, patterns (``photos/*.jpg``, ``**`` for any depth) or folders; of a folder
-            and of those in it, the pictures in alphabetical order.
+            and of those in it, the images in alphabetical order. In folders and patterns, the
+            "._" files that macOS keeps beside others are skipped.
 
     Raises:
         ValueError: an input that names nothing.
@@ -24,11 +28,13 @@ def find_pictures(inputs: Sequence[str]) -> list[Path]:
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            own = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            own = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         elif path.is_file():
             own = [path]
         else:
             own = [p for p in map(Path, sorted(glob.glob(text, recursive=True))) if p.is_file()]
+        if not path.is_file():
+            own = [p for p in own if not p.name.startswith("._")]
         if not own:
             kind = f"no picture ({', '.join(SUFFIXES)}) in it" if path.is_dir() else "no such file"
             raise ValueError(f"expected pictures at {text}: {kind}")

@@ -1,13 +1,13 @@
-"""Detects whatever is named in a picture.
+"""Detects whatever is named in an image.
 
-Pictures are (H, W, 3) uint8 in BGR order, as OpenCV and Detectron2's predictors have them.
+Image arrays are (H, W, 3) uint8 in BGR order, as OpenCV and Detectron2's predictors have them.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, overload
@@ -19,16 +19,18 @@ from detectron2.data import Metadata
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
+from PIL import Image
 from torch import Tensor
 
-from vild.data import Vocabulary
+from vild.data import Vocabulary, clean_name, read_image
+from vild.data.images import image_pixels
 from vild.embeddings import TextEmbeddings
 from vild.embeddings.cache import CachedTextEncoder
 from vild.modeling import WITH_TEACHER, ViLDROIHeads, load_weights
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
-MAX_CLASSES = 20_000
-Words = Sequence[str] | str | Vocabulary | TextEmbeddings
+Words = Sequence[str] | str | os.PathLike[str] | Vocabulary | TextEmbeddings
+Picture = np.ndarray | Image.Image | str | os.PathLike[str]
 
 
 class OpenVocabularyPredictor:
@@ -40,7 +42,7 @@ class OpenVocabularyPredictor:
         vocabulary: see :meth:`set_vocabulary`; that of ``MODEL.VILD.TEXT_EMBEDDINGS`` by default.
         novel: see there.
         precision: ``fp32`` or ``bf16`` (autocast).
-        batch_size: most pictures at a time; only those of one size go together.
+        batch_size: most images at a time; only those of one size go together.
         cache: folder of the text embeddings; see :class:`CachedTextEncoder`.
 
     Attributes:
@@ -59,7 +61,7 @@ class OpenVocabularyPredictor:
         cfg: CfgNode,
         vocabulary: Words | None = None,
         *,
-        novel: Sequence[str] | None = None,
+        novel: Sequence[str] | str | None = None,
         precision: str = "fp32",
         batch_size: int = 8,
         cache: str | os.PathLike[str] | None = None,
@@ -67,7 +69,7 @@ class OpenVocabularyPredictor:
         if precision not in PRECISIONS:
             raise ValueError(f"expected a precision of {sorted(PRECISIONS)}, got {precision!r}")
         if batch_size < 1:
-            raise ValueError(f"expected a batch of 1 or more pictures, got {batch_size}")
+            raise ValueError(f"expected a batch of 1 or more images, got {batch_size}")
         cfg = cfg.clone()
         cfg.defrost()
         _check(cfg)
@@ -99,54 +101,58 @@ class OpenVocabularyPredictor:
         """The vocabulary as Detectron2's Visualizer wants it."""
         return self.model.roi_heads.metadata
 
-    def set_vocabulary(self, vocabulary: Words, novel: Sequence[str] | None = None) -> None:
+    def set_vocabulary(self, vocabulary: Words, novel: Sequence[str] | str | None = None) -> None:
         """Detect other classes from now on: names, embeddings and novel flags change together.
 
         Args:
-            vocabulary: 1 to 20,000 words; or what :meth:`vild.data.Vocabulary.load` reads (a data
-                set, a file or a comma list); or classes, embedded or not.
+            vocabulary: a list of words; or a text or a path that :meth:`vild.data.Vocabulary.load`
+                reads (a data set, a file or a comma list); or classes, embedded or not. Memory
+                alone limits their number.
             novel: which of them are novel. By default it is as the data set, the json or the
-                classes say; of words, all but :attr:`base_classes`.
+                classes say; of words, all but :attr:`base_classes` in any spelling with the same
+                prompts.
 
         Raises:
-            ValueError: no words, too many, one twice, a novel word that is not among them, or a
-                teacher that cannot be loaded. Nothing is changed then.
+            ValueError: no words, one twice, a novel word that is not among them, a text that looks
+                like a missing file or data set, or a teacher that cannot be loaded. The vocabulary
+                stays as it was.
         """
         self.model.roi_heads.set_vocabulary(self._embed(vocabulary, novel))
 
-    def _embed(self, vocabulary: Words, novel: Sequence[str] | None) -> TextEmbeddings:
+    def _embed(self, vocabulary: Words, novel: Sequence[str] | str | None) -> TextEmbeddings:
         if isinstance(vocabulary, TextEmbeddings):
             if novel is not None:
                 raise ValueError("expected novel classes within the text embeddings, or words")
-            _check_size(len(vocabulary.vocabulary))
             return vocabulary
-        classes = read_words(vocabulary, novel, self.base_classes)
-        _check_size(len(classes))
-        return self.encoder.embed(classes)
+        return self.encoder.embed(read_words(vocabulary, novel, self.base_classes))
 
     @overload
-    def __call__(self, pictures: np.ndarray) -> Instances: ...
+    def __call__(self, pictures: Picture) -> Instances: ...
 
     @overload
-    def __call__(self, pictures: Sequence[np.ndarray]) -> list[Instances]: ...
+    def __call__(self, pictures: Iterable[Picture]) -> list[Instances]: ...
 
-    def __call__(self, pictures: np.ndarray | Sequence[np.ndarray]) -> Instances | list[Instances]:
-        """Detect.
+    def __call__(self, pictures: Picture | Iterable[Picture]) -> Instances | list[Instances]:
+        """Detect the vocabulary's classes in one image or in several.
 
         Args:
-            pictures: one of (H, W, 3) uint8 BGR, or several of any sizes.
+            pictures: one image or an iterable of them, of any sizes. An image is an array
+                (H, W, 3) uint8 BGR, a Pillow image, or the path of a file.
 
         Returns:
-            Instances on the CPU, best first, in pixels of the picture: ``pred_boxes``, ``scores``,
+            Instances on the CPU, best first, in pixels of the image: ``pred_boxes``, ``scores``,
             ``pred_classes`` (rows of :attr:`vocabulary`) and, where the detector has them,
-            ``pred_masks`` (N, H, W). One for one picture, a list for several.
+            ``pred_masks`` (N, H, W). One for one image, a list for several.
 
         Raises:
-            ValueError: a picture of another form.
+            ValueError: anything else, or a file that cannot be read.
         """
-        if isinstance(pictures, np.ndarray):
-            return self([pictures])[0]
-        inputs = [self._prepare(picture) for picture in pictures]
+        one = isinstance(pictures, np.ndarray | Image.Image | str | os.PathLike)
+        if one or not isinstance(pictures, Iterable):
+            return self._detect_all([self._prepare(pictures)])[0]
+        return self._detect_all([self._prepare(picture) for picture in pictures])
+
+    def _detect_all(self, inputs: list[dict[str, Any]]) -> list[Instances]:
         # Pictures of one size only go together: beside a larger one a picture would be padded, and
         # its detections would depend on its neighbours.
         groups: dict[tuple[int, ...], list[int]] = {}
@@ -169,18 +175,32 @@ class OpenVocabularyPredictor:
             return nullcontext()
         return torch.autocast(self.model.device.type, self._dtype)
 
-    def _prepare(self, picture: np.ndarray) -> dict[str, Any]:
-        if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8:
-            kind = getattr(picture, "dtype", type(picture).__name__)
-            raise ValueError(f"expected pictures as arrays of uint8, got {kind}")
-        if picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
-            raise ValueError(
-                f"expected pictures of shape (H, W, 3) in BGR order, got {picture.shape}; "
-                "cv2.cvtColor makes them of grey ones and of those with transparency"
-            )
-        height, width = picture.shape[:2]
-        image = prepare_picture(self._cfg, picture[:, :, ::-1])
-        return {"image": image, "height": height, "width": width}
+    def _prepare(self, picture: object) -> dict[str, Any]:
+        rgb = _pixels(picture)
+        height, width = rgb.shape[:2]
+        return {"image": prepare_picture(self._cfg, rgb), "height": height, "width": width}
+
+
+def _pixels(picture: object) -> np.ndarray:
+    """Return an image as (H, W, 3) uint8 RGB."""
+    if isinstance(picture, str | os.PathLike):
+        return read_image(picture)
+    if isinstance(picture, Image.Image):
+        return image_pixels(picture)
+    if picture is None:
+        raise ValueError(
+            "expected an image, got None, which is what cv2.imread returns for a file that is "
+            "missing or cannot be read"
+        )
+    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8:
+        kind = getattr(picture, "dtype", type(picture).__name__)
+        raise ValueError(f"expected images as arrays of uint8, Pillow images or paths, got {kind}")
+    if picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        raise ValueError(
+            f"expected images of shape (H, W, 3) in BGR order, got {picture.shape}; "
+            "cv2.cvtColor converts grey images and those with transparency"
+        )
+    return picture[:, :, ::-1]
 
 
 def prepare_picture(cfg: CfgNode, picture: np.ndarray) -> Tensor:
@@ -201,8 +221,8 @@ def prepare_picture(cfg: CfgNode, picture: np.ndarray) -> Tensor:
 
 
 def read_words(
-    words: Sequence[str] | str | Vocabulary,
-    novel: Sequence[str] | None,
+    words: Sequence[str] | str | os.PathLike[str] | Vocabulary,
+    novel: Sequence[str] | str | None,
     base: Collection[str] = (),
 ) -> Vocabulary:
     """Classes from words, a file, a data set, or classes.
@@ -216,19 +236,16 @@ def read_words(
         ValueError: see there.
     """
     if isinstance(words, Vocabulary):
-        return words if novel is None else _with_novel(words, novel)
-    if isinstance(words, str):
+        return words if novel is None else words.with_novel(novel)
+    if isinstance(words, str | os.PathLike):
         classes = Vocabulary.load(words, novel)
     else:
         classes = Vocabulary.from_names(words, novel)
     if novel is None and all(classes.novel):  # nothing is said of any of them
-        return _with_novel(classes, [name for name in classes.names if name not in base])
+        known = set(map(clean_name, base))
+        novel = [name for name in classes.names if clean_name(name) not in known]
+        return classes.with_novel(novel)
     return classes
-
-
-def _with_novel(classes: Vocabulary, novel: Sequence[str]) -> Vocabulary:
-    flags = Vocabulary.from_names(classes.names, novel).novel
-    return Vocabulary(classes.names, classes.synonyms, flags)
 
 
 def _base_classes(known: TextEmbeddings | None) -> frozenset[str]:
@@ -249,11 +266,6 @@ def _check(cfg: CfgNode) -> None:
         )
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("expected MODEL.WEIGHTS to name the checkpoint to detect with")
-
-
-def _check_size(classes: int) -> None:
-    if classes > MAX_CLASSES:
-        raise ValueError(f"expected at most {MAX_CLASSES} words at a time, got {classes}")
 
 
 def _encoder(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import tempfile
 import threading
 import time
@@ -21,6 +20,7 @@ from PIL import Image
 
 from vild.data import Vocabulary, read_image
 from vild.data.images import UnreadableImageError
+from vild.data.vocabulary import split_words
 from vild.inference.drawing import MAX_SIDE, draw_detections
 from vild.inference.named import named_detections
 from vild.inference.predictor import OpenVocabularyPredictor
@@ -100,7 +100,7 @@ class PageDetector:
 
         Args:
             file: of the picture, or None.
-            text: words, separated by commas, semicolons or line breaks.
+            text: words; see :func:`vild.data.vocabulary.split_words`.
             threshold: lowest score.
 
         Returns:
@@ -122,7 +122,7 @@ class PageDetector:
             return Answer("error: the server failed at this picture; its log says why.")
 
     def _read_words(self, text: str) -> tuple[str, ...]:
-        words = tuple(word for word in map(str.strip, re.split(r"[,;\n]", text)) if word)
+        words = tuple(split_words(text))
         if not words:
             raise ValueError("expected words to look for, separated by commas, got none.")
         if len(words) > self.limits.words:
