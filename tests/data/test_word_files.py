@@ -126,6 +126,7 @@ REFUSED = {
         *("birds.yaml", "name: birds\nval: {json: a.json, images: b}\nnovel: [owl]\n"),
         r"description of a data set\. Register it with --dataset-yaml .* such as birds_val",
     ),
+    "csv of separators": ("a.csv", ";;\n;;\n", "got empty lines only"),
     "csv without a name": ("a.csv", "id,x\n1,2\n", "called 'name', 'class' or 'label'"),
     "csv without a header": ("a.csv", "1,cat\n2,dog\n", "called 'name', 'class' or 'label'"),
     "csv of numbers": ("a.csv", "id,label\n1,0\n2,1\n", "called 'name', 'class' or 'label'"),

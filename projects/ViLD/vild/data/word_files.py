@@ -206,6 +206,8 @@ def _classes_of_csv(text: str, where: str) -> list[Item]:
     except csv.Error as error:
         raise ValueError(f"{where} is not a csv file ({error})") from None
     rows = [[cell.strip() for cell in row] for row in table if any(map(str.strip, row))]
+    if not rows:
+        raise ValueError(f"expected a vocabulary at {where}, got empty lines only")
     header = [cell.lower().replace(" ", "_") for cell in rows[0]]
     odd = next((row for row in rows if len(row) != len(header)), None)
     if odd is not None:
