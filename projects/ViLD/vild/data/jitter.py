@@ -49,10 +49,10 @@ class LargeScaleJitter(T.Augmentation):
 
 
 class _Crop(T.CropTransform):
-    """Crop; polygons are only moved, and reach beyond the image where objects do.
+    """Crop an image; polygons are only moved, and may reach beyond it.
 
-    Masks are drawn within boxes, and boxes are clipped to the image. Detectron2's own transform
-    cuts the polygons, slowly and by shapely, which it does not install.
+    That is enough: masks are drawn within boxes, and boxes are clipped to the image. Detectron2's
+    own transform cuts polygons with shapely, which neither it nor this project installs.
     """
 
     def apply_polygons(self, polygons: list[np.ndarray]) -> list[np.ndarray]:
