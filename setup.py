@@ -43,6 +43,8 @@ setup(
     extras_require={
         "demo": ["gradio>=6"],  # the web page
         "export": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.3"],  # tools/export_model.py
+        # tokenizers of SigLIP and other models of the Hugging Face hub
+        "hf": ["transformers", "sentencepiece"],
         "convert": ["tensorflow-cpu>=2.16"],  # reads the official checkpoints
         "slurm": ["submitit>=1.5"],  # tools/submit_train.py
         "dev": [

@@ -35,9 +35,7 @@ def make(path: Path, images: int, points: int) -> None:
             for _ in range(int(ANNOTATIONS_PER_IMAGE + rng.random())):
                 number += 1
                 x, y, size = rng.random() * 400, rng.random() * 300, 10 + rng.random() * 100
-                polygon = [
-                    round(v + rng.random() * size, 2) for _ in range(points) for v in (x, y)
-                ]
+                polygon = [round(v + rng.random() * size, 2) for _ in range(points) for v in (x, y)]
                 item = {
                     "id": number,
                     "image_id": image,

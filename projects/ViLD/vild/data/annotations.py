@@ -253,7 +253,8 @@ def _without_root(
     used = {item.category_id for item in objects}
     for key, entry in entries.items():
         others = [other for other in entries.values() if other is not entry]
-        if others and key not in used and all(o.supercategory == entry.name for o in others):
+        groups_all = bool(others) and all(o.supercategory == entry.name for o in others)
+        if groups_all and key not in used and entry.supercategory in (None, "", "none"):
             findings.add("root", entry.name)
             return {other.id: other for other in others}
     return entries

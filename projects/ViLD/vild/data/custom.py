@@ -112,8 +112,9 @@ def read_spec(path: Path) -> Spec:
         raise ValueError(f"{path} is not valid yaml: {error}") from None
     except ValueError as error:  # msgspec's, or yaml's of a value such as an impossible date
         known = ", ".join(Spec.__struct_fields__)
+        reason = str(error) + ("; expected lvis or coco" if "$.evaluator" in str(error) else "")
         raise ValueError(
-            f"{path}: expected the description of a data set with the keys {known}: {error}"
+            f"{path}: expected the description of a data set with the keys {known}: {reason}"
         ) from None
     if not spec.splits():
         raise ValueError(f"{path}: expected at least one of the keys 'train' and 'val'")

@@ -126,9 +126,10 @@ def decode_file(path: Path, findings: Findings) -> AnnotationFile:
     nothing = AnnotationFile([], [], [])
     try:
         content = path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = error.strerror if isinstance(error, OSError) else error
         findings.fail(
-            f"expected annotations at {path}: {error.strerror}. Run datasets/check_datasets.py "
+            f"expected annotations at {path}: {reason}. Run datasets/check_datasets.py "
             "to see which files are expected where"
         )
         return nothing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 import warnings
 from pathlib import Path
@@ -217,16 +218,33 @@ class ImageFinder:
 
     def path(self, name: str) -> str:
         """Path of the image that ``name`` means; ``root/name`` where there is none."""
-        for spelling in dict.fromkeys([name, name.replace("\\", "/"), unquote(name)]):
-            folder, base = os.path.split(spelling)
-            if base in self._listed(folder):
-                return os.path.join(self.root, folder, base)
-            other = self._folded_names(folder).get(_fold(base))
-            if other is None and folder and not self._listed(folder):
-                folder, other = "", base if base in self._listed("") else None
-            if other is not None:
-                return os.path.join(self.root, folder, other)
+        folder, base = os.path.split(name)
+        if base in self._listed(folder):
+            return os.path.join(self.root, name)
+        for spelling in (name, unquote(name)):
+            parts = [part for part in re.split(r"[\\/]", spelling) if part]
+            found = self._resolve(parts)
+            # folders in front that are not below the root are superfluous
+            while found is None and len(parts) > 1 and self._is_superfluous(parts[0]):
+                del parts[0]
+                found = self._resolve(parts)
+            if found is not None:
+                return os.path.join(self.root, found)
         return os.path.join(self.root, name)
+
+    def _is_superfluous(self, folder: str) -> bool:
+        return folder != ".." and self._resolve([folder]) is None
+
+    def _resolve(self, parts: list[str]) -> str | None:
+        """Path below the root that the parts spell, in any case and Unicode form."""
+        place = ""
+        for part in parts:
+            known = part in self._listed(place)
+            actual = part if known else self._folded_names(place).get(_fold(part))
+            if actual is None:
+                return None
+            place = os.path.join(place, actual)
+        return place or None
 
     def _listed(self, folder: str) -> set[str]:
         if folder not in self._names:

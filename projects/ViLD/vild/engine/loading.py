@@ -20,7 +20,13 @@ from vild.data import require_split
 from vild.data.dataset_mapper import SOURCES, ViLDDatasetMapper
 from vild.data.stream import TrainingLoader
 from vild.embeddings import CropRule, EmbeddingStore, OnlineEmbedder, Teacher
-from vild.modeling import DISTILLED, WITH_TEACHER, ViLDROIHeads, load_text_embeddings
+from vild.modeling import (
+    DISTILLED,
+    WITH_TEACHER,
+    OptionalMaskROIHeads,
+    ViLDROIHeads,
+    load_text_embeddings,
+)
 from vild.proposals import ProposalStore
 
 
@@ -164,6 +170,7 @@ def build_train_loader(cfg: CfgNode) -> TrainingLoader:
     records = every
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         records = filter_images_with_only_crowd_annotations(every)
+    _require_objects(cfg, records)
     for store in filter(None, (regions, proposals)):
         store.check_split(cfg.DATASETS.TRAIN[0], every)
         store.check_images(record["image_id"] for record in records)
@@ -178,6 +185,25 @@ def build_train_loader(cfg: CfgNode) -> TrainingLoader:
         workers=cfg.DATALOADER.NUM_WORKERS,
         complete=build_online_embedder(cfg, "distill_regions") if is_online else None,
     )
+
+
+def _require_objects(cfg: CfgNode, records: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a training set without objects, and heads that would learn masks from boxes."""
+    objects = [a for r in records for a in r.get("annotations", ()) if not a.get("iscrowd")]
+    if not objects:
+        raise ValueError(
+            f"expected objects to learn from in {tuple(cfg.DATASETS.TRAIN)}, got none: it has no "
+            "annotations, or all of them are of novel classes or crowds. "
+            "datasets/check_datasets.py --custom YAML says which"
+        )
+    heads = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)
+    has_masks = all(item.get("segmentation") for item in objects)
+    if cfg.MODEL.MASK_ON and not has_masks and not issubclass(heads, OptionalMaskROIHeads):
+        raise ValueError(
+            f"{tuple(cfg.DATASETS.TRAIN)} has objects without masks, which "
+            f"{cfg.MODEL.ROI_HEADS.NAME} cannot leave out of the mask loss: set MODEL.ROI_HEADS."
+            "NAME OptionalMaskROIHeads, or MODEL.MASK_ON False"
+        )
 
 
 def _sampler(cfg: CfgNode, records: list[dict[str, Any]]) -> TrainingSampler:

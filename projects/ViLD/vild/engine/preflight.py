@@ -52,12 +52,12 @@ def check_test_sets(cfg: CfgNode) -> None:
     """Check that every split of ``DATASETS.TEST`` is registered and can be evaluated.
 
     Raises:
-        ValueError: it is not registered, or its annotations or metadata are missing.
+        ValueError: it is not registered, or its metadata or annotations are missing or cannot be
+            used by its evaluation.
     """
     for name in cfg.DATASETS.TEST:
         require_split(name, "a registered split in DATASETS.TEST")
-        Protocol.of_dataset(name)
-        # the place for further checks of a test set's annotations
+        Protocol.of_dataset(name).read()
 
 
 def check_classes(cfg: CfgNode, splits: Sequence[str]) -> None:
