@@ -50,7 +50,7 @@ DESCRIPTION = (
         ),
         (
             lambda s: s.update(evaluator="voc"),
-            rf"{DESCRIPTION}Invalid enum value 'voc' - at `\$\.evaluator`$",
+            rf"{DESCRIPTION}Invalid enum value 'voc' - at `\$\.evaluator`; expected lvis or coco$",
         ),
         (
             lambda s: s.update(crowds_are_objects=1),

@@ -256,8 +256,14 @@ def build_test_proposals(
     Raises:
         ValueError: no store named, or one that was made from other images or lacks some of them.
     """
-    index = list(cfg.DATASETS.TEST).index(name) if cfg.MODEL.LOAD_PROPOSALS else 0
-    proposals = build_proposal_source(cfg, False, index)
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        return None
+    if name not in cfg.DATASETS.TEST:
+        raise ValueError(
+            f"expected {name!r} in DATASETS.TEST, which DATASETS.PROPOSAL_FILES_TEST belongs to, "
+            f"got {tuple(cfg.DATASETS.TEST)}"
+        )
+    proposals = build_proposal_source(cfg, False, list(cfg.DATASETS.TEST).index(name))
     if proposals is not None:
         proposals.check_split(name, records)
         proposals.check_images(record["image_id"] for record in records)

@@ -40,9 +40,7 @@ def check_before_training(cfg: CfgNode, resume: bool = False) -> None:
         require_split(name, "a registered split in DATASETS.TRAIN")
     check_test_sets(cfg)
     check_classes(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
-    if cfg.MODEL.LOAD_PROPOSALS:
-        for name in cfg.DATASETS.TEST:
-            build_test_proposals(cfg, name, DatasetCatalog.get(name))
+    check_test_proposals(cfg)
     if not (resume and Path(cfg.OUTPUT_DIR, "last_checkpoint").is_file()):
         _check_weights(cfg.MODEL.WEIGHTS)
     _check_writable(cfg.OUTPUT_DIR)
@@ -60,6 +58,17 @@ def check_test_sets(cfg: CfgNode) -> None:
         Protocol.of_dataset(name).read()
 
 
+def check_test_proposals(cfg: CfgNode) -> None:
+    """Check the precomputed proposals of every split of ``DATASETS.TEST``, where they are used.
+
+    Raises:
+        ValueError: see :func:`vild.engine.loading.build_test_proposals`.
+    """
+    if cfg.MODEL.LOAD_PROPOSALS:
+        for name in cfg.DATASETS.TEST:
+            build_test_proposals(cfg, name, DatasetCatalog.get(name))
+
+
 def check_classes(cfg: CfgNode, splits: Sequence[str]) -> None:
     """Check that the classes of the model are those of the splits, in the same order.
 
@@ -71,18 +80,21 @@ def check_classes(cfg: CfgNode, splits: Sequence[str]) -> None:
         ValueError: another number of classes, other names or another order; or text embeddings
             that cannot be read.
     """
+    names = {split: MetadataCatalog.get(split).get("thing_classes") for split in splits}
+    for name, classes in names.items():
+        if not classes:
+            raise ValueError(f"expected a split with object classes, got {name!r}, which has none")
     if is_vild(cfg):
         text = load_text_embeddings(cfg)
-        for name in splits:
-            text.check_classes(MetadataCatalog.get(name).thing_classes, f"the data set {name}")
+        for name, classes in names.items():
+            text.check_classes(classes, f"the data set {name}")
         return
     number = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    for name in splits:
-        classes = len(MetadataCatalog.get(name).thing_classes)
-        if classes != number and (number != 1 or name in cfg.DATASETS.TEST):
+    for name, classes in names.items():
+        if len(classes) != number and (number != 1 or name in cfg.DATASETS.TEST):
             raise ValueError(
-                f"expected MODEL.ROI_HEADS.NUM_CLASSES to be {classes}, the number of classes of "
-                f"{name}, got {number}"
+                f"expected MODEL.ROI_HEADS.NUM_CLASSES to be {len(classes)}, the number of classes "
+                f"of {name}, got {number}"
             )
 
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from vild.data import Vocabulary
 from vild.embeddings import Teacher, TextEmbeddings, embed_vocabulary
-from vild.engine.preflight import check_test_sets
+from vild.engine.preflight import check_test_proposals, check_test_sets
 from vild.engine.trainer import Trainer
 from vild.evaluation import OpenVocabularyEvaluator
 from vild.inference import PictureWriter
@@ -75,6 +75,7 @@ def evaluate(
         model.roi_heads.set_vocabulary(read_vocabulary(cfg, vocabulary))
     for name in cfg.DATASETS.TEST:
         _require_classes(model, name)
+    check_test_proposals(cfg)
     results = {}
     for name in cfg.DATASETS.TEST:
         evaluator: DatasetEvaluator = OpenVocabularyEvaluator(
