@@ -113,6 +113,8 @@ def _picture_writer(
         raise ValueError(
             f"expected a folder as --output for {len(files)} images, got the file {output}"
         )
+    if output.exists() and output.samefile(files[0]):
+        raise ValueError(f"expected another file as --output than the image itself, got {output}")
 
     def write_file(file: Path, found: Instances) -> None:
         drawn = draw_detections(read_image(file), found, predictor.vocabulary, threshold=threshold)
@@ -241,7 +243,7 @@ def main() -> int:
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     for path in (args.output, args.results):
-        if path is not None:
+        if path is not None and path.exists():  # one image may have failed
             print(f"wrote {path}")
     for reason in failed.values():
         print(f"failed: {reason}", file=sys.stderr)

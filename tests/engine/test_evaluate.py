@@ -15,6 +15,7 @@ from detectron2.modeling import build_model
 
 from vild.data import register_custom
 from vild.engine import build_test_loader, evaluate
+from vild.engine.testing import read_vocabulary
 
 from .. import small_shapes
 
@@ -96,6 +97,23 @@ def test_other_vocabularies_in_coco_format(folder: Path, tmp_path: Path) -> None
     found = json.loads(out.read_text(encoding="utf-8"))
     assert {d["category_id"] for d in found} <= {9, 10, 11}
     assert {d["image_id"] for d in found} == {5}
+
+
+def test_files_of_vocabularies(folder: Path, tmp_path: Path) -> None:
+    cfg = config(folder, tmp_path, MODEL__VILD__TEACHER=["vild-shapes", ""])
+    (tmp_path / "data.yaml").write_text("names: [crow, owl]\n", encoding="utf-8")
+    read = read_vocabulary(cfg, str(tmp_path / "data.yaml"))
+    assert read.vocabulary.names == ("crow", "owl")
+    read.save(tmp_path / "text.SAFETENSORS")
+    again = read_vocabulary(cfg, str(tmp_path / "text.SAFETENSORS"))
+    assert torch.equal(again.embeddings, read.embeddings)
+    for file, message in (
+        ("gone.json", "expected a vocabulary at"),
+        ("a.npy", r"a \.json, a \.txt"),
+    ):
+        (tmp_path / "a.npy").write_bytes(b"1")
+        with pytest.raises(ValueError, match=message):
+            read_vocabulary(cfg, str(tmp_path / file))
 
 
 @pytest.mark.parametrize(

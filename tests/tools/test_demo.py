@@ -114,6 +114,7 @@ def test_a_video(run: Run, photos: Path, tmp_path: Path, opts: list[str]) -> Non
         (("--input", "{photos}/a.png", "--vocabulary", "crows.txt"), "at crows.txt: no such file"),
         (("--input", "{photos}/a.png", "--vocabulary", "crows_val"), "a registered data set"),
         (("--input", "{photos}", "--output", "one.jpg"), "expected a folder as --output for 4"),
+        (("--input", "{photos}/a.png", "--output", "{photos}/a.png"), "than the image itself"),
         (("--input", "{photos}/a.png", "--output", "one.mp4"), "expected a folder, or one of .jpg"),
         (("--input", "{photos}/a.png", "--output", "one.gif"), "expected a folder, or one of .jpg"),
         (("--input", "{photos}", "--confidence-threshold", "30"), "a number from 0 to 1, got '30'"),
