@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,13 @@ from vild.embeddings.store import (
 )
 from vild.proposals import ProposalStore
 from vild.proposals.store import FIELDS as PROPOSAL_FIELDS
-from vild.storage import StoreMismatchError, StoreWriter, store_faults, store_spec
+from vild.storage import (
+    SplitImages,
+    StoreMismatchError,
+    StoreWriter,
+    store_faults,
+    store_spec,
+)
 
 DIMENSION, SIZE = 16, 32
 TEACHER = {"name": "stub", "fingerprint": "f" * 64, "dimension": DIMENSION, "image_size": SIZE}
@@ -50,13 +57,17 @@ def stub(crops: Tensor) -> Tensor:
     return functional.normalize((small - 0.5) @ weights, dim=1)
 
 
+def split_of(images: Iterable[int]) -> SplitImages:
+    return SplitImages("split", dict.fromkeys(images, ""), "")
+
+
 def make_pictures(folder: Path, rows: list[int] = ROWS) -> tuple[dict[int, str], ProposalStore]:
     """Noise pictures, and their proposals as a store."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(0)
     files = {}
     images = [10 + n for n in range(len(rows))]
-    spec = store_spec("proposals", "split", PROPOSAL_FIELDS, {}, images, 100)
+    spec = store_spec("proposals", split_of(images), PROPOSAL_FIELDS, {}, 100)
     writer = StoreWriter(folder / "proposals", spec, images)
     with writer.shard(0) as builder:
         for image, count in zip(images, rows, strict=True):
@@ -88,7 +99,7 @@ def extract(
 ) -> EmbeddingStore:
     rule = rule or CropRule()
     source = embedding_source(TEACHER, rule, {"digest": proposals.digest}, limit, batch_size)
-    spec = store_spec(KIND, "split", fields(DIMENSION, dtype), source, list(files), per_shard)
+    spec = store_spec(KIND, split_of(files), fields(DIMENSION, dtype), source, per_shard)
     for rank in range(ranks):
         writer = StoreWriter(folder, spec, list(files))
         cropper = RegionCropper(
@@ -183,7 +194,7 @@ def test_boxes_are_float32_and_exact(tmp_path: Path) -> None:
     """Mistake 7: boxes as float16 move by half a pixel beyond 512."""
     Image.fromarray(np.zeros((20, 3000, 3), np.uint8)).save(tmp_path / "wide.png")
     boxes = np.array([[2047.3, 1.1, 2901.7, 15.9]], np.float32)
-    spec = store_spec("proposals", "split", PROPOSAL_FIELDS, {}, [1], 1)
+    spec = store_spec("proposals", split_of([1]), PROPOSAL_FIELDS, {}, 1)
     writer = StoreWriter(tmp_path / "proposals", spec, [1])
     with writer.shard(0) as builder:
         builder.add(1, 20, 3000, {"boxes": boxes, "objectness": np.zeros(1)})
@@ -240,7 +251,7 @@ def test_boxes_that_cannot_be_cropped_are_left_out(
     """Proposals of others may have them; ours have not."""
     Image.fromarray(np.zeros((50, 50, 3), np.uint8)).save(tmp_path / "a.png")
     boxes = np.array([[1, 1, 9, 9], [5, 5, 5, 9], [60, 60, 70, 70], [2, 2, 30, 30]], np.float32)
-    spec = store_spec("proposals", "split", PROPOSAL_FIELDS, {}, [1], 1)
+    spec = store_spec("proposals", split_of([1]), PROPOSAL_FIELDS, {}, 1)
     writer = StoreWriter(tmp_path / "proposals", spec, [1])
     with writer.shard(0) as builder:
         builder.add(1, 50, 50, {"boxes": boxes, "objectness": -np.arange(4)})
