@@ -37,6 +37,7 @@ setup(
         "filelock",  # one writer a shard of a store
         "tqdm",  # progress bars
         "matplotlib",  # pictures and curves
+        "PyYAML",  # descriptions of data sets, word lists
         "tensorboard",  # training curves
         "jinja2",  # result pages
     ],
