@@ -361,3 +361,77 @@ def test_categories_are_ordered_by_id_and_synonyms_begin_with_the_name(tmp_path:
     categories = read_annotations(write(tmp_path, contents)).categories
     assert [(c.id, c.name) for c in categories] == [(3, "car"), (17, "cat"), (90, "toothbrush")]
     assert [c.synonyms for c in categories] == [("car", "auto"), ("cat",), ("toothbrush",)]
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), -1, float("inf")])
+def test_areas_that_are_missing_are_those_of_the_boxes(tmp_path: Path, value: Any) -> None:
+    contents = coco_contents()
+    for item in contents["annotations"]:
+        item["area"] = value
+    found = read_annotations(write(tmp_path, contents))
+    assert [item.area for item in found.objects] == [100, 56, 100, 100, 100]
+    assert "expected areas, got 5 annotations without" in found.problems[0].text
+
+
+def test_boxes_are_taken_from_masks(tmp_path: Path) -> None:
+    contents = coco_contents()
+    for item, box in zip(
+        contents["annotations"][:4], (None, [], "gone", float("nan")), strict=True
+    ):
+        item["bbox"] = box
+        if box == "gone":
+            del item["bbox"]
+    boxes = [item.bbox for item in read_annotations(write(tmp_path, contents)).objects]
+    assert boxes == [
+        *([2, 2, 10, 10], [1, 1, 11, 11]),
+        *([2, 0, 3, 20], [0, 0, 20, 20]),
+        [2, 2, 10, 10],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "crowd"),
+    [(None, 0), (0, 0), ("0", 0), (False, 0), (1, 1), ("1", 1), (True, 1), ("true", 1)],
+)
+def test_crowd_flags_of_any_kind(tmp_path: Path, value: Any, crowd: int) -> None:
+    contents = coco_contents()
+    contents["annotations"][0]["iscrowd"] = value
+    assert read_annotations(write(tmp_path, contents)).objects[0].iscrowd == crowd
+    assert read_annotations(write(tmp_path, contents), True).objects[0].iscrowd == 0
+
+
+def test_ids_of_any_kind_are_matched(tmp_path: Path) -> None:
+    contents = coco_contents()
+    for item in contents["annotations"]:
+        item["id"] = 0  # repeated, which nothing depends on
+        item["image_id"], item["category_id"] = str(item["image_id"]), float(item["category_id"])
+    contents["images"][1]["id"] = "4"
+    found = read_annotations(write(tmp_path, contents))
+    assert [(i.image_id, i.category_id) for i in found.objects] == [
+        *((9, 17), ("4", 3), ("4", 90), (9, 3), ("4", 17))
+    ]
+    assert "annotation ids, got 4 missing or repeated" in found.problems[0].text
+    records = load_records(write(tmp_path, contents), tmp_path, COCO_ROWS)
+    assert [record["image_id"] for record in records] == [7, 9, "4"]
+
+
+def test_null_is_missing(tmp_path: Path) -> None:
+    contents = lvis_contents()
+    for item in contents["categories"]:
+        item.update(image_count=None, frequency=None, synonyms=None)
+    found = read_annotations(write(tmp_path, contents))
+    assert [(c.frequency, c.image_count, c.synonyms) for c in found.categories] == [
+        ("r", 1, (f"class_{n}",)) for n in (1, 2, 3)
+    ]
+    assert found.missing_lists() == ()
+    contents["images"][0]["neg_category_ids"] = None
+    assert read_annotations(write(tmp_path, contents)).missing_lists() == ("neg_category_ids",)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_other_encodings_of_unicode(tmp_path: Path, encoding: str) -> None:
+    contents = coco_contents()
+    contents["categories"][0]["name"] = "brosse à dents"
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(contents, ensure_ascii=False), encoding=encoding)
+    assert read_annotations(path).categories[2].name == "brosse à dents"

@@ -7,6 +7,7 @@ augmentation, the pixel in the middle of a box must be its embedding.
 from __future__ import annotations
 
 import copy
+import random
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
-from detectron2.structures import BoxMode
+from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 from detectron2.utils.env import seed_all_rng
 from PIL import Image
 from torch import Tensor
@@ -25,6 +26,7 @@ from torch import Tensor
 from vild.config import add_vild_config
 from vild.data.dataset_mapper import ViLDDatasetMapper, transform_boxes
 from vild.data.jitter import LargeScaleJitter
+from vild.data.masks import to_rle
 
 HEIGHT, WIDTH, SIDE = 200, 300, 20
 
@@ -303,6 +305,58 @@ def test_jitter_of_polygons_needs_no_further_package(record: dict[str, Any]) -> 
         assert instances.gt_masks.crop_and_resize(instances.gt_boxes.tensor, 28)[0].all()
         counts.add(len(instances))
     assert counts == {1, 2}
+
+
+SQUARE = [30.0, 30.0, 80.0, 30.0, 80.0, 70.0, 30.0, 70.0]
+
+
+def with_masks(record: dict[str, Any], *masks: Any) -> dict[str, Any]:
+    """The record with an object for each mask; None for no mask."""
+    (plain,) = record["annotations"]
+    own = [dict(plain) if m is None else {**plain, "segmentation": m} for m in masks]
+    return {**record, "annotations": own}
+
+
+def run_lengths(polygon: list[float]) -> dict[str, Any]:
+    return to_rle([polygon], HEIGHT, WIDTH).to_dict()
+
+
+@pytest.mark.parametrize("augmentation", ["none", "flip", "resize", "lsj"])
+def test_objects_with_and_without_masks(augmentation: str, record: dict[str, Any]) -> None:
+    given = with_masks(record, [SQUARE], None, run_lengths(SQUARE))
+    random.seed(3)
+    np.random.seed(3)  # noqa: NPY002  (Detectron2 draws from it)
+    found = mapper(None, AUGMENTATIONS[augmentation], use_instance_mask=True)(given)["instances"]
+    assert found.gt_has_mask.tolist() == [True, False, True]
+    assert len(found.gt_masks) == 3
+    boxes = found.gt_boxes.tensor
+    assert torch.equal(boxes[0], boxes[1])
+    # polygon and run lengths of the same object are the same target, to the pixels at the edge
+    polygon, lengths = (
+        found.gt_masks[row : row + 1].crop_and_resize(boxes[row : row + 1], 14) for row in (0, 2)
+    )
+    assert (polygon != lengths).float().mean() < 0.1
+    assert polygon.float().mean() > 0.9
+
+
+def test_polygons_stay_polygons_where_no_run_lengths_are(record: dict[str, Any]) -> None:
+    found = mapper(None, [], use_instance_mask=True)(with_masks(record, [SQUARE], None))
+    assert isinstance(found["instances"].gt_masks, PolygonMasks)
+    found = mapper(None, [], use_instance_mask=True)(with_masks(record, run_lengths(SQUARE)))
+    assert isinstance(found["instances"].gt_masks, BitMasks)
+
+
+def test_a_polygon_without_pixels_keeps_its_box(record: dict[str, Any]) -> None:
+    line = [30.0, 30.0, 30.0, 70.0, 30.0, 50.0]
+    given = with_masks(record, [line], run_lengths(SQUARE))
+    found = mapper(None, [], use_instance_mask=True)(given)["instances"]
+    assert found.gt_has_mask.tolist() == [False, True]
+
+
+def test_without_masks_in_the_model_there_are_none(record: dict[str, Any]) -> None:
+    found = mapper(None, [])(with_masks(record, [SQUARE], None, run_lengths(SQUARE)))["instances"]
+    assert set(found.get_fields()) == {"gt_boxes", "gt_classes"}
+    assert len(found) == 3
 
 
 def test_one_class_for_all(record: dict[str, Any]) -> None:

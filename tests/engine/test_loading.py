@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -274,3 +274,32 @@ def test_an_unregistered_training_set_is_named(cfg: CfgNode) -> None:
     cfg.DATASETS.TRAIN = ("loaded_trian",)
     with pytest.raises(ValueError, match=r"in DATASETS\.TRAIN, got 'loaded_trian'.*'loaded_train'"):
         build_train_loader(cfg)
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    contents = json.loads((folder / "a.json").read_text(encoding="utf-8"))
+    for item in contents["annotations"]:
+        change(item)
+    (folder / "a.json").write_text(json.dumps(contents), encoding="utf-8")
+    register_custom(folder / "a.yaml")
+
+
+@pytest.mark.parametrize("change", [{"iscrowd": 1}, {"category_id": 2}])
+def test_a_training_set_without_objects_is_refused(
+    cfg: CfgNode, folder: Path, change: dict[str, int]
+) -> None:
+    rewrite(folder, lambda item: item.update(change))
+    with pytest.raises(
+        ValueError, match=r"expected objects to learn from in \('loaded_train_base'"
+    ):
+        build_train_loader(cfg)
+
+
+def test_heads_that_would_learn_masks_from_boxes_are_refused(cfg: CfgNode) -> None:
+    cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.NUM_CLASSES = "StandardROIHeads", 1
+    cfg.MODEL.MASK_ON = True
+    with pytest.raises(ValueError, match="NAME OptionalMaskROIHeads, or MODEL"):
+        build_train_loader(cfg)
+    cfg.MODEL.ROI_HEADS.NAME = "OptionalMaskROIHeads"
+    batch = next(iter(build_train_loader(cfg)))
+    assert not any(mapped["instances"].gt_has_mask.any() for mapped in batch)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import logging
@@ -239,6 +240,36 @@ def test_data_sets_that_cannot_be_evaluated_are_refused(shapes: Case, tmp_path: 
         with pytest.raises(ValueError, match=complaint):
             evaluate_results("evaluated_bad", shapes.results)
     forget("evaluated_bad")
+
+
+def test_annotations_without_masks_are_evaluated_for_boxes(
+    shapes: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    contents = copy.deepcopy(shapes.contents)
+    for number, item in enumerate(contents["annotations"]):
+        # nothing, an empty list, a polygon of two points
+        item["segmentation"] = [None, [], [[1, 2, 3, 4]]][number % 3]
+        item["area"] = None
+    json_file = tmp_path / "boxes.json"
+    json_file.write_text(json.dumps(contents), encoding="utf-8")
+    name = "evaluated_boxes"
+    register_split(
+        *(name, json_file, tmp_path, read_annotations(json_file).categories),
+        shapes_vocabulary(0).novel,
+        base_only=False,
+        evaluator_type="lvis",
+    )
+    try:
+        metrics = evaluate_results(name, shapes.results)
+        assert list(metrics) == ["bbox"]
+        expected = evaluate_results(SHAPES, shapes.results, ("bbox",))["bbox"]
+        for key in ("AP", "AP50", "APr", "AP-novel"):  # sizes are those of the boxes
+            same(metrics["bbox"][key], expected[key])
+        assert "has no masks: boxes alone are evaluated" in caplog.text
+        with pytest.raises(ValueError, match="has no masks: evaluate the task 'bbox' alone"):
+            evaluate_results(name, shapes.results, ("segm",))
+    finally:
+        forget(name)
 
 
 def test_bad_results_are_refused(shapes: Case, tmp_path: Path) -> None:

@@ -118,6 +118,31 @@ def test_nothing_to_learn_from_is_zero_with_gradients(
         assert torch.isfinite(parameter.grad).all(), name
 
 
+@pytest.mark.parametrize("variant", ["text", "ensemble"])
+def test_the_mask_loss_is_that_of_the_objects_with_a_mask(variant: str, tmp_path: Path) -> None:
+    model = tiny_model(tmp_path, variant, TEXT)
+    batch = [mapped_image(3, 4)]
+    plain = losses_of(model, batch)
+    objects = batch[0]["instances"]
+    objects.gt_has_mask = torch.tensor([True, True, True])
+    assert losses_of(model, batch)["loss_mask"] == plain["loss_mask"]
+    objects.gt_has_mask = torch.tensor([True, False, True])
+    objects.gt_masks.tensor[1] = False  # whatever is there
+    part = losses_of(model, batch)
+    objects.gt_masks.tensor[1] = True
+    assert losses_of(model, batch)["loss_mask"] == part["loss_mask"] != plain["loss_mask"]
+    # boxes and classes learn from all
+    for key in ("loss_cls", "loss_box_reg"):
+        assert part[key] == plain[key] > 0
+    objects.gt_has_mask = torch.zeros(3, dtype=torch.bool)
+    losses = losses_of(model, batch)
+    assert losses["loss_mask"] == 0
+    sum(losses.values()).backward()
+    for name, parameter in model.roi_heads.mask_head.named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
+
+
 @pytest.mark.parametrize("norm", ["BN", "GN"])
 def test_not_even_a_proposal(norm: str, tmp_path: Path) -> None:
     model = tiny_model(

@@ -114,3 +114,20 @@ def test_errors_are_one_line(
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert message in error
+
+
+def test_results_with_empty_masks_and_scores_as_text(small: SmallData, draw: Draw) -> None:
+    entry = {"image_id": "1", "category_id": 2, "bbox": [5, 5, 30, 30]}
+    assert draw(entries=[{**entry, "score": "0.9", "segmentation": []}]) == 0
+    assert "1" in drawn(small)
+
+
+def test_a_broken_mask_stops_its_image_alone(
+    small: SmallData, draw: Draw, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = {"category_id": 2, "bbox": [5, 5, 30, 30], "score": 0.9}
+    broken = {"size": [1, 1], "counts": "b'0'"}
+    entries = [{**entry, "image_id": 1, "segmentation": broken}, {**entry, "image_id": 2}]
+    assert draw(entries=entries) == 3
+    assert "failed: image 1: run lengths of [1, 1] pixels" in capsys.readouterr().out
+    assert set(drawn(small)) == {str(n) for n in range(2, len(SIZES) + 1)}
