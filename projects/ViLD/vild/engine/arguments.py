@@ -40,7 +40,8 @@ def training_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--vocabulary-from",
         metavar="FILE",
-        help="detect the classes of this json (embedded by MODEL.VILD.TEACHER) or .safetensors",
+        help="detect the classes of this vocabulary file (embedded by MODEL.VILD.TEACHER), or of "
+        "this .safetensors file of text embeddings",
     )
     group.add_argument(
         "--eval-results", metavar="FILE", help="evaluate these detections, without a model"
