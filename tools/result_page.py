@@ -110,7 +110,7 @@ def picture_section(folder: Path, args: argparse.Namespace) -> PageSection:
     chosen = [record for record in records if has_novel(record)] or records
     figures = []
     for record in chosen[: args.pictures]:
-        own = [e for e in results.get(record["image_id"], ()) if e["score"] >= args.threshold]
+        own = [e for e in results.get(record["image_id"], ()) if e.score >= args.threshold]
         found = instances_from_results(own, (record["height"], record["width"]), rows)
         picture = read_image(record["file_name"])
         drawn = side_by_side(

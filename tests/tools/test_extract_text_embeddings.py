@@ -70,7 +70,7 @@ def test_published_matrix_is_imported(repository: Path, tmp_path: Path) -> None:
         (("--vocabulary", "a, b", "--import", "{npy}.txt"), "as one of .npy, .npz, .pth"),
         (("--vocabulary", "a", "--templates", "{npy}"), "expected prompt templates"),
         (("--vocabulary", "a", "--novel", "b"), "novel class 'b' is not in the vocabulary"),
-        (("--vocabulary", "a", "--dataset-yaml", "gone.yaml"), "no such file"),
+        (("--vocabulary", "a", "--dataset-yaml", "gone.yaml"), "No such file"),
     ],
 )
 def test_mistakes_get_one_line_and_no_file(
