@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("vild.data.download").setLevel(logging.INFO)
-    root = data_root() if args.root is None else args.root.expanduser()
+    root = data_root() if args.root is None else Path(os.path.expanduser(args.root))
     if args.download is not None:
         try:
             fetch(
@@ -144,7 +145,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         names.append(args.dataset)
     reports = [inspect_dataset(name, root, args.images, progress=True) for name in names]
     if args.custom is not None:
-        reports.append(inspect_custom(args.custom.expanduser(), args.images, progress=True))
+        reports.append(
+            inspect_custom(Path(os.path.expanduser(args.custom)), args.images, progress=True)
+        )
     for report in reports:
         show(report)
     errors = sum(report.errors for report in reports)

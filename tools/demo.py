@@ -34,6 +34,7 @@ from vild.inference import OpenVocabularyPredictor, PictureWriter, draw_detectio
 from vild.inference.arguments import add_vocabulary_arguments, predictor_from_arguments
 from vild.inference.inputs import SUFFIXES, find_pictures
 from vild.inference.named import NamedDetectionsWriter
+from vild.inference.pictures import safe_stem
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi")
@@ -99,6 +100,13 @@ def _picture_writer(
     suffix = output.suffix.lower()
     if output.is_dir() or not (suffix in SUFFIXES or suffix in VIDEO_SUFFIXES):
         names = _unique_names(files)
+        for file in files:
+            target = output / f"{safe_stem(names[file])}.jpg"
+            if target.exists() and target.samefile(file):
+                raise ValueError(
+                    f"expected another folder as --output than that of the images, got {output}: "
+                    f"{file} would be overwritten"
+                )
         writer = PictureWriter(output, predictor.vocabulary, threshold=threshold)
 
         def write_into_folder(file: Path, found: Instances) -> None:
@@ -152,6 +160,10 @@ def detect_video(
         raise ValueError(f"expected a video at {args.video_input}: no such file")
     if args.output is None and results is None:
         raise ValueError("expected --output FILE.mp4 or --results FILE for a video")
+    output = args.output
+    if output is not None and not args.webcam and output.exists():
+        if output.samefile(args.video_input):
+            raise ValueError(f"expected another file as --output than the video, got {output}")
     capture = cv2.VideoCapture(source)
     try:
         if not capture.isOpened():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -188,7 +189,7 @@ def test_text_embeddings_give_their_vocabulary(tmp_path: Path) -> None:
         Vocabulary.load(str(tmp_path / "other.safetensors"))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=int(os.environ.get("VILD_EXAMPLES", "60")), deadline=None)
 @given(
     kind=st.sampled_from([".json", ".txt", ".yaml", ".csv", ".safetensors", ".png", ""]),
     content=st.one_of(

@@ -212,7 +212,7 @@ def text_with(**changes: Any) -> str:
         ),
         (text_with(bbox=None), "detection 1: expected a 'bbox' or a 'segmentation'"),
         (text_with(category_id=[7]), r"detection 1.category_id: expected int \| str, got array"),
-        (text_with(score=float("nan")), "detection 1: expected a finite score, got nan"),
+        (text_with(score=float("nan")), "detection 1: object missing required field score"),
         (text_with(bbox=[1, 2, float("nan"), 4]), "detection 1: expected a box of 4 finite"),
         (text_with(bbox=[1, 2, 3]), r"4 finite numbers, got \[1.0, 2.0, 3.0\]"),
         (text_with(segmentation="ab"), "detection 1: expected polygons or run lengths"),

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vild.data.entries import (
     Annotation,
@@ -26,14 +26,16 @@ from vild.data.entries import (
     paused_collection,
     plain_number,
 )
-from vild.data.masks import box_of, check_segmentation
+from vild.data.masks import Segmentation, box_of, check_segmentation
 from vild.data.problems import Findings, Problem
-from vild.data.prompts import clean_name
+from vild.data.prompts import MAX_NAME_LENGTH, clean_name
 
 logger = logging.getLogger(__name__)
 
 # LVIS's own thresholds, in training images: r <= 10 < c <= 100 < f
 RARE_IMAGES, COMMON_IMAGES = 10, 100
+# masks are compared with their boxes to find exports in which they do not mean the same place
+COMPARED, FEWEST, LOOSE = 10_000, 10, 0.2  # annotations at most and at least, IoU
 SLACK = 1.0  # pixels that a box may stick out of its image without a remark
 FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")  # LVIS's lists of an image
 
@@ -137,6 +139,10 @@ def decode_annotations(
     contents = decode_file(path, findings)
     images = _images(contents.images, findings)
     entries = _categories(contents.categories, findings)
+    for image in images.values():
+        for key in FEDERATED:
+            if any(find_id(entries, i) is None for i in getattr(image, key) or ()):
+                findings.add("lists", f"image {image.id!r}: {key}")
     listed = len(contents.annotations)
     objects = _objects(contents.annotations, images, entries, crowds_are_objects, findings)
     entries = _without_root(entries, objects, findings)
@@ -160,8 +166,10 @@ def _images(entries: list[ImageEntry], findings: Findings) -> dict[Id, ImageEntr
 def _categories(entries: list[CategoryEntry], findings: Findings) -> dict[Id, CategoryEntry]:
     for entry in entries:
         entry.id = plain_number(entry.id)
-        if not entry.name.strip():
+        if not clean_name(entry.name) or len(entry.name) > MAX_NAME_LENGTH:
             findings.add("names", entry.id)
+        if not entry.name.isprintable():
+            findings.add("names", f"{entry.id} ({entry.name!a})")
         if entry.frequency not in (None, "", "r", "c", "f"):
             findings.add("frequencies", f"{entry.name!r}: {entry.frequency!r}")
     for key in repeated(entry.id for entry in entries):
@@ -179,6 +187,7 @@ def _objects(
     """The annotations that can be used, completed."""
     kept = []
     ids: set[Id] = set()
+    seen: set[tuple[Any, ...]] = set()
     for index, item in enumerate(annotations):
         image_id, category_id = item.image_id, item.category_id
         if image_id not in images:
@@ -204,6 +213,7 @@ def _objects(
         if item.iscrowd and crowds_are_objects:
             item.iscrowd = 0
         if item.segmentation:
+            item.segmentation = _joined_points(item.segmentation)
             try:
                 item.segmentation = check_segmentation(item.segmentation, image.height, image.width)
             except ValueError as error:
@@ -213,7 +223,20 @@ def _objects(
             item.segmentation = None
         if _complete(item, index, image, findings):
             kept.append(item)
+            mask = item.segmentation
+            shape = tuple(mask[0]) if isinstance(mask, list) else mask and mask.counts
+            key = (item.image_id, item.category_id, shape, *(item.bbox or ()))
+            if key in seen:
+                findings.add("repeated", _label(index, item))
+            seen.add(key)
     return kept
+
+
+def _joined_points(mask: Segmentation) -> Segmentation:
+    """A list of points [x, y], which a well-typed file may have, as one polygon."""
+    if isinstance(mask, list) and len(mask) > 2 and all(len(point) == 2 for point in mask):
+        return [[side for point in mask for side in point]]
+    return mask
 
 
 def _label(index: int, item: Annotation, note: str = "") -> str:
@@ -244,6 +267,15 @@ def _complete(item: Annotation, index: int, image: ImageEntry, findings: Finding
         item.area = width * height
         findings.count("areas")
     return True
+
+
+def _overlap(one: list[float], other: list[float]) -> float:
+    """IoU of two boxes (x, y, width, height)."""
+    width = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
+    height = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
+    shared = max(0.0, width) * max(0.0, height)
+    union = one[2] * one[3] + other[2] * other[3] - shared
+    return shared / union if union > 0 else 1.0
 
 
 def _without_root(
@@ -290,6 +322,14 @@ def _plausible(images: list[ImageEntry], objects: list[Annotation], findings: Fi
     """Data that are well formed and cannot mean what they say."""
     if not images:
         findings.count("no_images")
+    extents = [
+        _overlap(box_of(item.segmentation), item.bbox)
+        for item in objects[:COMPARED]
+        if isinstance(item.segmentation, list) and item.bbox
+    ]
+    loose = sum(overlap < LOOSE for overlap in extents)
+    if len(extents) >= FEWEST and 2 * loose > len(extents):
+        findings.count("loose_masks", loose)
     findings.count("maskless", sum(item.segmentation is None for item in objects))
     crowds = sum(item.iscrowd for item in objects)
     if crowds and 2 * crowds > len(objects):

@@ -26,14 +26,27 @@ import msgspec
 import yaml
 from detectron2.data import DatasetCatalog
 
-from vild.data.annotations import FEDERATED, Annotations, Category, read_annotations
+from vild.data.annotations import FEDERATED, Annotations, Category, read_annotations, repeated
 from vild.data.files import read_text
 from vild.data.registry import register_splits
 from vild.data.splits import novel_flags, select_rows
 
 logger = logging.getLogger(__name__)
 
-_registered: set[str] = set()  # by yaml files; these may be registered again
+_registered: dict[str, Path] = {}  # split -> its yaml, which may be registered again
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that occurs twice; yaml would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = repeated(keys)
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice[0]!r} occurs more than once", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
 
 
 class SplitFiles(msgspec.Struct, forbid_unknown_fields=True):
@@ -85,7 +98,7 @@ def register_custom(yaml_file: str | os.PathLike[str]) -> list[str]:
     taken = [
         name
         for name in DatasetCatalog.list()
-        if name.startswith(f"{spec.name}_") and name not in _registered
+        if name.startswith(f"{spec.name}_") and _registered.get(name) != path.resolve()
         if name.removeprefix(f"{spec.name}_") in ("train_base", "train", "val")
     ]
     if taken:
@@ -94,7 +107,7 @@ def register_custom(yaml_file: str | os.PathLike[str]) -> list[str]:
         )
     crowds = spec.crowds_are_objects
     names = register_splits(str(spec.name), files, classes, novel, evaluator, crowds)
-    _registered.update(names)
+    _registered.update(dict.fromkeys(names, path.resolve()))
     return names
 
 
@@ -106,7 +119,7 @@ def read_spec(path: Path) -> Spec:
     """
     text = read_text(path, "a yaml that describes a data set")
     try:
-        loaded = yaml.safe_load(text)
+        loaded = yaml.load(text, _UniqueKeys)  # a SafeLoader
         spec = msgspec.convert(loaded, Spec)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is not valid yaml: {error}") from None

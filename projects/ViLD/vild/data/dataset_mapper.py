@@ -221,7 +221,7 @@ class ViLDDatasetMapper(DatasetMapper):
         instances = detection_utils.annotations_to_instances(moved, image_shape, mask_format=kind)
         if self.use_instance_mask:
             instances.gt_has_mask = has_mask
-        if self.recompute_boxes:
+        if self.recompute_boxes and len(own):
             instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
         del dataset_dict["annotations"]
         dataset_dict["instances"] = detection_utils.filter_empty_instances(instances)

@@ -171,7 +171,10 @@ def _entries(items: list[Any], section: str, kind: type[_T], findings: Findings)
             findings.add("invalid", f"{where}: expected an object, got {item!r:.40}")
             continue
         fields = kind.__struct_fields__  # type: ignore[attr-defined]
-        known = {key: item[key] for key in fields if item.get(key) is not None}
+        # null and NaN, which pandas writes, are missing
+        known = {k: item[k] for k in fields if item.get(k) is not None and item[k] == item[k]}
+        if not isinstance(known.get("supercategory"), str):
+            known.pop("supercategory", None)
         if kind is Annotation:
             _normalise(known, where, findings)
         elif kind is CategoryEntry and type(known.get("name")) in (int, float):

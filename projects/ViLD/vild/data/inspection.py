@@ -11,7 +11,7 @@ from typing import TypeVar
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
-from vild.data.annotations import Annotations, decode_annotations
+from vild.data.annotations import Annotations, decode_annotations, repeated
 from vild.data.custom import read_spec, register_custom, resolve_paths
 from vild.data.entries import ImageEntry
 from vild.data.images import ImageFinder, UnreadableImageError, read_image
@@ -313,7 +313,11 @@ def _find_images(
     advice = (
         f"Correct the folder or the names, or get the images. The folder has {_some(image_root)}."
     )
-    return there, _listed("error", found.path, want, "names without a file:", missing, advice)
+    problems = _listed("error", found.path, want, "names without a file:", missing, advice)
+    twice = repeated(str(path) for path, _ in there)
+    what = "listed more than once:"
+    advice = "Objects of one entry are background in the other. Were files merged?"
+    return there, [*problems, *_listed("warning", found.path, "images", what, twice, advice)]
 
 
 def _is_file(path: Path) -> bool:

@@ -13,7 +13,7 @@ _MEND = "Mend the json."
 _KINDS: dict[str, tuple[str, str, str, str]] = {
     "invalid": ("error", "entries of COCO's format", "others:", _MEND),
     "no_classes": ("error", "at least one class under 'categories'", "empty list", _MEND),
-    "no_images": ("warning", "images", "empty list", "There is nothing to train on or evaluate."),
+    "no_images": ("error", "images", "empty list", "There is nothing to train on or evaluate."),
     "image_ids": ("error", "different image ids", "repeated ones:", _MEND),
     "image_sizes": ("error", "image sizes in pixels", "images without, ids", _MEND),
     "image_paths": ("error", "'file_name' or 'coco_url'", "images with neither, ids", _MEND),
@@ -44,6 +44,18 @@ _KINDS: dict[str, tuple[str, str, str, str]] = {
         "others:",
         "They are left out.",
     ),
+    "lists": (
+        "warning",
+        "ids of classes in LVIS's lists of an image",
+        "others:",
+        "They are ignored.",
+    ),
+    "repeated": (
+        "warning",
+        "different objects",
+        "that repeat another one's image, class and box:",
+        "Was a file merged twice? Evaluation counts a repeated object as missed.",
+    ),
     "annotation_ids": (
         "note",
         "different annotation ids",
@@ -65,6 +77,18 @@ _KINDS: dict[str, tuple[str, str, str, str]] = {
         "boxes inside their image, to 1 pixel",
         "that stick out:",
         "Training clips them. If there are many: are they x, y, width, height in pixels?",
+    ),
+    "off_image": (
+        "warning",
+        "boxes that overlap their image",
+        "others:",
+        "They are left out. Were the images resized without their annotations?",
+    ),
+    "loose_masks": (
+        "warning",
+        "masks that fill their boxes",
+        "with another extent, more than half of those compared",
+        "Are boxes x, y, width, height, and polygons x, y, x, y, ..., both in pixels?",
     ),
     "masks": (
         "warning",

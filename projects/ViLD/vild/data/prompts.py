@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
 
+MAX_NAME_LENGTH = 200  # characters of a class name; CLIP reads 77 tokens
 SINGLE_TEMPLATE = "a photo of {article} {}."
 
 

@@ -90,10 +90,8 @@ def select_rows(
     Raises:
         ValueError: a class is unknown or named twice; the message lists near misses.
     """
-    by_key: dict[str | int, int] = {}
-    for row, category in enumerate(categories):
-        by_key[category.name] = row
-        by_key[category.id] = row
+    by_key: dict[str | int, int] = {category.id: row for row, category in enumerate(categories)}
+    by_key |= {category.name: row for row, category in enumerate(categories)}
     rows: set[int] = set()
     for key in wanted:
         # yaml turns an unquoted "yes" into True, which would count as the id 1
@@ -105,6 +103,11 @@ def select_rows(
         if key not in by_key:
             raise ValueError(
                 f"{where}: the {role} class {key!r} is not in the data set. {_near(key, by_key)}"
+            )
+        if isinstance(key, int) and by_key.get(str(key), by_key[key]) != by_key[key]:
+            raise ValueError(
+                f"{where}: {key} is the id of {categories[by_key[key]].name!r} and the name of "
+                f"another class; write the name in quotes: '{key}'"
             )
         if by_key[key] in rows:
             raise ValueError(f"{where}: the {role} class {key!r} is listed more than once")

@@ -14,10 +14,9 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from vild.data.prompts import clean_name
+from vild.data.prompts import MAX_NAME_LENGTH, clean_name
 from vild.data.word_files import FILE_ENDINGS, classes_of_json, read_classes
 
-MAX_NAME_LENGTH = 200  # characters; CLIP reads 77 tokens
 # short names of the vocabularies that users ask for most
 SHORT_NAMES = {"lvis": "lvis_v1_val", "coco": "coco_2017_ovd_val"}
 _SPLIT_ENDINGS = ("_train", "_val", "_test", "_base", "_trainval", "_minival")

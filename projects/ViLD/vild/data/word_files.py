@@ -36,7 +36,10 @@ FILE_ENDINGS = frozenset(
         *(".tif", ".tiff", ".mp4", ".avi", ".mkv", ".mov"),
     )
 )
-_NAME_COLUMNS = ("name", "class", "label", "class_name", "category", "category_name", "label_name")
+_NAME_COLUMNS = (
+    *("name", "class", "label", "class_name", "category", "category_name", "label_name"),
+    *("names", "classes", "labels", "categories", "object", "objects", "display_name"),
+)
 _RICH_COLUMNS = ("synonyms", "novel", "frequency")
 _DATASET_KEYS = ("train", "val", "test")
 
@@ -47,6 +50,8 @@ _BULLET = re.compile(r"[-*•]\s+(\S.*)")
 _FOREIGN = (
     (re.compile(r"[\[<].*|\{.*[\"':].*|[\[\](){}]+[,;]?|---.*|%.*"), "JSON, markup or code"),
     (re.compile(r"([\"']).*\1\s*,?|\"[^\"]*\"\s*:.*"), "a quoted list"),
+    (re.compile(r"version https?://\S+|oid sha256:.*"), "a Git LFS pointer"),
+    (re.compile(r"\|.*\||//.*|\{\\rtf.*"), "markup or a comment"),
     (re.compile(r"\w+\s*:(\s.*)?|\w+\s*=.*|.*\{"), "a configuration"),
     (re.compile(r".*(\t|;|,\S).*|.*,"), "a table"),
     (re.compile(r"n\d{8}"), "a WordNet id"),

@@ -125,15 +125,21 @@ class TextEmbeddings:
                 embeddings = file.get_tensor("embeddings")
         except SafetensorError as error:
             raise ValueError(f"{path} is not a whole safetensors file ({error})") from None
-        return cls(
-            embeddings,
-            Vocabulary.from_json_text(header["vocabulary"], str(path)),
-            float(header["temperature"]),
-            header["teacher"],
-            header["fingerprint"],
-            header["templates"],
-            json.loads(header["synonyms"]),
-        )
+        try:
+            return cls(
+                embeddings,
+                Vocabulary.from_json_text(header["vocabulary"], str(path)),
+                float(header["temperature"]),
+                header["teacher"],
+                header["fingerprint"],
+                header["templates"],
+                json.loads(header["synonyms"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}: expected text embeddings with their classes and teacher in the header: "
+                f"{error}. Make the file again"
+            ) from None
 
     def select(self, vocabulary: Vocabulary) -> TextEmbeddings:
         """The embeddings of some of the classes.

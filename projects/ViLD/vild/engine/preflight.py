@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from vild.config import check_ranges
-from vild.data import require_split
+from vild.data import Vocabulary, require_split
 from vild.engine.loading import build_test_proposals, is_vild
 from vild.evaluation.evaluator import Protocol
 from vild.modeling import load_text_embeddings
@@ -55,7 +55,8 @@ def check_test_sets(cfg: CfgNode) -> None:
     """
     for name in cfg.DATASETS.TEST:
         require_split(name, "a registered split in DATASETS.TEST")
-        Protocol.of_dataset(name).read()
+        if not Protocol.of_dataset(name).read().images:
+            raise ValueError(f"expected images in {name}, got none: there is nothing to evaluate")
 
 
 def check_test_proposals(cfg: CfgNode) -> None:
@@ -88,6 +89,8 @@ def check_classes(cfg: CfgNode, splits: Sequence[str]) -> None:
         text = load_text_embeddings(cfg)
         for name, classes in names.items():
             text.check_classes(classes, f"the data set {name}")
+            if cfg.MODEL.VILD.ZERO_SHOT and name in cfg.DATASETS.TRAIN:
+                _check_novel(name, text.vocabulary)
         return
     number = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     for name, classes in names.items():
@@ -95,6 +98,18 @@ def check_classes(cfg: CfgNode, splits: Sequence[str]) -> None:
             raise ValueError(
                 f"expected MODEL.ROI_HEADS.NUM_CLASSES to be {len(classes)}, the number of classes "
                 f"of {name}, got {number}"
+            )
+
+
+def _check_novel(split: str, vocabulary: Vocabulary) -> None:
+    """Raise ValueError unless the novel classes of the text embeddings are those of the split."""
+    flags = MetadataCatalog.get(split).get("novel") or vocabulary.novel
+    for name, own, given in zip(vocabulary.names, flags, vocabulary.novel, strict=True):
+        if bool(own) != given:
+            kinds = ("novel", "base") if own else ("base", "novel")
+            raise ValueError(
+                f"expected {name!r} to be {kinds[0]}, as in {split}, but in the text embeddings it "
+                f"is {kinds[1]}: make them again with --vocabulary {split}"
             )
 
 

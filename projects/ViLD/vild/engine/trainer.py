@@ -136,6 +136,12 @@ class Trainer(DefaultTrainer):
         Raises:
             ValueError: it is of a training of another variant, which may have the same parameters.
         """
+        iteration = state_dict.get("iteration") if isinstance(state_dict, dict) else None
+        if not isinstance(iteration, int) or "_trainer" not in state_dict:
+            raise ValueError(
+                "cannot resume: the checkpoint has no training state of this project (iteration "
+                "and optimizer). To begin a training from it, pass it as MODEL.WEIGHTS"
+            )
         variant = state_dict.get("variant", self._variant)  # older checkpoints have none
         if variant != self._variant:
             raise ValueError(

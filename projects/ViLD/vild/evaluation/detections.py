@@ -7,6 +7,7 @@ Legend: N detections.
 
 from __future__ import annotations
 
+import logging
 import os
 from array import array
 from collections.abc import Mapping
@@ -17,9 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vild.data.annotations import SLACK
 from vild.data.masks import check_segmentation, to_rle
 from vild.evaluation.ground_truth import GroundTruth
 from vild.evaluation.results import Results, iterate_detections
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Detections:
         is_file = isinstance(results, (str, os.PathLike))
         where = str(Path(results)) if is_file else "the results"  # type: ignore[arg-type]
         image_ids, category_ids, scores = array("q"), array("q"), array("d")
-        boxes, counts = array("d"), []
+        boxes, counts, odd = array("d"), [], 0
         for index, item in enumerate(iterate_detections(results)):
             image = truth.image(item.image_id)
             category = truth.category_number(item.category_id)
@@ -76,6 +80,14 @@ class Detections:
             category_ids.append(category)
             scores.append(item.score)
             if item.bbox is not None:
+                x, y, width, height = item.bbox
+                if min(width, height) < 0:
+                    raise ValueError(
+                        f"{where}: expected x, y, width, height in pixels as the box of detection "
+                        f"{index}, got {item.bbox}"
+                    )
+                odd += x + width > image["width"] + SLACK or y + height > image["height"] + SLACK
+                odd += x + width <= 1 and y + height <= 1
                 boxes.extend(item.bbox)
             if item.segmentation is not None:
                 size = image["height"], image["width"]
@@ -94,6 +106,12 @@ class Detections:
                         f"{where}: expected {key!r} for all detections or for none, but "
                         f"detections {index - 1} and {index} (image {item.image_id!r}) differ"
                     )
+        if 4 * odd > len(scores):
+            logger.warning(
+                "%s: %d of %d boxes stick out of their image or are less than a pixel: are they "
+                "x, y, width, height in pixels?",
+                *(where, odd, len(scores)),
+            )
         return cls(
             where,
             np.frombuffer(image_ids, np.int64),

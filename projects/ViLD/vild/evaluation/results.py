@@ -330,6 +330,8 @@ def _array_items(stream: TextIO, where: str) -> Iterator[Any]:
                     ) from None
                 text, at = text[at:] + more, 0
                 continue
+            except (RecursionError, ValueError) as error:
+                raise ValueError(f"{where}: detection {count} is no json ({error})") from None
             yield item
             count, separated = count + 1, False
     rest = text[at + 1 :].strip() or stream.read(_CHUNK).strip()
@@ -360,7 +362,7 @@ def checked_detection(item: Any, index: int, where: str) -> Detection:
         if not isinstance(item, Mapping):
             raise ValueError(f"expected an object, got {item!r:.60}")
         fields = Detection.__struct_fields__
-        known = {key: item[key] for key in fields if item.get(key) is not None}
+        known = {k: item[k] for k in fields if item.get(k) is not None and item[k] == item[k]}
         mask = read_segmentation(known.pop("segmentation", None))
         if known.get("bbox") == []:
             del known["bbox"]

@@ -82,7 +82,9 @@ def plot_class_ap(
             markeredgewidth=2,
             label=labels[1],
         )
-    axes.set_xticks(range(len(shown)), [c.name for c in shown], rotation=90, size=7)
+    axes.set_xticks(
+        range(len(shown)), [c.name for c in shown], rotation=90, size=7, parse_math=False
+    )
     axes.set_xlim(-0.7, len(shown) - 0.3)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("box AP, percent")
@@ -124,8 +126,8 @@ def plot_similarities(
         axes.set_xlabel("text embedding of")
         size = min(7.0, 420 / max(len(names), 1))
         labels = [names[i] for i in order]
-        axes.set_xticks(range(len(names)), labels, rotation=90, size=size)
-        axes.set_yticks(range(len(names)), labels, size=size)
+        axes.set_xticks(range(len(names)), labels, rotation=90, size=size, parse_math=False)
+        axes.set_yticks(range(len(names)), labels, size=size, parse_math=False)
         for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
             for tick in ticks[first_novel:]:
                 tick.set_color(NOVEL_COLOUR)

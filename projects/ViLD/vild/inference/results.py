@@ -17,7 +17,9 @@ from vild.evaluation.results import Detection, iterate_detections
 
 
 def read_results_by_picture(
-    path: str | os.PathLike[str], image_ids: Collection[Id], category_ids: Collection[Id]
+    path: str | os.PathLike[str],
+    image_ids: Collection[Id],
+    category_ids: Collection[Id],
 ) -> dict[Id, list[Detection]]:
     """Read a results file and sort it by image.
 

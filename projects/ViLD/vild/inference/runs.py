@@ -122,7 +122,7 @@ def _read_text(path: Path) -> str:
 def _json_or_none(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -168,7 +168,7 @@ def _read_log(path: Path) -> tuple[dict[str, Metrics], dict[str, dict[str, np.nd
     read = 0
     for number, line in enumerate(lines, start=1):
         entry = _json_or_none(line)
-        if not isinstance(entry, dict) or "iteration" not in entry:
+        if not isinstance(entry, dict) or not isinstance(entry.get("iteration"), int):
             if number == len(lines) and read:
                 logger.warning("%s: passed over the last line, which is incomplete", path)
                 break
