@@ -160,10 +160,9 @@ def detect_video(
         raise ValueError(f"expected a video at {args.video_input}: no such file")
     if args.output is None and results is None:
         raise ValueError("expected --output FILE.mp4 or --results FILE for a video")
-    output = args.output
-    if output is not None and not args.webcam and output.exists():
-        if output.samefile(args.video_input):
-            raise ValueError(f"expected another file as --output than the video, got {output}")
+    output = None if args.webcam else args.output
+    if output is not None and output.exists() and output.samefile(args.video_input):
+        raise ValueError(f"expected another file as --output than the video, got {output}")
     capture = cv2.VideoCapture(source)
     try:
         if not capture.isOpened():

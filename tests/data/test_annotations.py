@@ -435,3 +435,77 @@ def test_other_encodings_of_unicode(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(contents, ensure_ascii=False), encoding=encoding)
     assert read_annotations(path).categories[2].name == "brosse à dents"
+
+
+def test_a_list_of_points_in_a_well_typed_file(tmp_path: Path) -> None:
+    contents = coco_contents()
+    contents["annotations"] = [annotation(1, 4, 3, segmentation=[[2, 2], [12, 2], [12, 12]])]
+    (found,) = read_annotations(write(tmp_path, contents)).objects
+    assert found.segmentation == [[2, 2, 12, 2, 12, 12]]
+
+
+@pytest.mark.parametrize("box", [[30, 2, 5, 5], [2, 20, 5, 5], [-5, 2, 5, 5], [500, 500, 20, 20]])
+def test_objects_off_their_image_are_left_out(tmp_path: Path, box: list[int]) -> None:
+    contents = coco_contents()
+    contents["annotations"][0]["bbox"] = box
+    found = read_annotations(write(tmp_path, contents))
+    assert len(found.objects) == 4
+    assert "boxes that overlap their image, got 1 others: annotations[0]" in found.problems[0].text
+    assert found.problems[0].severity == "warning"
+
+
+def test_repeated_objects_are_named(tmp_path: Path) -> None:
+    contents = coco_contents()
+    contents["annotations"] *= 2
+    found = read_annotations(write(tmp_path, contents))
+    (text,) = (p.text for p in found.problems if p.severity == "warning")
+    assert "got 5 that repeat another one's image, class and box: annotations[5] (id 31)" in text
+
+
+def test_masks_that_do_not_fit_their_boxes(tmp_path: Path) -> None:
+    contents = coco_contents()
+    contents["annotations"] = [
+        annotation(n, 4, 3, bbox=[1, n, 10, 5], segmentation=[[0.1, 0.1, 0.4, 0.1, 0.4, 0.4]])
+        for n in range(12)
+    ]
+    found = read_annotations(write(tmp_path, contents))
+    assert "masks that fill their boxes, got 12 with another extent" in found.problems[0].text
+
+
+def test_lists_of_unknown_classes_are_named(tmp_path: Path) -> None:
+    contents = lvis_contents()
+    contents["images"][0]["neg_category_ids"] = ["class_3"]
+    contents["images"][1]["neg_category_ids"] = ["3"]
+    for image in contents["images"]:
+        image["not_exhaustive_category_ids"] = []
+    (problem,) = read_annotations(write(tmp_path, contents)).problems
+    assert problem.severity == "warning"
+    assert "lists of an image, got 1 others: image 8: neg_category_ids" in problem.text
+
+
+@pytest.mark.parametrize("name", ["_", "x" * 201, "cat \ud83d", "a\nb"])
+def test_names_that_no_vocabulary_takes(tmp_path: Path, name: str) -> None:
+    contents = coco_contents()
+    contents["categories"][0]["name"] = name
+    with pytest.raises(ValueError, match="expected a name for every class"):
+        read_annotations(write(tmp_path, contents))
+
+
+def test_nan_is_missing_and_a_supercategory_may_be_anything(tmp_path: Path) -> None:
+    contents = coco_contents()
+    nan = float("nan")
+    contents["annotations"][0].update(id=nan, iscrowd=nan, area=nan)
+    contents["categories"][0].update(synonyms=nan, supercategory=0)
+    found = read_annotations(write(tmp_path, contents))
+    assert len(found.objects) == 5
+    assert found.objects[0].iscrowd == 0
+
+
+def test_run_lengths_of_a_huge_image(tmp_path: Path) -> None:
+    side = 10**6
+    mask = {"size": [side, side], "counts": [0, side * side]}
+    contents = coco_contents()
+    contents["images"][1].update(height=side, width=side)
+    contents["annotations"] = [annotation(1, 4, 3, segmentation=mask)]
+    (found,) = read_annotations(write(tmp_path, contents)).objects
+    assert found.segmentation is None

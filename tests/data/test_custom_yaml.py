@@ -165,3 +165,20 @@ def test_a_yaml_in_another_encoding_is_refused(
     with pytest.raises(ValueError, match=f"^{message}$"):
         register_custom(path)
     assert "birds_val" not in DatasetCatalog
+
+
+def test_a_key_that_occurs_twice_is_refused(tmp_path: Path, spec: Spec) -> None:
+    path = write_yaml(tmp_path, spec)
+    path.write_text(path.read_text(encoding="utf-8") + "novel: []\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="the key 'novel' occurs more than once"):
+        register_custom(path)
+
+
+def test_a_name_of_another_yaml_is_taken(tmp_path: Path, spec: Spec) -> None:
+    path = write_yaml(tmp_path, spec)
+    register_custom(path)
+    other = path.with_name("other.yaml")
+    other.write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match="the name 'birds' is taken"):
+        register_custom(other)
+    register_custom(path)

@@ -312,11 +312,7 @@ def test_a_base_class_without_objects_is_a_warning_in_train(tmp_path: Path) -> N
 def test_a_json_without_images_or_classes(tmp_path: Path, split: str) -> None:
     data = contents(["a.png"]) | {"images": [], "annotations": []}
     empty = "images, got 1 empty list. There is nothing to train on or evaluate."
-    unused = UNUSED.format(3, "class 1, class 2, class 3")
-    assert problems_of(inspect_custom(write_custom(tmp_path, data, split))) == [
-        ("warning", empty),
-        NOTHING if split == "train" else ("warning", unused),
-    ]
+    assert problems_of(inspect_custom(write_custom(tmp_path, data, split))) == [("error", empty)]
     data = contents(["a.png"]) | {"annotations": [], "categories": []}
     assert problems_of(inspect_custom(write_custom(tmp_path, data, split))) == [
         ("error", "at least one class under 'categories', got 1 empty list. Mend the json.")

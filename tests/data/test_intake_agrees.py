@@ -124,7 +124,7 @@ def test_annotations(folder: Path, contents: Any) -> None:
 
 
 @many
-@given(spec=mutations(sound_yaml()))
+@given(spec=mutations({**sound_yaml(), "name": "described"}))
 def test_descriptions(folder: Path, spec: Any) -> None:
     for split in ("train", "val"):
         write_json(folder / f"{split}.json", sound_annotations())

@@ -115,3 +115,11 @@ def test_rows_of_names_and_ids() -> None:
     assert select_rows(CLASSES, ["osprey", 5], "x", "base") == {1, 3}
     with pytest.raises(ValueError, match="x: the base class 'crows' is not in"):
         select_rows(CLASSES, ["crows"], "x", "base")
+
+
+def test_a_number_that_is_an_id_and_another_name_has_to_be_quoted() -> None:
+    digits = [Category(n + 1, str(n), (str(n),), "f", None) for n in range(3)]
+    with pytest.raises(ValueError, match="2 is the id of '1' and the name of another class"):
+        novel_flags(digits, [2], "here")
+    assert novel_flags(digits, ["2"], "here") == (False, False, True)
+    assert novel_flags(digits, [3], "here") == (False, False, True)

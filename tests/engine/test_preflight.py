@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from vild.config import check_ranges
 from vild.data import register_shapes
+from vild.embeddings import TextEmbeddings
 from vild.engine import check_before_training, evaluate
 
 from .. import small_shapes
@@ -68,6 +70,21 @@ def test_the_classes_of_the_test_set_have_to_be_the_models(cfg: CfgNode, tmp_pat
         check_before_training(cfg)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.DATASETS.TEST = 1, ()
     check_before_training(cfg)
+
+
+def test_novel_classes_have_to_be_those_of_the_training_set(cfg: CfgNode, tmp_path: Path) -> None:
+    text = TextEmbeddings.load(cfg.MODEL.VILD.TEXT_EMBEDDINGS)
+    words = text.vocabulary
+    for novel in ((False,) * 60, (True,) * 60):
+        flagged = replace(words, novel=novel)
+        replace(text, vocabulary=flagged).save(tmp_path / "text.safetensors")
+        cfg.MODEL.VILD.TEXT_EMBEDDINGS = str(tmp_path / "text.safetensors")
+        row = words.novel.index(not novel[0])
+        with pytest.raises(ValueError, match=f"expected '{words.names[row]}' to be"):
+            check_before_training(cfg)
+        cfg.MODEL.VILD.ZERO_SHOT = False
+        check_before_training(cfg)
+        cfg.MODEL.VILD.ZERO_SHOT = True
 
 
 def test_test_proposals_have_to_be_of_the_test_set(cfg: CfgNode, folder: Path) -> None:

@@ -350,3 +350,18 @@ def test_ids_of_any_kind_give_the_same_figures(
     for task in TASKS:
         same(found[task].metrics, expected[task].metrics)
         same(found[task].ap, expected[task].ap)
+
+
+def test_boxes_of_results_in_another_form(shapes: Case, caplog: pytest.LogCaptureFixture) -> None:
+    items = [
+        {k: v for k, v in i.items() if k != "segmentation"} for i in read_results(shapes.results)
+    ]
+    truth = GroundTruth.read(shapes.json_file, shapes.novel)
+    Detections.read(items, truth)
+    assert "are they x, y, width, height" not in caplog.text
+    fractions = [{**item, "bbox": [v / 160 for v in item["bbox"]]} for item in items]
+    Detections.read(fractions, truth)
+    assert "are they x, y, width, height in pixels?" in caplog.text
+    items[3]["bbox"] = [50, 50, -10, 5]
+    with pytest.raises(ValueError, match="width, height in pixels as the box of detection 3"):
+        Detections.read(items, truth)

@@ -261,6 +261,9 @@ def _complete(item: Annotation, index: int, image: ImageEntry, findings: Finding
         findings.add("negative" if min(width, height) < 0 else "empty", _label(index, item))
         if min(width, height) < 0:
             return False
+    elif x >= image.width or y >= image.height or x + width <= 0 or y + height <= 0:
+        findings.add("off_image", _label(index, item))
+        return False
     elif min(x, y) < -SLACK or x + width > image.width + SLACK or y + height > image.height + SLACK:
         findings.add("outside", _label(index, item))
     if item.area is None or not 0 <= item.area < float("inf"):
