@@ -185,7 +185,7 @@ def test_what_a_json_may_have_wrong(
         (
             _change("images", 0, width=0),
             ("error", "image sizes in pixels, got 1 images without, ids 1. Mend"),
-            ("warning", f"got 3 that stick out: {FIRST}, {SECOND}"),
+            ("warning", f"boxes that overlap their image, got 3 others: {FIRST}, {SECOND}"),
         ),
         (
             _change("annotations", 0, segmentation=[[1, 1, 5, 5]]),
@@ -311,7 +311,7 @@ def test_a_base_class_without_objects_is_a_warning_in_train(tmp_path: Path) -> N
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_json_without_images_or_classes(tmp_path: Path, split: str) -> None:
     data = contents(["a.png"]) | {"images": [], "annotations": []}
-    empty = "images, got 1 empty list. There is nothing to train on or evaluate."
+    empty = "images, got none. There is nothing to train on or evaluate."
     assert problems_of(inspect_custom(write_custom(tmp_path, data, split))) == [("error", empty)]
     data = contents(["a.png"]) | {"annotations": [], "categories": []}
     assert problems_of(inspect_custom(write_custom(tmp_path, data, split))) == [

@@ -148,7 +148,7 @@ def decode_annotations(
     entries = _without_root(entries, objects, findings)
     categories = _counted(entries, objects, findings)
     ordered = sorted(images.values(), key=lambda image: id_order(image.id))
-    _plausible(ordered, objects, findings)
+    _plausible(objects, findings)
     return Annotations(str(path), ordered, objects, categories, listed, findings.problems())
 
 
@@ -321,10 +321,8 @@ def _counted(
     return made
 
 
-def _plausible(images: list[ImageEntry], objects: list[Annotation], findings: Findings) -> None:
+def _plausible(objects: list[Annotation], findings: Findings) -> None:
     """Data that are well formed and cannot mean what they say."""
-    if not images:
-        findings.count("no_images")
     extents = [
         _overlap(box_of(item.segmentation), item.bbox)
         for item in objects[:COMPARED]

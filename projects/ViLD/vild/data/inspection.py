@@ -248,6 +248,9 @@ def _inspect_split(
     problems = list(found.problems)
     if not found.images and not found.categories:
         return SplitReport(name, json_file, None, 0, tuple(problems))
+    if not found.images:
+        text = f"{found.path}: expected images, got none. There is nothing to train on or evaluate."
+        problems.append(Problem("error", text))
     groups = Counter(category.frequency for category in found.categories)
     counts = Counts(len(found.images), found.listed, len(found.categories), groups, {})
     problems += _count_problems(counts, expected, found.path)

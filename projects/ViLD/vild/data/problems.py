@@ -13,7 +13,6 @@ _MEND = "Mend the json."
 _KINDS: dict[str, tuple[str, str, str, str]] = {
     "invalid": ("error", "entries of COCO's format", "others:", _MEND),
     "no_classes": ("error", "at least one class under 'categories'", "empty list", _MEND),
-    "no_images": ("error", "images", "empty list", "There is nothing to train on or evaluate."),
     "image_ids": ("error", "different image ids", "repeated ones:", _MEND),
     "image_sizes": ("error", "image sizes in pixels", "images without, ids", _MEND),
     "image_paths": ("error", "'file_name' or 'coco_url'", "images with neither, ids", _MEND),

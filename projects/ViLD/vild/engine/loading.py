@@ -166,7 +166,7 @@ def build_train_loader(cfg: CfgNode) -> TrainingLoader:
     regions, proposals = build_region_source(cfg), build_proposal_source(cfg, True)
     mapper = ViLDDatasetMapper(cfg, True, regions=regions, proposals=proposals)
     # given here, since Detectron2 would read DATASETS.PROPOSAL_FILES_TRAIN as pickles
-    every = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
+    every = _records(cfg.DATASETS.TRAIN)
     records = every
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         records = filter_images_with_only_crowd_annotations(every)
@@ -185,6 +185,18 @@ def build_train_loader(cfg: CfgNode) -> TrainingLoader:
         workers=cfg.DATALOADER.NUM_WORKERS,
         complete=build_online_embedder(cfg, "distill_regions") if is_online else None,
     )
+
+
+def _records(names: Sequence[str]) -> list[dict[str, Any]]:
+    """The records of registered splits.
+
+    Raises:
+        ValueError: one of them has no images.
+    """
+    try:
+        return get_detection_dataset_dicts(names, filter_empty=False)
+    except AssertionError as error:  # Detectron2's for an empty list
+        raise ValueError(f"expected images in {tuple(names)}: {error}") from None
 
 
 def _require_objects(cfg: CfgNode, records: Sequence[Mapping[str, Any]]) -> None:
@@ -229,7 +241,7 @@ def build_test_loader(cfg: CfgNode, name: str) -> Any:
         ValueError: see :func:`build_test_proposals`.
     """
     online = _detects_with_teacher(cfg) and cfg.MODEL.VILD.DISTILL.SOURCE == "online"
-    records = get_detection_dataset_dicts(name, filter_empty=False)
+    records = _records([name])
     proposals = build_test_proposals(cfg, name, records)
     mapper = ViLDDatasetMapper(cfg, False, proposals=proposals, online_proposals=online)
     loader = build_detection_test_loader(
