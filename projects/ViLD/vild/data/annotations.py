@@ -26,7 +26,7 @@ from vild.data.entries import (
     paused_collection,
     plain_number,
 )
-from vild.data.masks import Segmentation, box_of, check_segmentation
+from vild.data.masks import box_of, check_segmentation
 from vild.data.problems import Findings, Problem
 from vild.data.prompts import MAX_NAME_LENGTH, clean_name
 
@@ -213,7 +213,6 @@ def _objects(
         if item.iscrowd and crowds_are_objects:
             item.iscrowd = 0
         if item.segmentation:
-            item.segmentation = _joined_points(item.segmentation)
             try:
                 item.segmentation = check_segmentation(item.segmentation, image.height, image.width)
             except ValueError as error:
@@ -230,13 +229,6 @@ def _objects(
                 findings.add("repeated", _label(index, item))
             seen.add(key)
     return kept
-
-
-def _joined_points(mask: Segmentation) -> Segmentation:
-    """A list of points [x, y], which a well-typed file may have, as one polygon."""
-    if isinstance(mask, list) and len(mask) > 2 and all(len(point) == 2 for point in mask):
-        return [[side for point in mask for side in point]]
-    return mask
 
 
 def _label(index: int, item: Annotation, note: str = "") -> str:

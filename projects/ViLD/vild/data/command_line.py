@@ -6,8 +6,9 @@ import argparse
 import logging
 import math
 import os
+from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
 from detectron2.data import DatasetCatalog
 
@@ -17,6 +18,7 @@ from vild.data.shapes import register_made_shapes
 from vild.data.vocabulary import split_words
 
 logger = logging.getLogger(__name__)
+_Number = TypeVar("_Number", int, float)
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,14 +41,12 @@ def comma_list(text: str) -> list[str]:
 
 
 def fraction(text: str) -> float:
-    """A number from 0 to 1; for argparse's ``type``."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:  # NaN as well
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
-    return value
+    """Convert text to a number from 0 to 1; for argparse's ``type``.
+
+    Raises:
+        argparse.ArgumentTypeError: other text.
+    """
+    return _number(text, float, lambda number: 0 <= number <= 1, "a number from 0 to 1")
 
 
 def positive_int(text: str) -> int:
@@ -55,13 +55,7 @@ def positive_int(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: other text.
     """
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
-    return number
+    return _number(text, int, lambda number: number >= 1, "an integer of at least 1")
 
 
 def positive_float(text: str) -> float:
@@ -70,12 +64,18 @@ def positive_float(text: str) -> float:
     Raises:
         argparse.ArgumentTypeError: other text.
     """
+    return _number(text, float, lambda number: 0 < number < math.inf, "a number above 0")
+
+
+def _number(
+    text: str, convert: Callable[[str], _Number], is_valid: Callable[[_Number], bool], expected: str
+) -> _Number:
     try:
-        number = float(text)
+        number = convert(text)
     except ValueError:
-        number = 0.0
-    if not 0 < number < math.inf:  # false for NaN
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+        number = None
+    if number is None or not is_valid(number):  # no range holds for NaN
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
     return number
 
 

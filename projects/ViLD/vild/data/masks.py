@@ -117,6 +117,9 @@ def check_segmentation(
         if not may_be_empty and not mask_util.area(checked.to_dict()):
             raise ValueError("an empty mask")
         return checked
+    if len(mask) > 2 and all(len(point) == 2 for point in mask):
+        # a list of points, which a well-typed file has without passing through read_segmentation
+        mask = [[side for point in mask for side in point]]
     polygons = [points for points in mask if _is_drawable(points, height, width)]
     if not polygons:
         raise ValueError("no polygon of 3 or more points near the image")

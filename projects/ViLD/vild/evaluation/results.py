@@ -265,12 +265,15 @@ def iterate_results(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
         ValueError: the file is missing, no json, no list or cut off; or see
             :func:`checked_detection`.
     """
-    file = Path(path)
+    return (item for item, _ in _checked_items(Path(path)))
+
+
+def _checked_items(file: Path) -> Iterator[tuple[dict[str, Any], Detection]]:
+    """Each json object of a results file with its typed detection."""
     try:
         with file.open(encoding="utf-8-sig") as stream:
             for index, item in enumerate(_array_items(stream, str(file))):
-                checked_detection(item, index, str(file))
-                yield item
+                yield item, checked_detection(item, index, str(file))
     except OSError as error:
         raise ValueError(f"expected results at {file}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -284,10 +287,8 @@ def iterate_detections(results: Results) -> Iterator[Detection]:
         ValueError: see :func:`iterate_results`.
     """
     if isinstance(results, (str, os.PathLike)):
-        where, items = str(Path(results)), iterate_results(results)
-    else:
-        where, items = "the results", iter(results)  # type: ignore[arg-type]
-    return (checked_detection(item, n, where) for n, item in enumerate(items))
+        return (detection for _, detection in _checked_items(Path(results)))
+    return (checked_detection(item, n, "the results") for n, item in enumerate(results))
 
 
 def _array_items(stream: TextIO, where: str) -> Iterator[Any]:
