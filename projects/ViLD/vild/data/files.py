@@ -55,19 +55,41 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     _remove_stale_once(os.path.abspath(target.parent))
     temporary = _temporary(target)
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-        _sync_folder(target.parent)
-    except Exception as error:
-        cause = _write_error(error, temporary)
-        if cause is None:
-            raise
-        raise _naming(cause, target) from error
+        with write_errors_named(target, temporary):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+            _sync_folder(target.parent)
     finally:
         with suppress(OSError):  # a disk that became read-only
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_errors_named(
+    path: str | os.PathLike[str], temporary: str | os.PathLike[str] | None = None
+) -> Iterator[None]:
+    """Let errors of writing a file name it and, on a full disk, the space that is free.
+
+    Args:
+        path: of the file that the block writes.
+        temporary: the name under which it writes it, if another.
+
+    Raises:
+        OSError: of the same kind as the system's. Errors about other files pass as they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = _write_error(error, {os.fspath(path), os.fspath(temporary or path)})
+        if cause is None:
+            raise
+        reason = cause.strerror or str(cause)
+        if cause.errno in _FULL:
+            with suppress(OSError):
+                reason += f" ({shutil.disk_usage(Path(path).parent).free / 1e9:.2f} GB free)"
+        raise OSError(cause.errno, reason, os.fspath(path)) from error
 
 
 def require_writable_folder(folder: str | os.PathLike[str], what: str) -> None:
@@ -189,32 +211,22 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def _write_error(error: BaseException, temporary: Path) -> OSError | None:
-    """Return the error of the system behind an error of writing ``temporary``, or None.
+def _write_error(error: BaseException, names: set[str]) -> OSError | None:
+    """Return the error of the system behind an error of writing a file of these names, or None.
 
     torch and safetensors replace it by errors of their own.
     """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError):
-            unnamed = cause.filename is None and cause.errno in _DISK_ERRORS
-            named = cause.filename is not None and Path(os.fsdecode(cause.filename)) == temporary
-            return cause if unnamed or named else None
+            if cause.filename is None:
+                return cause if cause.errno in _DISK_ERRORS else None
+            return cause if os.fspath(cause.filename) in names else None
         number = re.search(r"\(os error (\d+)\)", str(cause))
         if type(cause).__name__ == "SafetensorError" and number:
             return OSError(int(number[1]), os.strerror(int(number[1])))
         cause = cause.__cause__ or cause.__context__
     return None
-
-
-def _naming(error: OSError, target: Path) -> OSError:
-    """Return an error of the same kind that names ``target`` and, on a full disk, what is free."""
-    reason = error.strerror or str(error)
-    if error.errno in _FULL:
-        with suppress(OSError):
-            free = shutil.disk_usage(target.parent).free
-            reason += f" ({free / 1e9:.2f} GB free)"
-    return OSError(error.errno, reason, str(target))
 
 
 def _sync_folder(folder: Path) -> None:
