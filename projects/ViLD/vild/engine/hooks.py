@@ -48,6 +48,19 @@ class StepSeeds(HookBase):
         torch.manual_seed(third)
 
 
+@contextmanager
+def stop_signals_held() -> Iterator[None]:
+    """Let signals wait for the end of the block; processes that it starts never receive them.
+
+    Ctrl-C and clusters send them to the loader's workers, too, whose end would be an error.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class CheckpointAndStop(HookBase):
     """A signal ends the training after the current step, with a checkpoint to resume from.
 

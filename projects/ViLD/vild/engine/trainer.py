@@ -17,7 +17,13 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
-from vild.engine.hooks import CheckpointAndStop, DivergenceGuard, Evaluation, StepSeeds
+from vild.engine.hooks import (
+    CheckpointAndStop,
+    DivergenceGuard,
+    Evaluation,
+    StepSeeds,
+    stop_signals_held,
+)
 from vild.engine.loading import build_test_loader, build_train_loader, is_vild
 from vild.engine.writing import METRICS, NamedWriter, remove_cut_line, write_errors_in_one_line
 from vild.evaluation import OpenVocabularyEvaluator
@@ -60,6 +66,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer = AtomicCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
         self._resumed_from = ""  # path of the checkpoint
+        self._starts_workers = False  # whether the next step does, on which train() has to end them
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:
@@ -141,6 +148,7 @@ class Trainer(DefaultTrainer):
         final = Path(self.cfg.OUTPUT_DIR, f"{FINAL}.pth").resolve()
         if self.start_iter == self.max_iter and Path(self._resumed_from).resolve() != final:
             self.checkpointer.save(FINAL, iteration=self.iter)
+        self._starts_workers = True
         with write_errors_in_one_line():
             return super().train()
 
@@ -151,10 +159,14 @@ class Trainer(DefaultTrainer):
         for hook in self._hooks:
             with suppress(OSError) if failed else nullcontext():
                 hook.after_train()
+        # ends the loader's workers, which do not receive the SIGTERM of Python's exit
+        self._trainer._data_loader_iter.close()
 
     def run_step(self) -> None:
         """Take a step; name its images if it diverges."""
-        with self._guard.explain():
+        held = stop_signals_held() if self._starts_workers else nullcontext()
+        self._starts_workers = False
+        with self._guard.explain(), held:
             super().run_step()
 
     @property
