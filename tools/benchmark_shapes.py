@@ -22,7 +22,8 @@ from shapes_experiment.claims import claims_to_markdown, judge
 from shapes_experiment.methods import METHODS
 from shapes_experiment.pipeline import Pipeline
 from shapes_experiment.table import collect, to_markdown
-from vild.data.files import atomic_path
+from vild.data import positive_int
+from vild.data.files import atomic_path, require_writable_folder
 from vild.engine.progress import shown_time
 from vild.engine.stages import StageRunner, run_or_exit
 
@@ -35,7 +36,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[5, 6, 7])
     parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, help="commands at a time (one per core)"
+        "--jobs",
+        type=positive_int,
+        default=os.cpu_count() or 1,
+        help="commands at a time (one per core)",
     )
     parser.add_argument("--out-dir", type=Path, default=Path("output/benchmark_shapes"))
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of every configuration")
@@ -46,6 +50,12 @@ def main() -> int:
     """Command line entry; returns the exit code."""
     parser = build_parser()
     args = parser.parse_args()
+    try:
+        require_writable_folder(args.out_dir, "--out-dir")
+    except ValueError as error:
+        parser.error(str(error))
+    if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
+        parser.error(f"expected --seeds of at least 0, each once, got {args.seeds}")
     pipelines = [
         # boxes alone: the claims are about classes, and with masks no figure of ViLD moved by
         # more than half a point on seed 0

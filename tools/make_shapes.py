@@ -12,7 +12,9 @@ import sys
 import time
 from pathlib import Path
 
+from vild.data import positive_int
 from vild.data.contact_sheet import write_contact_sheet
+from vild.data.files import require_writable_file
 from vild.data.shapes import generate_shapes, pixel_digest, register_shapes
 from vild.data.shapes.dataset import TRAIN_IMAGES, VAL_IMAGES, shapes_folder
 
@@ -24,9 +26,9 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="other classes and pictures (0)")
     parser.add_argument("--out-dir", type=Path, help="default: shapes below $DETECTRON2_DATASETS")
-    parser.add_argument("--train-images", type=int, default=TRAIN_IMAGES)
-    parser.add_argument("--val-images", type=int, default=VAL_IMAGES)
-    parser.add_argument("--workers", type=int, help="processes (one per core)")
+    parser.add_argument("--train-images", type=positive_int, default=TRAIN_IMAGES)
+    parser.add_argument("--val-images", type=positive_int, default=VAL_IMAGES)
+    parser.add_argument("--workers", type=positive_int, help="processes (one per core)")
     parser.add_argument("--contact-sheet", type=Path, help="PNG with the first pictures, annotated")
     parser.add_argument("--digest", action="store_true", help="print a digest of the pixels")
     args = parser.parse_args()
@@ -34,13 +36,27 @@ def main() -> int:
     folder = args.out_dir or shapes_folder(args.seed)
     start = time.perf_counter()
     try:
+        if args.contact_sheet:
+            require_writable_file(args.contact_sheet, "--contact-sheet")
         written = generate_shapes(
             folder, args.seed, args.train_images, args.val_images, args.workers
         )
-    except ValueError as error:
+        report(args, folder, time.perf_counter() - start if written else None)
+    except (ValueError, OSError) as error:
         parser.error(str(error))
-    if written:
-        print(f"wrote {folder} in {time.perf_counter() - start:.1f} s")
+    return 0
+
+
+def report(args: argparse.Namespace, folder: Path, seconds: float | None) -> None:
+    """Say what was made, and make what else was asked for.
+
+    Args:
+        args: of the command line.
+        folder: of the data set.
+        seconds: that it took; None: it was there.
+    """
+    if seconds is not None:
+        print(f"wrote {folder} in {seconds:.1f} s")
     else:
         print(f"{folder} is there already")
     if args.digest:
@@ -49,7 +65,6 @@ def main() -> int:
         names = register_shapes(args.seed, folder)
         (train,) = (name for name in names if name.endswith("_train"))
         print(f"wrote {write_contact_sheet(train, args.contact_sheet)}")
-    return 0
 
 
 if __name__ == "__main__":

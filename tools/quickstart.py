@@ -15,6 +15,7 @@ from pathlib import Path
 
 from shapes_experiment.methods import METHODS
 from shapes_experiment.pipeline import Pipeline, teacher_version
+from vild.data import positive_int
 from vild.engine.progress import shown_time
 from vild.engine.stages import Stage, StageRunner, run_or_exit
 
@@ -99,7 +100,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, nargs=2, metavar=("TRAIN", "VAL"), help="how many")
+    parser.add_argument(
+        "--images", type=positive_int, nargs=2, metavar=("TRAIN", "VAL"), help="how many"
+    )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of every configuration")
     args = parser.parse_args()
     pipeline = Pipeline(
@@ -108,7 +111,10 @@ def main() -> int:
     runner = StageRunner(build_stages(pipeline), OUTPUT / "stages")
     begin = time.monotonic()
     worked = run_or_exit(runner, "`make quickstart`")
-    holds, sentence = verdict(pipeline)
+    try:
+        holds, sentence = verdict(pipeline)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     if worked:
         peak = max(record.peak_bytes for record in runner.records.values())
         took = shown_time(time.monotonic() - begin)

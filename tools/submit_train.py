@@ -17,6 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vild.data import positive_int
+from vild.data.files import require_writable_folder
+
 TRAIN = Path(__file__).parents[1] / "projects" / "ViLD" / "train_net.py"
 
 
@@ -66,10 +69,12 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cluster", choices=("slurm", "local"), default="slurm")
-    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--nodes", type=positive_int, default=1)
     parser.add_argument("--gpus-per-node", type=int, default=8, help="and processes")
-    parser.add_argument("--cpus-per-task", type=int, default=6)
-    parser.add_argument("--timeout-min", type=int, default=24 * 60, help="of the job, in minutes")
+    parser.add_argument("--cpus-per-task", type=positive_int, default=6)
+    parser.add_argument(
+        "--timeout-min", type=positive_int, default=24 * 60, help="of the job, in minutes"
+    )
     parser.add_argument("--partition")
     parser.add_argument("--log-dir", default="output/submitit")
     parser.add_argument("--port", type=int, default=29500)
@@ -80,6 +85,10 @@ def main() -> int:
     except ImportError:
         print("error: expected submitit: pip install submitit", file=sys.stderr)
         return 2
+    try:
+        require_writable_folder(args.log_dir, "--log-dir")
+    except ValueError as error:
+        parser.error(str(error))
     executor = submitit.AutoExecutor(folder=args.log_dir, cluster=args.cluster)
     executor.update_parameters(
         name="vild",

@@ -45,7 +45,7 @@ def build_stages(data: Path, text_embeddings: Path, opts: list[str]) -> list[Sta
             "text",
             "learn the base classes of the training pictures by heart",
             ("projects/ViLD/train_net.py", "--resume", "--config-file", CONFIG, *opts),
-            (run,),
+            (run, run / "model_final.pth", run / "coco_mini_train_metrics.json"),
             ("text_embeddings",),
             seconds=1500,
         ),
@@ -57,7 +57,7 @@ def build_stages(data: Path, text_embeddings: Path, opts: list[str]) -> list[Sta
                 *("MODEL.WEIGHTS", str(run / "model_final.pth"), "OUTPUT_DIR", str(val)),
                 *("DATASETS.TEST", '("coco_mini_val",)'),
             ),
-            (val,),
+            (val, val / "coco_mini_val_metrics.json"),
             ("text",),
             seconds=30,
         ),
@@ -74,6 +74,9 @@ def main() -> int:
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of the training")
     args = parser.parse_args()
     data = args.data.resolve()
+    for path in (data / "annotations" / "instances_val2017.json", args.text_embeddings):
+        if not path.is_file():
+            parser.error(f"expected a file at {path}, got none")
     os.environ["COCO_MINI"] = str(data)
     print(f"export COCO_MINI={data}")
     stages = build_stages(data, args.text_embeddings, args.opts)
@@ -82,7 +85,10 @@ def main() -> int:
         OUTPUT / name / f"coco_mini_{split}_metrics.json"
         for name, split in (("text", "train"), ("val", "val"))
     ]
-    runs = read_runs(files, ["train", "val"])
+    try:
+        runs = read_runs(files, ["train", "val"])
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     for run in runs:
         figures = run.results["bbox"]
         shown = ", ".join(f"{k} {figures[k]:.1f}" for k in ("AP50-base", "AP50-novel", "AP50-all"))

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vild.data import Vocabulary
+from vild.data import Vocabulary, positive_int
+from vild.data.files import atomic_path, require_writable_folder
 from vild.data.shapes import ALL_COMPOSITIONS, shapes_vocabulary
 from vild.embeddings import Teacher, embed_vocabulary
 from vild.embeddings.shapes_training import (
@@ -32,6 +33,7 @@ from vild.embeddings.shapes_training import (
 )
 from vild.embeddings.teacher import SHAPES_FOLDER
 
+CONFIG = "open_clip_config.json"
 LOOSE = 0.3  # what edges are off by at most: an IoU of 0.57 on average, as most proposals have
 
 
@@ -41,26 +43,35 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out-dir", type=Path, default=Path("output/shapes_teacher"))
-    parser.add_argument("--iterations", type=int, default=ITERATIONS)
-    parser.add_argument("--scenes", type=int, default=SCENES, help="pictures to cut crops from")
+    parser.add_argument("--iterations", type=positive_int, default=ITERATIONS)
+    parser.add_argument(
+        "--scenes", type=positive_int, default=SCENES, help="pictures to cut crops from"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vocabulary-seed", type=int, default=0, help="classes to evaluate on")
     parser.add_argument("--evaluate-only", action="store_true", help="the shipped weights")
     args = parser.parse_args()
 
-    if args.evaluate_only:
-        teacher = Teacher.load("vild-shapes")
-    else:
-        args.out_dir.mkdir(parents=True, exist_ok=True)
-        shutil.copy(SHAPES_FOLDER / "open_clip_config.json", args.out_dir)
-        start = time.perf_counter()
-        teacher = train(args.out_dir.absolute(), args.iterations, args.scenes, args.seed)
-        print(
-            f"trained in {time.perf_counter() - start:.0f} s with {torch.get_num_threads()} "
-            f"threads; weights in {args.out_dir}"
-        )
-    report(teacher, args.vocabulary_seed)
+    try:
+        teacher = Teacher.load("vild-shapes") if args.evaluate_only else trained(args)
+        report(teacher, args.vocabulary_seed)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     return 0
+
+
+def trained(args: argparse.Namespace) -> Teacher:
+    """Train a teacher and write it to ``--out-dir``."""
+    require_writable_folder(args.out_dir, "--out-dir")
+    with atomic_path(args.out_dir / CONFIG) as temporary:
+        shutil.copy(SHAPES_FOLDER / CONFIG, temporary)
+    start = time.perf_counter()
+    teacher = train(args.out_dir.absolute(), args.iterations, args.scenes, args.seed)
+    print(
+        f"trained in {time.perf_counter() - start:.0f} s with {torch.get_num_threads()} "
+        f"threads; weights in {args.out_dir}"
+    )
+    return teacher
 
 
 def report(teacher: Teacher, vocabulary_seed: int) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from vild.data import files
 from vild.data.contact_sheet import write_contact_sheet
 from vild.data.shapes import (
     ALL_COMPOSITIONS,
@@ -81,6 +86,68 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
             tmp_path / "shapes", train_images=2, val_images=1, workers=1, progress=False
         )
     assert not list(tmp_path.iterdir())
+
+
+def killed_at(call: int, function: Callable[[], object]) -> bool:
+    """Whether a process that runs ``function`` was killed at this call that changes a folder."""
+    process = os.fork()
+    if process:
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) != 0
+    calls = 0
+
+    def counted(original: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **more: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                os._exit(1)  # as a kill: nothing is tidied up
+            return original(*args, **more)
+
+        return run
+
+    for name in ("replace", "unlink", "rmdir"):
+        setattr(os, name, counted(getattr(os, name)))
+    function()
+    os._exit(0)
+
+
+def test_a_kill_in_replacing_an_older_set_leaves_nothing_that_looks_complete(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "shapes"
+    make = partial(generate_shapes, folder, val_images=1, workers=1, progress=False)
+    make(train_images=2)
+    call = 1
+    while killed_at(call, partial(make, train_images=3)):
+        files._remove_stale_once.cache_clear()  # another process
+        make(train_images=2)
+        assert len(list(folder.glob("train/*.png"))) == 2
+        assert json.loads((folder / "shapes.json").read_text(encoding="utf-8"))["train"] == 2
+        call += 1
+    assert call > 10
+    assert [file.name for file in tmp_path.iterdir()] == ["shapes"]
+
+
+@pytest.mark.parametrize("lost", ["annotations/val.json", "train/000002.png", "shapes.json"])
+def test_a_set_that_lost_a_file_is_made_again(tmp_path: Path, lost: str) -> None:
+    small = {"train_images": 3, "val_images": 2, "workers": 1, "progress": False}
+    generate_shapes(tmp_path / "shapes", **small)
+    if lost == "shapes.json":
+        (tmp_path / "shapes" / lost).write_text("{", encoding="utf-8")
+    else:
+        (tmp_path / "shapes" / lost).unlink()
+    assert generate_shapes(tmp_path / "shapes", **small)
+    assert (tmp_path / "shapes" / lost).is_file()
+    assert not generate_shapes(tmp_path / "shapes", **small)
+
+
+def test_a_linked_folder_is_replaced_where_it_lies(tmp_path: Path) -> None:
+    small = {"val_images": 1, "workers": 1, "progress": False}
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "shapes").symlink_to(tmp_path / "disk")
+    for images in (2, 3):
+        generate_shapes(tmp_path / "shapes", train_images=images, **small)
+        assert len(list((tmp_path / "disk" / "train").iterdir())) == images
 
 
 def test_vocabulary_has_lvis_s_structure() -> None:
@@ -270,5 +337,5 @@ def test_contact_sheet_draws_boxes_where_a_mask_is_missing(shapes: Path, tmp_pat
 
 @pytest.mark.parametrize("counts", [(0, 5), (5, 0)])
 def test_no_pictures_is_refused(tmp_path: Path, counts: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="expected at least one picture a split"):
+    with pytest.raises(ValueError, match="expected at least one image a split"):
         generate_shapes(tmp_path / "s", 0, *counts)

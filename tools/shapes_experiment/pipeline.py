@@ -14,6 +14,7 @@ from vild.data.shapes.dataset import FORMAT, shapes_folder
 from vild.embeddings.teacher import SHAPES_FOLDER
 from vild.engine.stages import Stage
 from vild.inference.runs import read_runs
+from vild.storage.layout import MANIFEST
 
 TRAIN_NET = "projects/ViLD/train_net.py"
 PROPOSALS = 100  # a picture, kept in the stores
@@ -103,7 +104,7 @@ class Pipeline:
                     *("--topk", str(PROPOSALS), "--out-dir", str(proposals)),
                     *(word for split in splits for word in ("--split", split)),
                 ),
-                tuple(proposals / split for split in splits),
+                tuple(path for split in splits for path in _store(proposals / split)),
                 (self._name("rpn_baseline"),),
                 seconds=45,
             )
@@ -121,7 +122,7 @@ class Pipeline:
                         *("--model", "vild-shapes", "--pretrained", ""),
                         *("--out-dir", str(embeddings)),
                     ),
-                    (embeddings / split,),
+                    _store(embeddings / split),
                     (self._name("proposals"),),
                     seconds=45 if stem == "train" else 20,
                 )
@@ -151,6 +152,7 @@ class Pipeline:
         """
         after = ("embeddings_train", "embeddings_val") if weights else ("shapes", "text_embeddings")
         begin = ("MODEL.WEIGHTS", str(weights)) if weights else ()
+        weights_file = self.folder / name / "model_final.pth"
         return Stage(
             self._name(name),
             title,
@@ -158,7 +160,7 @@ class Pipeline:
                 *(TRAIN_NET, "--resume", "--config-file", f"configs/shapes/{config}.yaml"),
                 *(*begin, *self._paths(name, True, test), *options, *self.options),
             ),
-            (self.folder / name,),
+            (self.folder / name, weights_file, *((self.metrics(name),) if test else ())),
             tuple(map(self._name, after)),
             seconds,
         )
@@ -191,7 +193,7 @@ class Pipeline:
                 *("--config-file", f"configs/shapes/{config}.yaml", "MODEL.WEIGHTS", str(weights)),
                 *(*self._paths(name, False, True), *options, *self.options),
             ),
-            (self.folder / name,),
+            (self.folder / name, self.metrics(name)),
             tuple(map(self._name, (trained, "embeddings_val"))),
             seconds,
         )
@@ -231,6 +233,11 @@ class Pipeline:
         if not test:
             options += ["DATASETS.TEST", "()"]
         return tuple(options)
+
+
+def _store(folder: Path) -> tuple[Path, Path]:
+    """What an extraction leaves; the manifest is written last."""
+    return folder, folder / MANIFEST
 
 
 def teacher_version() -> str:

@@ -67,6 +67,34 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
+def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder that replaces ``target`` when the block ends without an error.
+
+    A kill at any moment leaves the old folder, the new one or, for an instant, none.
+
+    Args:
+        target: folder to write; the one that it links to, if it is a link.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    target = Path(target).resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale_once(os.fspath(target.parent))
+    temporary, old = _temporary(target), _temporary(target)
+    try:
+        temporary.mkdir()
+        yield temporary
+        if target.exists():
+            os.replace(target, old)
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
 def write_errors_named(
     path: str | os.PathLike[str], temporary: str | os.PathLike[str] | None = None
 ) -> Iterator[None]:
@@ -138,6 +166,7 @@ def require_writable_file(path: str | os.PathLike[str], what: str) -> None:
 
 def _try_writing(target: Path) -> None:
     """Write a block under a temporary name of ``target`` and remove it."""
+    _remove_stale_once(os.path.abspath(target.parent))  # they may be what fills the disk
     temporary = _temporary(target)
     try:
         with temporary.open("xb") as file:
@@ -176,7 +205,7 @@ def _temporary(target: Path) -> Path:
 
 @lru_cache(maxsize=1024)
 def _remove_stale_once(folder: str) -> None:
-    """Remove temporary files whose writers are dead.
+    """Remove temporary files and folders whose writers are dead.
 
     The writers of another machine or container cannot be looked up: their files are removed once
     nothing was written to them for a day.
@@ -186,7 +215,7 @@ def _remove_stale_once(folder: str) -> None:
             idle = time.time() - path.stat().st_mtime
             own = found["host"] == _host()
             if idle > _STALE or (own and not _is_alive(int(found["process"]))):
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _temporaries(folder: Path) -> list[tuple[Path, re.Match[str]]]:

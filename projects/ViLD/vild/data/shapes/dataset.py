@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from vild.data.files import atomic_folder, require_writable_folder, write_errors_named
 from vild.data.registry import data_root, register_splits
 from vild.data.shapes.categories import shapes_vocabulary
 from vild.data.shapes.polygons import mask_to_polygons
@@ -32,7 +32,6 @@ NEGATIVES = 20  # absent classes that a picture is said to have been searched fo
 FORMAT = 4  # raised whenever the same seed would give other pictures or annotations
 _SPLITS = {"train": 2, "val": 3}  # part of the seed of every picture
 _RECIPE = "shapes.json"
-_MAKING = ".making-"  # with the process id: a folder that is not finished
 
 
 def generate_shapes(
@@ -43,10 +42,10 @@ def generate_shapes(
     workers: int | None = None,
     progress: bool = True,
 ) -> bool:
-    """Write the data set, unless the same one is there already.
+    """Write the data set, unless the same one is there already, with all its files.
 
     The result does not depend on ``workers``. It is made under a temporary name and renamed, so a
-    killed run leaves nothing that looks finished.
+    killed run leaves an older one as it was and nothing that looks finished.
 
     Args:
         folder: where it goes; the folder is made, or replaced if it holds another ``shapes``.
@@ -60,47 +59,57 @@ def generate_shapes(
         True if it was written, False if it was there.
 
     Raises:
-        ValueError: a count is not positive, or ``folder`` holds something else.
+        ValueError: a number is out of range, ``folder`` holds something else, or its parent cannot
+            be written.
+        OSError: it cannot be written.
     """
     if train_images < 1 or val_images < 1:
         raise ValueError(
-            f"expected at least one picture a split, got {train_images} and {val_images}"
+            f"expected at least one image a split, got {train_images} and {val_images}"
         )
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"expected a seed from 0 to {2**32 - 1}, got {seed}")
+    if workers is not None and workers < 1:
+        raise ValueError(f"expected at least one worker, got {workers}")
     folder = Path(folder)
     recipe = {"format": FORMAT, "seed": seed, "train": train_images, "val": val_images}
     if (folder / _RECIPE).is_file():
-        if json.loads((folder / _RECIPE).read_text(encoding="utf-8")) == recipe:
+        if _is_complete(folder, recipe):
             return False
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"expected an empty folder or an older 'shapes' at {folder}; it has files")
-    temporary = folder.with_name(f"{folder.name}{_MAKING}{os.getpid()}")
-    _remove_leftovers(folder)
-    try:
-        (temporary / "annotations").mkdir(parents=True)
+    require_writable_folder(folder.absolute().parent, f"the parent of {folder}")
+    with atomic_folder(folder) as temporary:
+        (temporary / "annotations").mkdir()
         with tqdm(total=train_images + val_images, unit="picture", disable=not progress) as bar:
             for split, images in (("train", train_images), ("val", val_images)):
                 (temporary / split).mkdir()
                 contents = _write_split(temporary / split, seed, split, images, workers, bar)
                 text = json.dumps(contents, separators=(",", ":"))
-                (temporary / "annotations" / f"{split}.json").write_text(text, encoding="utf-8")
-        (temporary / _RECIPE).write_text(json.dumps(recipe), encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+                _write_text(temporary / "annotations" / f"{split}.json", text, folder)
+        _write_text(temporary / _RECIPE, json.dumps(recipe), folder)
     logger.info(
         "Wrote %d training and %d validation pictures to %s", *list(recipe.values())[2:], folder
     )
     return True
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes have left."""
-    for leftover in folder.parent.glob(f"{folder.name}{_MAKING}*"):
-        process = leftover.name.rpartition("-")[2]
-        if process == str(os.getpid()) or not Path("/proc", process).exists():
-            shutil.rmtree(leftover, ignore_errors=True)
+def _is_complete(folder: Path, recipe: dict[str, int]) -> bool:
+    """Whether a folder with a recipe has this one, and all files of it."""
+    try:
+        found = json.loads((folder / _RECIPE).read_text(encoding="utf-8"))
+    except ValueError:  # damaged
+        return False
+    return found == recipe and all(
+        (folder / "annotations" / f"{split}.json").is_file()
+        and sum(1 for _ in (folder / split).glob("*.png")) == recipe[split]
+        for split in _SPLITS
+    )
+
+
+def _write_text(path: Path, text: str, folder: Path) -> None:
+    with write_errors_named(folder, path):
+        path.write_text(text, encoding="utf-8")
 
 
 def _write_split(
@@ -150,7 +159,8 @@ def _write_picture(
     vocabulary = shapes_vocabulary(seed)
     image, objects = draw_scene(rng, vocabulary.compositions, np.cumsum(vocabulary.weights))
     name = f"{number:06d}.png"
-    Image.fromarray(image).save(folder / name, compress_level=1)
+    with write_errors_named(folder / name):
+        Image.fromarray(image).save(folder / name, compress_level=1)
     instances, hidden, present = [], set(), set()
     for item in objects:
         category_id = item.index + 1
