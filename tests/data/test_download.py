@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import re
+import resource
 import shutil
 import threading
 import zipfile
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from vild.data import download as module
-from vild.data.download import ARCHIVES, download, extract, file_md5
+from vild.data.download import ARCHIVES, Archive, download, extract, file_md5
 
 DATA = bytes(range(256)) * 4096  # 1 MiB
 MD5 = hashlib.md5(DATA).hexdigest()
@@ -369,6 +370,41 @@ def test_unpacking_needs_room(
     with pytest.raises(OSError, match=r"unpacking pictures.zip: expected 0.00 GB of free disk"):
         extract(zip_path, tmp_path, progress=False)
     assert not (tmp_path / "val").exists()
+
+
+def test_an_image_that_is_not_finished_is_not_counted(tmp_path: Path) -> None:
+    archive = Archive("http://x/a.zip", "", 0.1, ("coco",), "coco", ".", ("val",), pictures=2)
+    (tmp_path / "val").mkdir()
+    for name in ("1.jpg", "2.jpg.part", "Thumbs.db"):
+        (tmp_path / "val" / name).touch()
+    assert not archive.is_unpacked(tmp_path)
+    (tmp_path / "val" / "2.jpg").touch()
+    assert archive.is_unpacked(tmp_path)
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """Files end at 300,000 bytes, as on a disk that is full then."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("small_disk")
+def test_a_disk_that_fills_up_keeps_what_has_arrived(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"got 300,000 bytes .*File too large.*run again to resume"):
+        get(server, tmp_path / "data.bin")
+    assert part_of(tmp_path / "data.bin").stat().st_size == 300_000
+
+
+@pytest.mark.usefixtures("small_disk")
+def test_a_disk_that_fills_up_while_unpacking_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("large.json", bytes(400_000))
+    with pytest.raises(OSError, match=r"File too large: '.*/large\.json'"):
+        extract(tmp_path / "a.zip", tmp_path / "out", progress=False)
+    assert not (tmp_path / "out" / "large.json").exists()
 
 
 def test_the_table_of_archives() -> None:

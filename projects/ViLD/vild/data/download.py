@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
+from vild.data.files import write_errors_named
+
 logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20  # bytes
@@ -61,7 +63,8 @@ class Archive:
             if self.pictures is None:
                 if not path.is_file():
                     return False
-            elif not path.is_dir() or sum(1 for _ in path.iterdir()) < self.pictures:
+            # a kill leaves an image that is not finished under another name
+            elif sum(1 for _ in path.glob("*.jpg")) < self.pictures:
                 return False
         return True
 
@@ -244,9 +247,10 @@ def extract(zip_path: Path, folder: Path, progress: bool = True) -> int:
                 for member, place in todo:
                     place.parent.mkdir(parents=True, exist_ok=True)
                     part = place.with_name(place.name + ".part")
-                    with archive.open(member) as source, part.open("wb") as file:
-                        shutil.copyfileobj(source, file, _CHUNK)
-                    part.replace(place)
+                    with write_errors_named(place, part):
+                        with archive.open(member) as source, part.open("wb") as file:
+                            shutil.copyfileobj(source, file, _CHUNK)
+                        part.replace(place)
                     bar.update(member.file_size)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(
@@ -307,9 +311,9 @@ def _stream(url: str, part: Path, progress: bool) -> None:
             file.flush()
             os.fsync(file.fileno())
         except (OSError, http.client.HTTPException) as error:
-            raise _broken_off(url, part, got, total, str(error)) from error
+            raise _broken_off(url, part, total, str(error)) from error
         if total is not None and got < total:
-            raise _broken_off(url, part, got, total, "the connection was closed")
+            raise _broken_off(url, part, total, "the connection was closed")
 
 
 def _first_byte(response: Any, have: int) -> int:
@@ -325,7 +329,8 @@ def _first_byte(response: Any, have: int) -> int:
     return int(span[1])
 
 
-def _broken_off(url: str, part: Path, got: int, total: int | None, why: str) -> OSError:
+def _broken_off(url: str, part: Path, total: int | None, why: str) -> OSError:
+    got = part.stat().st_size
     return OSError(
         f"{url}: expected {'the whole file' if total is None else f'{total:,} bytes'}, got "
         f"{got:,} bytes ({why}). They are kept in {part}; run again to resume."
