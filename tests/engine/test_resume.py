@@ -39,7 +39,7 @@ def start(folder: Path, run: str, workers: int) -> subprocess.Popen[str]:
 
 
 def test_killed_at_five_moments_and_resumed(tmp_path: Path) -> None:
-    """Four times by SIGKILL and once by SIGTERM, with 0 and with 2 loader workers in turn."""
+    """With 0 and with 2 loader workers in turn, which are sent every signal but one, too."""
     small_shapes.make(tmp_path, 6)
     whole = start(tmp_path, "whole", 0)
     output, _ = whole.communicate(timeout=300)
@@ -50,7 +50,8 @@ def test_killed_at_five_moments_and_resumed(tmp_path: Path) -> None:
 
     rng = random.Random(0)
     log = tmp_path / "broken" / "losses.jsonl"
-    for turn, number in enumerate([signal.SIGKILL] * 2 + [signal.SIGTERM] + [signal.SIGKILL] * 2):
+    kill, term, ctrl_c = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
+    for turn, number in enumerate([kill, ctrl_c, term, term, kill]):
         process = start(tmp_path, "broken", workers=2 * (turn % 2))
         done = len(log.read_text().splitlines()) if log.is_file() else 0
         wanted = done + rng.randint(1, 3)
@@ -61,14 +62,14 @@ def test_killed_at_five_moments_and_resumed(tmp_path: Path) -> None:
             time.sleep(0.01)
         assert process.poll() is None, "it ended before it was to be killed"
         time.sleep(rng.random() * 0.2)
-        if number == signal.SIGKILL:
-            os.killpg(process.pid, number)
-        else:
+        if turn == 2:
             process.send_signal(number)
+        else:
+            os.killpg(process.pid, number)
         output, _ = process.communicate(timeout=60)
         assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number), output
-        if number == signal.SIGTERM:
-            assert "SIGTERM: a checkpoint follows this step" in output
+        if number != signal.SIGKILL:
+            assert f"{number.name}: a checkpoint follows this step" in output
             last = (tmp_path / "broken" / "last_checkpoint").read_text()
             assert last == f"model_{max(read_losses(log)):07d}.pth"
     process = start(tmp_path, "broken", 2)
