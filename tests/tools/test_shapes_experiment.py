@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 import benchmark_shapes
+import make_shapes
 import quickstart
+import submit_train
+import train_coco_mini
+import train_shapes_teacher
 from shapes_experiment.claims import claims_to_markdown, judge
 from shapes_experiment.methods import METHODS, distill
 from shapes_experiment.pipeline import TRAIN_NET, Pipeline, teacher_version
@@ -126,6 +131,60 @@ def test_the_quickstart_is_made_of_the_configs_own_paths(repository: Path) -> No
     assert {stage.name for stage in stages if stage.version == teacher_version()} == {
         *("teacher", "text_embeddings")
     }
+
+
+def test_a_stage_is_done_when_its_last_files_are_there() -> None:
+    pipeline = Pipeline()
+    for stage in all_stages(pipeline):
+        names = {path.name for path in stage.outputs}
+        if stage.command[0] == TRAIN_NET:
+            is_training = "--eval-only" not in stage.command
+            assert ("model_final.pth" in names) == is_training
+            is_tested = "DATASETS.TEST ()" not in " ".join(stage.command)
+            assert (f"{pipeline.data}_val_metrics.json" in names) == is_tested
+        elif stage.command[0].startswith("tools/extract_") and "--split" in stage.command:
+            assert "manifest.json" in names
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "complaint"),
+    [
+        (make_shapes, "--out-dir FILE/x", "FILE is a file"),
+        (make_shapes, "--out-dir FOLDER", "expected an empty folder or an older 'shapes'"),
+        (make_shapes, "--train-images 0", "expected an integer of at least 1, got '0'"),
+        (make_shapes, "--seed -1", "expected a seed from 0 to"),
+        (make_shapes, "--contact-sheet FOLDER", "--contact-sheet to be a file that can be written"),
+        (train_shapes_teacher, "--out-dir FILE", "--out-dir to be a folder that can be written"),
+        (train_shapes_teacher, "--iterations 0", "expected an integer of at least 1, got '0'"),
+        (train_coco_mini, "--data FOLDER --text-embeddings x.npy", "expected a file at"),
+        (quickstart, "--images 0 5", "expected an integer of at least 1, got '0'"),
+        (benchmark_shapes, "--out-dir FILE", "--out-dir to be a folder that can be written"),
+        (
+            benchmark_shapes,
+            "--out-dir NEW --seeds 1 1",
+            "expected --seeds of at least 0, each once",
+        ),
+        (benchmark_shapes, "--jobs 0", "expected an integer of at least 1, got '0'"),
+        (submit_train, "--log-dir FILE", "--log-dir to be a folder that can be written"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line_before_the_work(
+    tool: ModuleType,
+    arguments: str,
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "FILE").touch()
+    (tmp_path / "FOLDER").mkdir()
+    (tmp_path / "FOLDER" / "notes.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [f"{tool.__name__}.py", *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        tool.main()
+    assert ended.value.code == 2
+    assert complaint in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_benchmark_runs_three_seeds_that_are_not_those_of_the_settings() -> None:
