@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import nms
 
 from vild.modeling import select_detections, suppression
 from vild.modeling.suppression import suppress, suppress_in_rounds
 
-# operators after which a GPU's host waits: their result has a size or a value that it needs
-WAITING = ("nonzero", "_local_scalar_dense", "nms", "_unique2", "equal", "is_nonzero", "index")
+from .waits import Waits
 
 
 def class_by_class(boxes: Tensor, classes: Tensor, threshold: float, wanted: int) -> list[int]:
@@ -79,26 +74,6 @@ def test_float32_decides_at_the_threshold(classes: int) -> None:
     assert nms(pair, torch.tensor([0.9, 0.8]), 0.6).tolist() == [0]
     assert nms(pair.double(), torch.tensor([0.9, 0.8]).double(), 0.6).tolist() == [0, 1]
     assert suppress(boxes, numbers, 0.6, -1).tolist() == list(range(0, 2 * classes, 2))
-
-
-class Waits(TorchDispatchMode):
-    """Counts the operators that a GPU's host waits for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        name = function._schema.name.split("::")[1]
-        # indexing waits for a mask alone, whose True entries it has to count
-        masks = name != "index" or any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        if name in WAITING and masks:
-            self.found[name] += 1
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(

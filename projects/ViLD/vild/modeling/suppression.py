@@ -14,8 +14,8 @@ from torchvision.ops import nms
 LONGEST = 16_384
 FEW = 8  # classes
 COLUMNS = 256  # classes are laid out on a grid: the smaller the offsets, the smaller the rounding
-# A dozen roundings to float32 change an IoU by less than BAND of it. Moving a box in float64 changes
-# it by much less, unless a side is below THIN pixels.
+# A dozen roundings to float32 change an IoU by less than BAND of it. Moving a box in float64
+# changes it by much less, unless a side is below THIN pixels.
 BAND, THIN = 1e-6, 2**-10
 
 
