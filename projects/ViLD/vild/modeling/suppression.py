@@ -12,7 +12,8 @@ from torchvision.ops import nms
 
 # candidates in one call of NMS, whose time grows with the square where all are kept
 LONGEST = 16_384
-FEW = 8  # classes
+# classes that are suppressed one after the other; a GPU's host waits at each
+FEW, FEW_GPU = 32, 4
 COLUMNS = 256  # classes are laid out on a grid: the smaller the offsets, the smaller the rounding
 # A dozen roundings to float32 change an IoU by less than BAND of it. Moving a box in float64
 # changes it by much less, unless a side is below THIN pixels.
@@ -64,7 +65,7 @@ def _suppress(boxes: Tensor, classes: Tensor, nms_threshold: float) -> Tensor:
     order = -torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)
     kept = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     alone = classes.unique()
-    if len(alone) > FEW:
+    if len(alone) > (FEW_GPU if boxes.is_cuda else FEW):
         cells = torch.stack([classes % COLUMNS, classes // COLUMNS], dim=1).double()
         moved = boxes.double() + (cells * (boxes.max() + 1)).repeat(1, 2)
         fewer = kept.clone()
