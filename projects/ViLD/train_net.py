@@ -29,13 +29,16 @@ from vild.config import (
     use_available_device,
 )
 from vild.engine import (
+    EXIT_CTRL_C,
     Trainer,
     check_before_training,
     check_test_sets,
     evaluate,
     explained,
     launch,
+    only_training,
     parse,
+    report_log_errors_once,
     require_same_config,
     resolve_seed,
     reuse_freed_memory,
@@ -43,8 +46,8 @@ from vild.engine import (
 from vild.evaluation import evaluate_results
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Configuration from the file, the overrides and the machine."""
+def configure(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
+    """Return the configuration from the file, the overrides and the machine, with notes to log."""
     cfg = read_config(args.config_file)
     recipe_batch = cfg.SOLVER.IMS_PER_BATCH
     override_config(cfg, args.opts)
@@ -57,19 +60,37 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if cfg.MODEL.DEVICE == "cpu":
         reuse_freed_memory()
     require_same_config(cfg)
-    if not (args.eval_only or args.eval_results):
-        resolve_seed(cfg, resume=_resumes(args))
+    return cfg, notes
+
+
+def begin(cfg: CfgNode, args: argparse.Namespace, notes: list[str]) -> None:
+    """Freeze the configuration and write it and the log to ``OUTPUT_DIR``."""
     cfg.freeze()
     default_setup(cfg, args)
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="vild")
+    report_log_errors_once()
     for line in notes:
         logger.info(line)
-    return cfg
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """Run one process of the job."""
-    cfg = setup(args)
+    cfg, notes = configure(args)
+    if args.eval_only or args.eval_results:
+        begin(cfg, args, notes)
+        return evaluate_only(cfg, args)
+    resume = args.resume or args.resume_from is not None
+    with only_training(cfg.OUTPUT_DIR):
+        resolve_seed(cfg, resume)
+        begin(cfg, args, notes)
+        check_before_training(cfg, resume)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(args.resume, args.resume_from)
+        return trainer.train()
+
+
+def evaluate_only(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
+    """Evaluate a checkpoint, or a file of detections."""
     if args.eval_results:
         if len(cfg.DATASETS.TEST) != 1:
             raise ValueError(
@@ -79,23 +100,14 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
         (name,) = cfg.DATASETS.TEST
         check_test_sets(cfg)
         return evaluate_results(name, args.eval_results, args.eval, cfg.OUTPUT_DIR)
-    if args.eval_only:
-        return evaluate(
-            cfg,
-            tasks=args.eval,
-            out=args.out,
-            show_dir=args.show_dir,
-            vocabulary=args.vocabulary_from,
-            resume=args.resume,
-        )
-    check_before_training(cfg, resume=_resumes(args))
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(args.resume, args.resume_from)
-    return trainer.train()
-
-
-def _resumes(args: argparse.Namespace) -> bool:
-    return args.resume or args.resume_from is not None
+    return evaluate(
+        cfg,
+        tasks=args.eval,
+        out=args.out,
+        show_dir=args.show_dir,
+        vocabulary=args.vocabulary_from,
+        resume=args.resume,
+    )
 
 
 if __name__ == "__main__":
@@ -110,6 +122,9 @@ if __name__ == "__main__":
             args=(arguments,),
             timeout=timedelta(minutes=arguments.timeout),
         )
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; --resume goes on from the last checkpoint\n")
+        sys.exit(EXIT_CTRL_C)
     except Exception as error:
         message = explained(error)
         if message is None:

@@ -29,6 +29,7 @@ from vild.engine.hooks import STOP_SIGNALS
 logger = logging.getLogger(__name__)
 
 EXIT_ERROR = 2  # a message for the user has been given
+EXIT_CTRL_C = 128 + signal.SIGINT
 _RESTARTED = "vild-restarted"  # scheme of a URL
 # how torch words that a process of the group is gone or silent
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out",
@@ -136,6 +137,8 @@ def _run(main: Callable[..., Any], *args: Any) -> None:
     rank = dist.get_rank()
     try:
         main(*args)
+    except KeyboardInterrupt:
+        os._exit(EXIT_CTRL_C)  # torch's start of processes would take it for success
     except Exception as error:
         message = explained(error)
         if message is None:
@@ -200,9 +203,15 @@ dist.register_rendezvous_handler(_RESTARTED, _meet_again)
 
 @contextmanager
 def _signals_passed_on() -> Iterator[None]:
-    """This process only waits for the others: what it is told is meant for them."""
+    """Pass signals on to the processes of the job, for this one only waits for them.
+
+    Raises:
+        SystemExit: one came; with 128 + its number.
+    """
+    received = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
         for child in active_children():
             if child.pid is not None:
                 os.kill(child.pid, number)
@@ -210,9 +219,14 @@ def _signals_passed_on() -> Iterator[None]:
     before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
     try:
         yield
+    except Exception:
+        if not received:
+            raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if received:
+        sys.exit(128 + received[0])
 
 
 @contextmanager

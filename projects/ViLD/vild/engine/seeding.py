@@ -7,6 +7,8 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+from vild.data.files import atomic_path
+
 FILE = "seed.txt"
 
 
@@ -18,6 +20,9 @@ def resolve_seed(cfg: CfgNode, resume: bool) -> None:
     Args:
         cfg: changed in place.
         resume: whether a run in ``OUTPUT_DIR`` goes on.
+
+    Raises:
+        ValueError: ``seed.txt`` is damaged.
     """
     if cfg.SEED >= 0:
         return
@@ -25,8 +30,14 @@ def resolve_seed(cfg: CfgNode, resume: bool) -> None:
     file = Path(cfg.OUTPUT_DIR, FILE)
     if comm.is_main_process():
         if resume and file.is_file():
-            seed = int(file.read_text(encoding="utf-8"))
+            text = file.read_text(encoding="utf-8").strip()
+            if not text.isdecimal():
+                raise ValueError(
+                    f"expected the seed of the training in {file}, got {text!r:.20}: give it as "
+                    "SEED (the log has it under 'Running with full config')"
+                )
+            seed = int(text)
         else:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(f"{seed}\n", encoding="utf-8")
+            with atomic_path(file) as temporary:
+                temporary.write_text(f"{seed}\n", encoding="utf-8")
     cfg.SEED = int(comm.all_gather(seed)[0])

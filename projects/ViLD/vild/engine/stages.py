@@ -9,7 +9,6 @@ first.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -30,6 +29,7 @@ from typing import Any
 import yaml
 
 from vild.data.files import atomic_path
+from vild.engine.locking import exclusive
 from vild.engine.progress import StageBar
 
 _POLL = 0.2  # seconds between looks at the running commands
@@ -161,7 +161,11 @@ class StageRunner:
             ValueError: another process runs stages in the folder.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self.folder) as self._lock:
+        busy = (
+            f"{self.folder}: another run is at work there, or a command that a killed one left "
+            "behind ({owner}): wait for it, or end it"
+        )
+        with exclusive(self.folder / ".lock", busy) as self._lock:
             return self._run()
 
     def _run(self) -> bool:
@@ -378,22 +382,6 @@ def _with_bases(config: Path) -> Iterator[Path]:
     bases = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("_BASE_", [])
     for base in [bases] if isinstance(bases, str) else bases:
         yield from _with_bases(config.parent / base)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """A descriptor whose lock lasts as long as it is open anywhere, in children too."""
-    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield lock
-    except BlockingIOError:
-        raise ValueError(
-            f"{folder}: another run is at work there, or a command that a killed one left behind: "
-            "wait for it, or end it"
-        ) from None
-    finally:
-        os.close(lock)
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import logging
+import sys
 import weakref
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
-from detectron2.engine.hooks import HookBase
+from detectron2.engine.hooks import EvalHook, HookBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 
-from vild.engine.hooks import CheckpointAndStop, DivergenceGuard, StepSeeds
+from vild.engine.hooks import (
+    CheckpointAndStop,
+    DivergenceGuard,
+    Evaluation,
+    StepSeeds,
+    stop_signals_held,
+)
 from vild.engine.loading import build_test_loader, build_train_loader, is_vild
+from vild.engine.writing import METRICS, NamedWriter, remove_cut_line, write_errors_in_one_line
 from vild.evaluation import OpenVocabularyEvaluator
 from vild.modeling import AtomicCheckpointer
 from vild.storage import require_disk_space
 
 logger = logging.getLogger(__name__)
+
+FINAL = "model_final"  # Detectron2's name of the last checkpoint
 
 
 class Trainer(DefaultTrainer):
@@ -53,12 +65,30 @@ class Trainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = AtomicCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
+        self._resumed_from = ""  # path of the checkpoint
+        self._starts_workers = False  # whether the next step does, on which train() has to end them
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's, between seeds for each step and the answer to signals."""
-        seeds = StepSeeds(max(self.cfg.SEED, 0))
-        return [seeds, *super().build_hooks(), CheckpointAndStop(self.checkpointer)]
+        """Return Detectron2's, between seeds for each step and the answer to signals."""
+        stop = CheckpointAndStop(self.checkpointer)
+
+        def evaluate() -> dict[str, Any]:
+            self._last_eval_results = self.test(self.cfg, self.model)
+            return self._last_eval_results
+
+        evaluation = Evaluation(self.cfg.TEST.EVAL_PERIOD, evaluate, stop)
+        hooks = [evaluation if isinstance(h, EvalHook) else h for h in super().build_hooks()]
+        return [StepSeeds(max(self.cfg.SEED, 0)), *hooks, stop]
+
+    def build_writers(self) -> list[EventWriter]:
+        """Return Detectron2's writers, whose errors name their files.
+
+        Lines of ``metrics.json`` that a kill or a full disk has cut off are removed first, for the
+        resumed training would go on in the middle of them.
+        """
+        remove_cut_line(Path(self.cfg.OUTPUT_DIR, METRICS))
+        return [NamedWriter(writer, self.cfg.OUTPUT_DIR) for writer in super().build_writers()]
 
     def resume_or_load(self, resume: bool = True, file: str | None = None) -> None:
         """Load the last checkpoint if there is one, otherwise ``MODEL.WEIGHTS``.
@@ -73,15 +103,24 @@ class Trainer(DefaultTrainer):
         """
         if file is not None:
             own = Path(self.cfg.OUTPUT_DIR, file)
-            self.checkpointer.load(str(own) if own.is_file() else file)
+            self._resumed_from = str(own) if own.is_file() else file
+            self.checkpointer.load(self._resumed_from)
             self.start_iter = self.iter + 1
         else:
+            if resume and self.checkpointer.has_checkpoint():
+                self._resumed_from = self.checkpointer.get_checkpoint_file()
             super().resume_or_load(resume)
             if self.cfg.MODEL.WEIGHTS and not self.checkpointer.matched:
                 raise ValueError(
                     f"{self.cfg.MODEL.WEIGHTS} has none of the model's parameters: expected "
                     "MODEL.WEIGHTS to name a backbone or a detector, or '' for random weights"
                 )
+        if self.start_iter > self.max_iter:
+            raise ValueError(
+                f"expected SOLVER.MAX_ITER of at least {self.start_iter}, the iterations of the "
+                f"checkpoint to resume from, got {self.max_iter}: raise it, or evaluate the "
+                "checkpoint with --eval-only"
+            )
         self.data_loader.start = self.start_iter
         if comm.is_main_process():
             self._check_disk()
@@ -93,9 +132,41 @@ class Trainer(DefaultTrainer):
         needed = require_disk_space(self.cfg.OUTPUT_DIR, 2 * size)
         logger.info("a checkpoint %s", needed)
 
+    def train(self) -> Any:
+        """Train, and evaluate at the end.
+
+        A training whose last step was taken before is evaluated again; its last checkpoint becomes
+        ``model_final.pth`` where a kill or a full disk came between the two.
+
+        Returns:
+            the metrics, as Detectron2's.
+
+        Raises:
+            OSError: a file cannot be written.
+            SystemExit: a signal stopped it.
+        """
+        final = Path(self.cfg.OUTPUT_DIR, f"{FINAL}.pth").resolve()
+        if self.start_iter == self.max_iter and Path(self._resumed_from).resolve() != final:
+            self.checkpointer.save(FINAL, iteration=self.iter)
+        self._starts_workers = True
+        with write_errors_in_one_line():
+            return super().train()
+
+    def after_train(self) -> None:
+        """Let all hooks finish; after an error, whatever they cannot write is not reported."""
+        failed = sys.exc_info()[0] is not None  # this runs in a `finally`
+        self.storage.iter = self.iter
+        for hook in self._hooks:
+            with suppress(OSError) if failed else nullcontext():
+                hook.after_train()
+        # ends the loader's workers, which do not receive the SIGTERM of Python's exit
+        self._trainer._data_loader_iter.close()
+
     def run_step(self) -> None:
         """Take a step; name its images if it diverges."""
-        with self._guard.explain():
+        held = stop_signals_held() if self._starts_workers else nullcontext()
+        self._starts_workers = False
+        with self._guard.explain(), held:
             super().run_step()
 
     @property
@@ -127,7 +198,7 @@ class Trainer(DefaultTrainer):
         """The trainer's state; v0.6 leaves out the optimizer's (upstream issue 4110)."""
         state = super().state_dict()
         state.setdefault("_trainer", self._trainer.state_dict())
-        state["variant"] = self._variant
+        state["variant"], state["processes"] = self._variant, comm.get_world_size()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -148,6 +219,14 @@ class Trainer(DefaultTrainer):
                 f"cannot resume: the checkpoint is of a training of MODEL.VILD.VARIANT {variant!r},"
                 f" the configuration says {self._variant!r}. Resume with that variant, or use "
                 "another OUTPUT_DIR"
+            )
+        before, now = state_dict.get("processes"), comm.get_world_size()
+        if before not in (None, now):  # older checkpoints do not have it
+            logger.warning(
+                "this training ran in %d processes and goes on in %d: the images of a step are the "
+                "same, what is drawn at random for them is not, so it will not end exactly as it "
+                "would have",
+                *(before, now),
             )
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])

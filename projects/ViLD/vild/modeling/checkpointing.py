@@ -36,21 +36,26 @@ class AtomicCheckpointer(DetectionCheckpointer):
     _resumed: str = ""  # path of the checkpoint to resume from, while it is read
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``<name>.pth`` and make it the last checkpoint."""
+        """Write ``<name>.pth`` and make it the last checkpoint.
+
+        Raises:
+            OSError: it cannot be written; the last checkpoint stays the one before.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict()}
         data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
         file = Path(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", file)
-        with atomic_path(file) as temporary:
-            torch.save({**data, **kwargs}, temporary)
+        # opened here: torch's own way of writing hides why it failed
+        with atomic_path(file) as temporary, temporary.open("wb") as out:
+            torch.save({**data, **kwargs}, out)
         self.tag_last_checkpoint(file.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the last checkpoint."""
         with atomic_path(Path(self.save_dir, "last_checkpoint")) as temporary:
-            Path(temporary).write_text(last_filename_basename, encoding="utf-8")
+            temporary.write_text(last_filename_basename, encoding="utf-8")
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint.
