@@ -24,10 +24,6 @@ from ..making import mapped_image, text_embeddings, tiny_model
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.skipif(
-    torch.cuda.is_available(), reason="with a GPU the launcher takes NCCL (gpu)"
-)
-
 
 def head(norm: str) -> EmbeddingHead:
     torch.manual_seed(0)
@@ -66,7 +62,7 @@ def _uneven(folder: str) -> None:
 
 def test_synchronised_statistics_of_uneven_processes(tmp_path: Path) -> None:
     """As one process with all regions, also where one of two has none (mistake 13)."""
-    launch(_uneven, 2, args=(str(tmp_path),))
+    launch(_uneven, 2, args=(str(tmp_path),), device="cpu")
     ranks = [torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1)]
     for counts in COUNTS:
         parts = [rank[torch.float32, counts] for rank in ranks]
@@ -130,7 +126,7 @@ def _heads(folder: str) -> None:
 
 
 def test_heads_of_every_recipe_where_one_process_has_no_region(tmp_path: Path) -> None:
-    launch(_heads, 2, args=(str(tmp_path),))
+    launch(_heads, 2, args=(str(tmp_path),), device="cpu")
     first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
     whole = heads_of_recipes((6, 0), None)
     assert {cfg.MODEL.ROI_MASK_HEAD.NORM for _, cfg in recipes()} == {"", "SyncBN"}
@@ -182,7 +178,7 @@ def _train(folder: str, changes: tuple[Any, ...]) -> None:
 def test_training_where_one_process_has_nothing_to_learn_from(
     changes: tuple[Any, ...], tmp_path: Path
 ) -> None:
-    launch(_train, 2, args=(str(tmp_path), changes))
+    launch(_train, 2, args=(str(tmp_path), changes), device="cpu")
     first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
     for key, value in first.items():
         assert torch.isfinite(value.float()).all(), key

@@ -79,9 +79,7 @@ def test_float32_decides_at_the_threshold(classes: int) -> None:
 @pytest.mark.parametrize(
     ("classes", "most"), [(1, 8), (3, 12), (20, 10), (80, 10), (1203, 16), (20_000, 16)]
 )
-def test_a_gpu_waits_a_few_times(
-    classes: int, most: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_waits_a_few_times(classes: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One word took up to 300 rounds, and as many waits."""
     monkeypatch.setattr(suppression, "FEW", suppression.FEW_GPU)
     boxes, _ = candidates("random", 0, 1000, classes)
