@@ -20,6 +20,7 @@ from vild.embeddings import CropRule, OnlineEmbedder, Teacher, embed_vocabulary
 from vild.embeddings.store import KIND, embedding_source, fields, pack
 from vild.proposals.store import FIELDS as PROPOSAL_FIELDS
 from vild.storage import Field, SplitImages, StoreWriter, store_spec
+from vild.storage.layout import write_json
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BASE = "small_shapes_base"  # training on base classes
@@ -84,13 +85,13 @@ def register(folder: Path, change: Callable[[dict[str, Any]], None] | None = Non
     contents = json.loads((folder / "shapes/annotations/train.json").read_text(encoding="utf-8"))
     if change is not None:
         change(contents)
-    (folder / "all.json").write_text(json.dumps(contents), encoding="utf-8")
+    write_json(folder / "all.json", contents)  # several processes may do so at once
     categories = read_annotations(folder / "all.json").categories
     rows = {category.id: row for row, category in enumerate(categories)}
     contents["annotations"] = [
         a for a in contents["annotations"] if not NOVEL[rows[a["category_id"]]]
     ]
-    (folder / "seen.json").write_text(json.dumps(contents), encoding="utf-8")
+    write_json(folder / "seen.json", contents)
     for name, file in ((BASE, "all.json"), (SEEN, "seen.json")):
         register_split(
             *(name, folder / file, folder / "shapes" / "train", categories, NOVEL),

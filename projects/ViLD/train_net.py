@@ -121,6 +121,7 @@ if __name__ == "__main__":
             dist_url=arguments.dist_url,
             args=(arguments,),
             timeout=timedelta(minutes=arguments.timeout),
+            device=read_config(arguments.config_file, arguments.opts).MODEL.DEVICE,
         )
     except KeyboardInterrupt:
         sys.stderr.write("stopped; --resume goes on from the last checkpoint\n")

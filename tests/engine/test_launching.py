@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import torch
 import torch.distributed as dist
 
 from vild.engine import explained, launch, parse
-from vild.engine.launching import _launched_by_another, _run
+from vild.engine.launching import _run
+from vild.engine.ranks import gpu_of, launched_place
+from vild.engine.workers import add_worker_arguments, run_workers
 
 
 def _write(folder: str, text: str) -> None:
@@ -29,7 +32,6 @@ def test_an_error_of_one_process_reaches_the_caller() -> None:
         launch(_fail, 1)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the launcher takes NCCL (gpu)")
 def test_the_process_group_is_taken_down(tmp_path: Path) -> None:
     rendezvous = f"file://{tmp_path}/rendezvous"
     dist.init_process_group("gloo", init_method=rendezvous, rank=0, world_size=1)
@@ -39,32 +41,93 @@ def test_the_process_group_is_taken_down(tmp_path: Path) -> None:
 
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
-TORCHRUN |= {"GROUP_RANK": "3", "WORLD_SIZE": "8"}
+TORCHRUN |= {"GROUP_RANK": "3", "WORLD_SIZE": "8", "RANK": "7"}
 SRUN = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "16", "SLURM_NNODES": "2", "SLURM_LOCALID": "5"}
-SRUN |= {"SLURM_NODEID": "1"}
+SRUN |= {"SLURM_NODEID": "1", "SLURM_PROCID": "13"}
+STEP = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2"}
+# a batch script: it is one process, and SLURM's numbers are those of the whole allocation
+SBATCH = {key: value for key, value in SRUN.items() if key != "SLURM_STEP_ID"}
+SBATCH |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+
+PLACES = [
+    (TORCHRUN, (7, 8, 1, 2, 3, "env://")),
+    (TORCHRUN | {"GROUP_RANK": "0", "WORLD_SIZE": "2"}, (7, 2, 1, 2, 0, "vild-restarted://")),
+    (SRUN, (13, 16, 5, 8, 1, None)),
+    (SRUN | STEP | {"SLURM_PROCID": "3", "SLURM_LOCALID": "1"}, (3, 4, 1, 2, 1, None)),
+    (SBATCH, None),
+    (SBATCH | {"SLURM_STEP_ID": "4294967291"}, None),  # as newer SLURMs number batch scripts
+    (SRUN | {"SLURM_NTASKS": "1"}, None),
+    ({}, None),
+]
+
+
+@pytest.fixture
+def environ(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in TORCHRUN | SRUN | STEP:
+        monkeypatch.delenv(key, raising=False)
+    for key, value in request.param.items():
+        monkeypatch.setenv(key, value)
+
+
+@pytest.mark.parametrize(("environ", "place"), PLACES, indirect=["environ"])
+def test_places_that_other_launchers_give(
+    environ: None, place: tuple[int | str | None, ...] | None
+) -> None:
+    """The same for trainings and for extraction: a sixteenth of the work would end with exit 0."""
+    assert launched_place() == place
+    parser = argparse.ArgumentParser()
+    add_worker_arguments(parser)
+    seen = []
+    run_workers(
+        lambda rank, world_size, device: seen.append((rank, world_size)),
+        parser.parse_args(["--num-processes", "1", "--device", "cpu"]),
+    )
+    assert seen == [(0, 1) if place is None else place[:2]]
 
 
 @pytest.mark.parametrize(
-    ("environ", "place"),
-    [
-        (TORCHRUN, (1, 2, 3, 8, "env://")),
-        (TORCHRUN | {"GROUP_RANK": "0", "WORLD_SIZE": "2"}, (1, 2, 0, 2, "vild-restarted://")),
-        (SRUN, (5, 8, 1, 16, None)),
-        ({key: value for key, value in SRUN.items() if key != "SLURM_STEP_ID"}, None),
-        (SRUN | {"SLURM_NTASKS": "1"}, None),
-        ({}, None),
-    ],
+    ("visible", "local_rank", "gpu"),
+    [(8, 5, 5), (1, 5, 0), (9, 7, 7), (1, 0, 0), (3, 2, None), (0, 2, None)],
 )
-def test_places_that_other_launchers_give(
-    environ: dict[str, str],
-    place: tuple[int | str | None, ...] | None,
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_gpu_of_a_process(
+    visible: int, local_rank: int, gpu: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for key in TORCHRUN | SRUN:
+    """With srun's --gpus-per-task=1 each process sees one, whatever its rank."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    if gpu is None:
+        with pytest.raises(ValueError, match=f"each of the 8 processes.*got {visible}: start"):
+            gpu_of(local_rank, 8)
+    else:
+        assert gpu_of(local_rank, 8) == gpu
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "expected"), [("cpu", 8, "gloo"), ("cuda", 8, "nccl"), ("cuda", 0, "gloo")]
+)
+def test_processes_speak_as_their_device_wants(
+    device: str, gpus: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL takes no tensors of a CPU, whether the machine has GPUs or not."""
+    for key in TORCHRUN | SRUN | STEP:
         monkeypatch.delenv(key, raising=False)
-    for key, value in environ.items():
-        monkeypatch.setenv(key, value)
-    assert _launched_by_another() == place
+    begun = []
+
+    class _Reached(Exception):
+        pass
+
+    def begin(backend: str, **_: object) -> None:
+        begun.append(backend)
+        raise _Reached
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(dist, "init_process_group", begin)
+    monkeypatch.setattr(
+        "torch.multiprocessing.spawn", lambda function, nprocs, args: function(0, *args)
+    )
+    with pytest.raises(_Reached):
+        launch(_fail, 2, device=device)
+    assert begun == [expected]
 
 
 @pytest.mark.parametrize(

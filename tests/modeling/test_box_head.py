@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.utils import comm
-from torch import Tensor, nn
-from torch.nn.modules._functions import SyncBatchNorm as synchronised_batch_norm
+from torch import Tensor, distributed, nn
 
-from vild.modeling import EmbeddingHead, ViLDBoxHead, norms
+from vild.modeling import EmbeddingHead, ViLDBoxHead
 from vild.modeling.norms import SyncBatchNorm
+
+from .waits import Waits
 
 NORMS = ("SyncBN", "BN", "GN", "none")
 
@@ -98,29 +98,21 @@ def test_statistics_move_by_the_momentum(norm: str) -> None:
     assert torch.allclose(layer.running_mean, 0.003 * mean, atol=1e-6)
 
 
-def test_on_a_gpu_it_is_torchs_own_with_float32_from_processes_without_regions(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("regions", [0, 1, 5])
+def test_synchronised_statistics_are_exchanged_in_float32_without_waiting(
+    regions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Peers send float32 statistics of bfloat16 features; torch would send bfloat16 from here."""
-    seen = set()
-
-    class Stub:
-        @staticmethod
-        def apply(*args: Any) -> Tensor:
-            call = inspect.signature(synchronised_batch_norm.forward).bind(None, *args).arguments
-            assert (call["eps"], call["momentum"], call["world_size"]) == (1e-4, 0.1, 2)
-            assert call["running_var"].shape == call["bias"].shape
-            seen.add((len(call["input"]), call["input"].dtype))
-            return call["input"]
-
-    head = small_head("SyncBN")
-    monkeypatch.setattr(norms, "synchronised_batch_norm", Stub)
+    """Processes with and without regions exchange the same types; a GPU's host reads no value."""
+    sent = []
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    monkeypatch.setattr(Tensor, "is_cpu", False)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        head(pooled(0))
-        head(pooled(1))
-    assert seen == {(0, torch.float32), (1, torch.bfloat16)}
+    monkeypatch.setattr(distributed, "all_reduce", lambda x: sent.append((x.dtype, x.shape)))
+    layer = SyncBatchNorm(8).train()
+    features = torch.randn(regions, 8, 3, 3, dtype=torch.bfloat16)
+    with Waits() as waits, torch.autocast("cpu", dtype=torch.bfloat16):
+        out = layer(features)
+    assert out.dtype == torch.bfloat16
+    assert sent == [(torch.float32, (9,)), (torch.float32, (8,))]
+    assert not waits.found
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -196,9 +196,10 @@ def test_half_precision(variant: str, dtype: torch.dtype, tmp_path: Path) -> Non
     sum(losses.values()).backward()
     assert all(torch.isfinite(p.grad).all() for p in model.roi_heads.parameters())
     with torch.autocast("cpu", dtype=dtype), torch.no_grad():
-        found = model.eval()(batch)[0]["instances"]
+        found = model.eval().inference(batch, do_postprocess=False)[0]
     assert found.scores.dtype == torch.float32
     assert torch.isfinite(found.scores).all()
+    assert found.pred_masks.dtype == torch.float32  # they are pasted in this precision
 
 
 @pytest.mark.gpu

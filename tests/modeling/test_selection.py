@@ -278,9 +278,9 @@ def test_no_input_takes_long(kind: str) -> None:
         boxes = boxes[:1].expand(1000, 4)
     if kind == "ordered by class":  # the best 300,000 belong to 300 boxes
         scores = scores + torch.arange(1203)
-    start = time.perf_counter()
+    start = time.process_time()
     found = select_detections(boxes, scores, (960, 1280), 0.0, 0.5, 300)
-    assert time.perf_counter() - start < 2  # 0.1 s on an idle machine
+    assert time.process_time() - start < 2  # 0.1 s
     assert len(found[0]) == 300
 
 

@@ -7,13 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import torch
-
 from .. import small_shapes
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the launcher takes NCCL (gpu)")
 def test_two_processes_of_a_local_job(repository: Path, tmp_path: Path) -> None:
     small_shapes.make(tmp_path, 2)
     command = [
@@ -22,7 +18,7 @@ def test_two_processes_of_a_local_job(repository: Path, tmp_path: Path) -> None:
         *("--config-file", "configs/shapes/vild_text.yaml", "OUTPUT_DIR", str(tmp_path / "run")),
         *("MODEL.VILD.TEXT_EMBEDDINGS", str(tmp_path / "text.safetensors")),
         *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()"),
-        *("DATASETS.TEST", "()"),
+        *("DATASETS.TEST", "()", "MODEL.DEVICE", "cpu"),
     ]
     environ = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -136,7 +136,8 @@ def test_machines_share_the_work(
         assert embed("e2", "--num-machines", 2, "--machine-rank", machine) == 0
         assert ("others are not finished" in capsys.readouterr().out) == (machine == 1)
     for rank in (0, 1):  # as under torchrun
-        for key, value in (("RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_RANK", rank)):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": 1}
+        for key, value in {**place, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}.items():
             monkeypatch.setenv(key, str(value))
         assert embed("e3") == 0
     for one, other in (("p", "p2"), ("e", "e2"), ("e", "e3")):

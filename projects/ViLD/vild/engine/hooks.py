@@ -77,10 +77,13 @@ class CheckpointAndStop(HookBase):
         self.checkpointer, self.received = checkpointer, 0
         self._before: dict[int, Any] = {}
         self._process, self._at, self._evaluating = os.getpid(), 0.0, ""
+        self._group: distributed.ProcessGroup | None = None
 
     def before_train(self) -> None:
         """Listen."""
         self._process = os.getpid()
+        if comm.get_world_size() > 1:  # of CPUs, so that no process waits for its GPU
+            self._group = distributed.new_group(backend="gloo")
         self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
 
     def after_train(self) -> None:
@@ -134,9 +137,8 @@ class CheckpointAndStop(HookBase):
         """
         number = self.received
         if comm.get_world_size() > 1:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            told = torch.tensor(number, device=device)
-            distributed.all_reduce(told, distributed.ReduceOp.MAX)
+            told = torch.tensor(number)
+            distributed.all_reduce(told, distributed.ReduceOp.MAX, self._group)
             number = int(told)
         if not number:
             return

@@ -1,8 +1,7 @@
-"""A thin adapter to Detectron2's launcher, to torchrun and to srun.
+"""Start the processes of a job, or join those that torchrun or srun has started.
 
-No launcher of our own: Detectron2's starts the processes of a machine, or torchrun or SLURM has
-started this one. What is added: errors as one line, signals that reach the processes, and a process
-group that is taken down.
+As Detectron2's launcher, and: the device decides how processes speak, a process may see its own GPU
+alone, errors are one line, signals reach the processes, and the process group is taken down.
 """
 
 from __future__ import annotations
@@ -16,34 +15,24 @@ from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing import active_children
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
-import detectron2.engine
 import torch
 import torch.distributed as dist
-from detectron2.engine.launch import _distributed_worker
+from detectron2.engine.launch import _find_free_port
+from detectron2.utils import comm
 from torch import multiprocessing
 
 from vild.engine.hooks import STOP_SIGNALS
+from vild.engine.ranks import RESTARTED, Place, gpu_of, launched_place
 
 logger = logging.getLogger(__name__)
 
 EXIT_ERROR = 2  # a message for the user has been given
 EXIT_CTRL_C = 128 + signal.SIGINT
-_RESTARTED = "vild-restarted"  # scheme of a URL
 # how torch words that a process of the group is gone or silent
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out",
          "timed out", "NCCL", "Socket Timeout")  # fmt: skip
-
-
-class _Place(NamedTuple):
-    """Where in a job a launcher has put this process."""
-
-    local_rank: int
-    per_machine: int
-    machine: int
-    world_size: int
-    url: str | None
 
 
 def launch(
@@ -55,11 +44,12 @@ def launch(
     dist_url: str = "auto",
     args: Sequence[Any] = (),
     timeout: timedelta = timedelta(minutes=30),
+    device: str = "cuda",
 ) -> None:
     """Run ``main(*args)`` in every process of a job.
 
     Under torchrun and under srun this process is one of them, and the numbers here are not looked
-    at. Otherwise they are started on this machine. GPUs speak by NCCL, CPU processes by gloo.
+    at. Otherwise they are started on this machine.
 
     Args:
         main: function of a module (it is pickled).
@@ -70,20 +60,22 @@ def launch(
             machine.
         args: positional arguments of ``main``.
         timeout: how long processes wait for each other, at the start and in every exchange.
+        device: ``cpu`` for processes that speak by gloo, whatever GPUs there are; otherwise by NCCL
+            if there is a GPU.
 
     Raises:
         ValueError: impossible numbers, no meeting at ``dist_url``, or a process that failed; its
             own message is above.
         SystemExit: the processes were stopped by a signal, after a checkpoint.
     """
-    place = _launched_by_another()
+    on_gpus = device != "cpu" and torch.cuda.is_available()
+    place = launched_place()
     if place is not None:
         url = place.url or dist_url
         if url == "auto":
             raise ValueError("expected --dist-url tcp://FIRST_MACHINE:PORT under srun, got auto")
-        group = (place.world_size, place.per_machine, place.machine, url)
         with _errors_of_a_process(dist_url):
-            _distributed_worker(place.local_rank, _run, *group, (main, *args), timeout)
+            _join(place._replace(url=url), timeout, on_gpus, main, args)
         return
     if num_machines < 1 or not 0 <= machine_rank < num_machines or num_processes < 0:
         raise ValueError(
@@ -94,7 +86,7 @@ def launch(
         raise ValueError(
             f"expected --dist-url tcp://FIRST_MACHINE:PORT for {num_machines} machines, got auto"
         )
-    if torch.cuda.is_available() and num_processes > torch.cuda.device_count():
+    if on_gpus and num_processes > torch.cuda.device_count():
         raise ValueError(
             f"expected at most {torch.cuda.device_count()} processes, one a GPU of this machine, "
             f"got --num-gpus {num_processes}"
@@ -103,33 +95,53 @@ def launch(
     if processes * num_machines == 1:
         main(*args)
         return
+    url = f"tcp://127.0.0.1:{_find_free_port()}" if dist_url == "auto" else dist_url
+    job = (processes, num_machines, machine_rank, url, timeout, on_gpus, main, args)
     with _signals_passed_on(), _errors_of_a_process(dist_url):
-        detectron2.engine.launch(
-            _run,
-            processes,
-            num_machines=num_machines,
-            machine_rank=machine_rank,
-            dist_url=dist_url,
-            args=(main, *args),
-            timeout=timeout,
-        )
+        multiprocessing.spawn(_started, nprocs=processes, args=job)
 
 
-def _launched_by_another() -> _Place | None:
-    """Torchrun's place for this process, or srun's; None where neither has started it."""
-    environ = os.environ
-    if "TORCHELASTIC_RUN_ID" in environ:
-        local, per_machine = int(environ["LOCAL_RANK"]), int(environ["LOCAL_WORLD_SIZE"])
-        machine, world_size = int(environ["GROUP_RANK"]), int(environ["WORLD_SIZE"])
-        # with several machines each counts its own restarts: torch's way is the only common one
-        scheme = "env" if world_size > per_machine else _RESTARTED
-        return _Place(local, per_machine, machine, world_size, f"{scheme}://")
-    # a batch script has these numbers, too, but is no step
-    if "SLURM_STEP_ID" in environ and int(environ.get("SLURM_NTASKS", 1)) > 1:
-        tasks, machines = int(environ["SLURM_NTASKS"]), int(environ["SLURM_NNODES"])
-        local, machine = int(environ["SLURM_LOCALID"]), int(environ["SLURM_NODEID"])
-        return _Place(local, tasks // machines, machine, tasks, None)
-    return None
+def _started(
+    local_rank: int, processes: int, machines: int, machine: int, url: str, *job: Any
+) -> None:
+    """Be one of the processes that :func:`launch` has started."""
+    rank, world_size = machine * processes + local_rank, machines * processes
+    _join(Place(rank, world_size, local_rank, processes, machine, url), *job)
+
+
+def _join(
+    place: Place,
+    timeout: timedelta,
+    on_gpus: bool,
+    main: Callable[..., Any],
+    args: Sequence[Any],
+) -> None:
+    """Meet the other processes and run ``main(*args)``, as Detectron2's worker does."""
+    gpu = gpu_of(place.local_rank, place.per_machine) if on_gpus else None
+    dist.init_process_group(
+        "nccl" if on_gpus else "gloo",
+        init_method=place.url,
+        world_size=place.world_size,
+        rank=place.rank,
+        timeout=timeout,
+    )
+    _group_by_machine(place)
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
+    comm.synchronize()  # as there: the first exchange may take longer than later ones
+    _run(main, *args)
+
+
+def _group_by_machine(place: Place) -> None:
+    """Make the groups behind ``comm.get_local_rank``."""
+    if hasattr(comm, "create_local_process_group"):
+        comm.create_local_process_group(place.per_machine)
+        return
+    # v0.6 does this in the middle of its worker
+    for first in range(0, place.world_size, place.per_machine):
+        group = dist.new_group(list(range(first, first + place.per_machine)))
+        if first == place.machine * place.per_machine:
+            comm._LOCAL_PROCESS_GROUP = group
 
 
 def _run(main: Callable[..., Any], *args: Any) -> None:
@@ -198,7 +210,7 @@ def _meet_again(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[dist.S
         yield dist.PrefixStore(f"restart_{restart}", store), rank, world_size
 
 
-dist.register_rendezvous_handler(_RESTARTED, _meet_again)
+dist.register_rendezvous_handler(RESTARTED, _meet_again)
 
 
 @contextmanager

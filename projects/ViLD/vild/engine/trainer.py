@@ -9,6 +9,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
@@ -58,7 +59,7 @@ class Trainer(DefaultTrainer):
         self._guard = DivergenceGuard(model)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
-        devices = None if cfg.MODEL.DEVICE == "cpu" else [comm.get_local_rank()]
+        devices = None if cfg.MODEL.DEVICE == "cpu" else [torch.cuda.current_device()]
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
         kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = kind(model, loader, optimizer)

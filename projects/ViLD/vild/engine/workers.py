@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,11 +15,9 @@ import torch
 from torch import multiprocessing
 
 from vild.data import positive_int
+from vild.engine.ranks import launched_place
 
 logger = logging.getLogger(__name__)
-
-# (rank, number of processes) as the launchers on whose nodes a command may run say them
-_LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 
 
 def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,12 +51,10 @@ def run_workers(
     Raises:
         ValueError: impossible numbers of processes or machines, or a process that failed.
     """
-    for rank_key, size_key in _LAUNCHERS:
-        if int(os.environ.get(size_key, 1)) > 1 and rank_key in os.environ:
-            rank = int(os.environ[rank_key])
-            local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", rank)))
-            main(rank, int(os.environ[size_key]), _device(args.device, local), *extra)
-            return
+    place = launched_place()
+    if place is not None:
+        main(place.rank, place.world_size, _device(args.device, place.local_rank), *extra)
+        return
     processes, machines, machine = args.num_processes, args.num_machines, args.machine_rank
     if processes < 1 or not 0 <= machine < machines:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from vild.evaluation.coco_metrics import evaluate_coco_open_vocabulary
 from vild.evaluation.detections import Detections
+from vild.evaluation.encoding import encode_masks
 from vild.evaluation.evaluator import OpenVocabularyEvaluator, Protocol, evaluate_results
 from vild.evaluation.figures import TaskFigures
 from vild.evaluation.ground_truth import GroundTruth
@@ -9,7 +10,6 @@ from vild.evaluation.lvis_metrics import evaluate_lvis
 from vild.evaluation.results import (
     ResultsWriter,
     coco_results,
-    encode_masks,
     iterate_results,
     merge_parts,
     read_results,

@@ -19,15 +19,13 @@ from types import TracebackType
 from typing import Any, BinaryIO, TextIO
 
 import msgspec
-import numpy as np
-import pycocotools.mask as mask_util
 import torch
 from detectron2.structures import Instances
-from torch import Tensor
 
 from vild.data.entries import Id, located
 from vild.data.files import atomic_path
 from vild.data.masks import Rle, read_segmentation
+from vild.evaluation.encoding import encode_masks
 
 Results = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 
@@ -154,31 +152,6 @@ def coco_results(
         for item, segmentation in zip(items, encoded, strict=True):
             item["segmentation"] = segmentation
     return items
-
-
-def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
-    """Masks as COCO's compressed run lengths.
-
-    Args:
-        masks: (R, H, W) bool, on any device.
-
-    Returns:
-        ``{"size": [H, W], "counts": str}`` each.
-
-    Raises:
-        ValueError: another type or shape.
-    """
-    if not isinstance(masks, Tensor) or masks.dtype != torch.bool or masks.ndim != 3:
-        found = f"{masks.dtype} {tuple(masks.shape)}" if isinstance(masks, Tensor) else type(masks)
-        raise ValueError(
-            f"expected masks (R, H, W) of bool, got {found}. Paste them into the picture first, "
-            "as detectron2's detector_postprocess does."
-        )
-    encoded: list[dict[str, Any]] = []
-    for mask in masks.cpu().numpy():  # one by one: all at once takes twice the time and memory
-        (item,) = mask_util.encode(np.asfortranarray(mask[:, :, None].view(np.uint8)))
-        encoded.append({"size": list(item["size"]), "counts": item["counts"].decode("ascii")})
-    return encoded
 
 
 def merge_parts(parts: Sequence[str | os.PathLike[str]], path: str | os.PathLike[str]) -> Path:

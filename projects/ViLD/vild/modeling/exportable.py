@@ -19,12 +19,12 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from vild.modeling.roi_heads import WITH_TEACHER, ViLDROIHeads
-from vild.modeling.selection import suppress
+from vild.modeling.suppression import suppress_in_rounds
 
 # A candidate has to exceed a bound that the M-th best of the classes reaches: a little below it.
 BELOW = 1 - 1e-6
 
-_compiled_suppress = torch.jit.script_if_tracing(suppress)
+_compiled_suppress = torch.jit.script_if_tracing(suppress_in_rounds)
 
 
 class ExportableDetector(nn.Module):
@@ -117,7 +117,7 @@ class _OnnxSuppression(torch.autograd.Function):
         regions, classes = (scores > bound).nonzero(as_tuple=True)
         ranks = scores[regions, classes].sort(descending=True, stable=True).indices
         regions, classes = regions[ranks], classes[ranks]
-        kept = suppress(boxes[regions], classes, overlap, wanted)
+        kept = suppress_in_rounds(boxes[regions], classes, overlap, wanted)
         return torch.stack([torch.zeros_like(kept), classes[kept], regions[kept]], dim=1)
 
     @staticmethod

@@ -111,7 +111,7 @@ def distillation_loss(
         goal = functional.normalize(at_least_float32(teacher.detach()), dim=1).to(student.dtype)
         total = (student - goal).abs().sum()
         if world_mean and distributed.is_available() and distributed.is_initialized():
-            count = torch.tensor(float(len(student)), device=total.device)
+            count = total.new_full((), len(student))  # without a copy from the host
             distributed.all_reduce(count)
             mean_count = count / distributed.get_world_size()  # may well be below 1
             return total / mean_count.masked_fill(count == 0, 1)

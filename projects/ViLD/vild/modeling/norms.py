@@ -5,23 +5,24 @@ Shapes: R regions, C channels, and H x W cells of a pooled region where there ar
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from detectron2.utils import comm
 from torch import Tensor, distributed, nn
-from torch.distributed.nn import functional as collective
 from torch.nn import functional
-from torch.nn.modules._functions import SyncBatchNorm as synchronised_batch_norm
 
 NORMS = ("SyncBN", "BN", "GN", "none")
 GROUPS = 32
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """Statistics over all processes, on GPUs and between CPU processes.
+    """Batch norm whose statistics are those of all processes, on GPUs and on CPUs.
 
-    torch's own refuses the latter, and so does DistributedDataParallel for any module of its type;
-    on GPUs this runs the same function as torch's. A process without regions takes part in the
-    exchange; where no process has any, the running statistics serve.
+    torch's own refuses CPUs, as DistributedDataParallel refuses any module of its type, and its
+    running statistics are wrong or NaN after a batch of no or one value per channel. Here such a
+    batch is normalised by the running statistics and leaves them alone. A process without regions
+    takes part in the exchange, always in float32. The host never waits for a GPU.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -33,39 +34,41 @@ class SyncBatchNorm(nn.BatchNorm2d):
         if not self.training or comm.get_world_size() == 1:
             return super().forward(x)
         self._check_input_dim(x)
-        if x.is_cpu:
-            return self._over_gloo(x)
-        if not x.numel():
-            # torch would send statistics in the features' own type, while its peers send float32
-            # even of half precision.
-            x = x.float()
-        self.num_batches_tracked += 1
-        statistics = (self.running_mean, self.running_var, self.eps, self.momentum)
-        group = distributed.group.WORLD
-        return synchronised_batch_norm.apply(
-            x, self.weight, self.bias, *statistics, group, comm.get_world_size()
-        )
-
-    def _over_gloo(self, x: Tensor) -> Tensor:
-        """Mean first, then the squares around it: no difference of large numbers."""
         values = x.float()
         others = [d for d in range(x.ndim) if d != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
-        count = values.new_tensor([x.numel() / x.shape[1]])
-        total = collective.all_reduce(torch.cat([values.sum(others), count]))
+        count = values.new_full((1,), x.numel() // x.shape[1])
+        total = _Sum.apply(torch.cat([values.sum(others), count]))
         count = total[-1].detach()
-        if count <= 1:  # no variance: as for one process alone
-            total = total.sum() * 0  # the peers wait for this process in backward
-            return _by_running_statistics(self, values + total).to(x.dtype)
-        mean = total[:-1] / count
+        enough = count > 1  # fewer values have no variance
+        mean = torch.where(enough, total[:-1] / count.clamp(min=1), self.running_mean)
+        # the squares around the mean: no difference of large numbers
         centred = values - mean.view(shape)
-        variance = collective.all_reduce(centred.square().sum(others)) / count
+        squares = _Sum.apply(centred.square().sum(others))
+        variance = torch.where(enough, squares / count.clamp(min=1), self.running_var)
         with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            weight = self.momentum * enough
+            self.num_batches_tracked += enough
+            self.running_mean.lerp_(mean, weight)
+            self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), weight)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return (centred * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; its gradient is the sum of their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        distributed.all_reduce(total)
+        return total
 
 
 def make_norm(name: str, channels: int, *, flat: bool, eps: float, momentum: float) -> nn.Module:

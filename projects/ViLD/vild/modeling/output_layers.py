@@ -26,7 +26,9 @@ from vild.modeling.fusion import fuse_scores
 from vild.modeling.losses import classification_loss
 from vild.modeling.selection import select_from_chunks
 
-MAX_SCORES = 2**22  # entries of (R, K) that are in memory at a time in inference: 16 MB
+# entries of (R, K) that are in memory at a time in inference: 16 MB fit a CPU's cache; a GPU takes
+# 1000 regions and 32,000 classes at once
+MAX_SCORES, MAX_SCORES_GPU = 2**22, 2**25
 
 Predictions = tuple[Tensor, Tensor]
 
@@ -236,7 +238,7 @@ class ViLDOutputLayers(FastRCNNOutputLayers):
         self, text: Tensor, image: Tensor | None, proposals: Instances
     ) -> Iterator[Tensor]:
         """Scores (r, K) of one image's regions, a few of them at a time."""
-        size = max(1, MAX_SCORES // self.num_classes)
+        size = max(1, (MAX_SCORES_GPU if text.is_cuda else MAX_SCORES) // self.num_classes)
         for start in range(0, len(proposals), size):
             rows = slice(start, start + size)
             scores = self.class_scores(text[rows], None if image is None else image[rows])

@@ -23,6 +23,7 @@ from vild.modeling.box_head import EmbeddingHead
 from vild.modeling.losses import distillation_loss
 from vild.modeling.meta_arch import ImagesWithRegions
 from vild.modeling.output_layers import ViLDOutputLayers
+from vild.modeling.precision import at_least_float32
 
 VARIANTS = ("text", "image", "vild", "ensemble", "clip", "text_clip")
 DISTILLED = ("image", "vild", "ensemble")  # those that learn from the teacher's region embeddings
@@ -40,7 +41,12 @@ class OptionalMaskROIHeads(StandardROIHeads):
     def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
         if self.training and self.mask_on:
             instances = [p[p.gt_has_mask] if p.has("gt_has_mask") else p for p in instances]
-        return super()._forward_mask(features, instances)
+        found = super()._forward_mask(features, instances)
+        if not self.training and self.mask_on:
+            for predicted in found:
+                # Detectron2 pastes masks in their own precision, and 16 bits round coordinates
+                predicted.pred_masks = at_least_float32(predicted.pred_masks)
+        return found
 
 
 @ROI_HEADS_REGISTRY.register()

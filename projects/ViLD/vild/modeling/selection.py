@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vild.modeling.precision import at_least_float32
+from vild.modeling.suppression import suppress
 
 BLOCK = 64  # classes
 
@@ -187,59 +188,3 @@ def _finite_rows(scores: Tensor) -> Tensor:
         suspects = (~finite).nonzero()[:, 0]
         finite[suspects] = torch.isfinite(scores[suspects]).all(dim=1)
     return finite
-
-
-def suppress(boxes: Tensor, classes: Tensor, nms_threshold: float, wanted: int) -> Tensor:
-    """Ranks of the detections among candidates that come best first.
-
-    TorchScript compiles it for exported detectors, too.
-
-    Args:
-        boxes: (n, 4).
-        classes: (n,) int64.
-        nms_threshold: see :func:`select_detections`.
-        wanted: most detections; negative: all.
-
-    Returns:
-        (M,) int64, ascending.
-    """
-    if wanted < 0:
-        wanted = len(boxes)
-    kept = classes.new_empty(0)  # ranks
-    # ranks of what is neither kept nor suppressed, grouped by class and ascending in each group
-    open_ = classes.sort(stable=True).indices
-    while len(open_):
-        # Greedy suppression in all classes at once: the best of each is kept...
-        own = classes[open_]
-        first = torch.ones_like(own, dtype=torch.bool)
-        first[1:] = own[1:] != own[:-1]
-        leaders = open_[first]
-        kept = torch.cat([kept, leaders]).sort().values[:wanted]
-        # ... and what it overlaps goes, with all that comes too late in any case.
-        leader = leaders[first.cumsum(0) - 1]
-        gone = first | _overlap(boxes[leader], boxes[open_], nms_threshold)
-        if len(kept) == wanted:
-            gone |= open_ > kept[-1]
-        open_ = open_[~gone]
-    return kept
-
-
-def _overlap(first: Tensor, second: Tensor, threshold: float) -> Tensor:
-    """Whether the IoU exceeds the threshold; boxes (..., 4) against boxes (..., 4), broadcast.
-
-    Operations, their order and precision are those of torchvision's NMS: two empty boxes have the
-    IoU 0 / 0, which exceeds nothing, and the quotient meets the threshold in double precision.
-    """
-    low = torch.maximum(first[..., :2], second[..., :2])
-    high = torch.minimum(first[..., 2:], second[..., 2:])
-    sides = (high - low).clamp_(min=0)
-    inter = sides[..., 0] * sides[..., 1]
-    iou = inter / (_area(first) + _area(second) - inter)
-    limit = torch.tensor(threshold, dtype=iou.dtype)
-    if float(limit) > threshold:  # then the next float32 below says the same as the double does
-        limit = torch.nextafter(limit, torch.tensor(-torch.inf, dtype=limit.dtype))
-    return iou > float(limit)
-
-
-def _area(boxes: Tensor) -> Tensor:
-    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
