@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 
-from vild.evaluation.results import Detection, checked_detection
+from vild.evaluation.results import Detection, iterate_detections
 from vild.inference import instances_from_results, read_results_by_picture
 
 from .scenes import CROW, OWL, found
@@ -18,7 +18,7 @@ IDS = {row: category for category, row in ROWS.items()}
 
 
 def detections(written: list[dict[str, Any]]) -> list[Detection]:
-    return [checked_detection(item, n, "r.json") for n, item in enumerate(written)]
+    return list(iterate_detections(written, [12], None, "the data"))
 
 
 def results(masks: bool = True) -> tuple[Any, list[dict[str, Any]]]:
@@ -92,11 +92,14 @@ def test_a_file_is_sorted_by_picture(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (None, "No such file"),
-        ("{", "expected a list of detections"),
+        ("{", "is not a json file"),
         ('{"images": []}', "expected a list of detections"),
         ("[3]", "detection 0: expected an object, got 3"),
         ('[{"image_id": 1, "category_id": 3}]', "detection 0: object missing required field score"),
-        ('[{"image_id": 5, "category_id": 3, "score": 1, "bbox": [0, 0, 1, 1]}]', "image_id 5"),
+        (
+            '[{"image_id": 5, "category_id": 3, "score": 1, "bbox": [0, 0, 1, 1]}]',
+            "of an image of the dataset, got 5",
+        ),
         ('[{"image_id": 1, "category_id": 4, "score": 1, "bbox": [0, 0, 1, 1]}]', "category_id 4"),
     ],
 )

@@ -93,7 +93,7 @@ def test_without_detections_the_ground_truth_is_there(draw: Draw, small: SmallDa
     [
         (["--images", "99"], [], "no image 99"),
         (["--limit", "0"], [], "--limit of at least 1"),
-        ([], [{"image_id": 99, "category_id": 1, "score": 1, "bbox": [0, 0, 1, 1]}], "image_id 99"),
+        ([], [{"image_id": 99, "category_id": 1, "score": 1, "bbox": [0, 0, 1, 1]}], "got 99"),
         (
             [],
             [{"image_id": 1, "category_id": 99, "score": 1, "bbox": [0, 0, 1, 1]}],

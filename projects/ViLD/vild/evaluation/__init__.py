@@ -10,9 +10,7 @@ from vild.evaluation.results import (
     ResultsWriter,
     coco_results,
     encode_masks,
-    iterate_results,
     merge_parts,
-    read_results,
 )
 
 __all__ = [
@@ -27,7 +25,5 @@ __all__ = [
     "evaluate_coco_open_vocabulary",
     "evaluate_lvis",
     "evaluate_results",
-    "iterate_results",
     "merge_parts",
-    "read_results",
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,13 @@ from vild.data.entries import Id, find_id
 from vild.data.masks import box_of, decode_segmentation
 from vild.evaluation.results import Detection, iterate_detections
 
+logger = logging.getLogger(__name__)
+
 
 def read_results_by_picture(
     path: str | os.PathLike[str],
-    image_ids: Collection[Id],
-    category_ids: Collection[Id],
+    image_ids: Iterable[Id],
+    category_ids: Iterable[Id],
 ) -> dict[Id, list[Detection]]:
     """Read a results file and sort it by image.
 
@@ -32,21 +35,27 @@ def read_results_by_picture(
         image id -> its detections, in the file's order.
 
     Raises:
-        ValueError: see :func:`vild.evaluation.iterate_results`; or an image or a class that the
-            data set lacks.
+        ValueError: see :func:`vild.evaluation.results.iterate_detections`; or no detection has a
+            class of the dataset. Where only some have none, they are left out with a warning.
     """
-    images, classes = dict.fromkeys(image_ids), dict.fromkeys(category_ids)
+    classes = frozenset(category_ids)
     found: dict[Id, list[Detection]] = defaultdict(list)
-    for index, item in enumerate(iterate_detections(path)):
-        image, category = find_id(images, item.image_id), find_id(classes, item.category_id)
-        if image is None or category is None:
-            key = "image_id" if image is None else "category_id"
-            raise ValueError(
-                f"{Path(path)}: detection {index} has the {key} {getattr(item, key)!r}, which the "
-                "data set lacks: these are results on another one"
-            )
-        item.image_id, item.category_id = image, category
-        found[image].append(item)
+    others: Counter[Id] = Counter()
+    for item in iterate_detections(path, frozenset(image_ids), None, "the dataset"):
+        category_id = find_id(classes, item.category_id)
+        if category_id is None:
+            others[item.category_id] += 1
+        else:
+            item.category_id = category_id
+            found[item.image_id].append(item)
+    if others:
+        message = (
+            f"{Path(path)}: {others.total()} detections have classes that the dataset lacks, "
+            f"category_id {', '.join(map(repr, [*others][:5]))}"
+        )
+        if not found:
+            raise ValueError(f"{message}, and no others. Are these results of that dataset?")
+        logger.warning("%s. They are left out", message)
     return dict(found)
 
 
