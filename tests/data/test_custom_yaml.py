@@ -182,3 +182,11 @@ def test_a_name_of_another_yaml_is_taken(tmp_path: Path, spec: Spec) -> None:
     with pytest.raises(ValueError, match="the name 'birds' is taken"):
         register_custom(other)
     register_custom(path)
+
+
+@pytest.mark.parametrize("name", ["b" * 101, "\u00e9" * 60, "b" * 5000])
+def test_a_name_too_long_for_files_is_one_line(tmp_path: Path, spec: Spec, name: str) -> None:
+    with pytest.raises(ValueError, match="at most 100 bytes, got ") as caught:
+        register_custom(write_yaml(tmp_path, spec | {"name": name}))
+    assert len(str(caught.value)) < 500
+    register_custom(write_yaml(tmp_path, spec | {"name": "b" * 100}))

@@ -294,3 +294,19 @@ def test_what_a_yaml_may_have_wrong(tmp_path: Path, text: str, message: str) -> 
 
 def test_a_missing_yaml_is_reported(tmp_path: Path) -> None:
     assert "No such file" in only_text(inspect_custom(tmp_path / "gone.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("listed", "severity", "got"),
+    [
+        (["cam1/a.png", "cam2/a.png"], "error", "1 files that several images lead to: {} (cam1/"),
+        (["cam1/a.png", "cam1/a.png"], "warning", "1 listed more than once: {}. Objects"),
+        (["images/a.png", "a.png"], "warning", "1 listed more than once: {}. Objects"),
+        (["data/images/a.png", "images\\A.PNG"], "warning", "1 listed more than once: {}. Objects"),
+    ],
+)
+def test_two_names_of_one_file(tmp_path: Path, listed: list[str], severity: str, got: str) -> None:
+    yaml_file = write_custom(tmp_path, contents(["a.png", "b.png"]))
+    write_json(tmp_path / "val.json", contents(listed))
+    expected = got.format(tmp_path / "images" / "a.png")
+    assert f", got {expected}" in only_text(inspect_custom(yaml_file), severity)

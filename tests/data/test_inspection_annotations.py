@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 
 from vild.data.inspection import inspect_custom
 
@@ -393,34 +393,35 @@ def test_boxes_that_may_be_fractions(
     assert problems_of(report) == ([texts[expected]] if expected else [])
 
 
-@pytest.mark.parametrize("name", ["things", "class 1", "class 2"])
-def test_the_class_that_groups_the_others_is_left_out(tmp_path: Path, name: str) -> None:
-    data = contents(["a.png", "b.png"])
-    for category in data["categories"]:
-        category["supercategory"] = name
-    root = {"id": 0, "name": name, "supercategory": "none"}
-    data["categories"].insert(0, root)
-    report = inspect_custom(write_custom(tmp_path, data))
-    note = (
-        f"classes of objects, got 1 that only groups the others: {name}. It is left out unless "
-        "another split has objects of it or the yaml lists it."
-    )
-    assert problems_of(report) == [("note", note)]
-    assert objects_of(report) == {"base": 4, "novel": 2}
-    metadata = MetadataCatalog.get("small_val")
-    assert metadata.thing_classes == ["class 1", "class 2", "class 3"]
-    assert metadata.thing_dataset_id_to_contiguous_id == {1: 0, 2: 1, 3: 2}
+def _nested(depth: int) -> list[Any]:
+    return [_nested(depth - 1)] if depth else []
 
 
-def test_a_grouping_class_with_objects_is_a_class(tmp_path: Path) -> None:
-    data = contents(["a.png", "b.png"])
-    for category in data["categories"]:
-        category["supercategory"] = "things"
-    data["categories"].insert(0, {"id": 0, "name": "things", "supercategory": "none"})
-    data["annotations"][0]["category_id"] = 0
-    assert inspect_custom(write_custom(tmp_path, data)).problems == ()
-    assert MetadataCatalog.get("small_val").thing_classes[0] == "things"
-    data["categories"][2]["supercategory"] = "others"  # and so it is if it groups only some
-    data["annotations"][0]["category_id"] = 1
-    report = inspect_custom(write_custom(tmp_path, data))
-    assert problems_of(report) == [("warning", UNUSED.format(1, "things"))]
+ODD = (
+    *(float("nan"), float("inf"), -float("inf"), 1e300, -1e300, True, False, 2**70, -(2**70)),
+    *(10**400, -5, "x" * 5000, "a\nb", _nested(20), _nested(300), [1e308] * 4, [2**70] * 6),
+)
+
+
+@pytest.mark.parametrize("section", ["images", "annotations", "categories"])
+def test_any_value_is_accepted_or_named_in_one_line(tmp_path: Path, section: str) -> None:
+    sound = contents(["a.png", "b.png"])
+    yaml_file = write_custom(tmp_path, sound)
+    for key in sound[section][0]:
+        for value in ODD:
+            data = contents(["a.png", "b.png"])
+            data[section][0][key] = value
+            write_json(tmp_path / "val.json", data)
+            for problem in inspect_custom(yaml_file, "none").problems:
+                assert len(problem.text.splitlines()) == 1, (key, value)
+                assert len(problem.text) < 1000, (key, value)
+
+
+@pytest.mark.parametrize("side", ["width", "height"])
+def test_impossible_image_sizes_are_errors(tmp_path: Path, side: str) -> None:
+    yaml_file = write_custom(tmp_path)
+    for value in (0, -5, 2**31, 2**70, 10**400):
+        data = contents(["a.png", "b.png"])
+        data["images"][0][side] = value
+        write_json(tmp_path / "val.json", data)
+        assert f"images[0].{side}: expected int" in only_text(inspect_custom(yaml_file, "none"))

@@ -216,6 +216,18 @@ def text_with(**changes: Any) -> str:
         (text_with(bbox=[1, 2, float("nan"), 4]), "detection 1: expected a box of 4 finite"),
         (text_with(bbox=[1, 2, 3]), r"4 finite numbers, got \[1.0, 2.0, 3.0\]"),
         (text_with(segmentation="ab"), "detection 1: expected polygons or run lengths"),
+        (text_with(bbox=[1, 2, -3, 4]), r"as the box, got \[1.0, 2.0, -3.0, 4.0\]"),
+        (text_with(bbox=[1e308] * 4), "detection 1: expected a box of 4 finite numbers"),
+        (text_with(category_id=True), r"detection 1.category_id: expected int \| str, got bool"),
+        (text_with(image_id=2**70), f"id of an image of the data, got {2**70}. Are these its"),
+        (text_with(image_id="x" * 5000), r"id of an image of the data, got 'x+\. Are these its"),
+        (text_with(category_id=101), "id of a class of the data, got 101. Are these its results"),
+        (text_with(score=10**400), "detection 1.score: number out of range"),
+        (
+            text_with(score=[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]),
+            "detection 1.score: expected fl",
+        ),
+        (text_with(bbox=json.loads("[" * 300 + "]" * 300)), r"detection 1.bbox\[0\]: expected flo"),
     ],
 )
 def test_malformed_files_are_refused(tmp_path: Path, text: str, complaint: str) -> None:
@@ -224,6 +236,8 @@ def test_malformed_files_are_refused(tmp_path: Path, text: str, complaint: str) 
     with pytest.raises(ValueError, match=complaint) as error:
         read(file)
     assert str(file) in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value)) < 500
 
 
 def test_a_missing_and_a_binary_file_are_refused(tmp_path: Path) -> None:
@@ -244,3 +258,9 @@ def test_any_layout_and_encoding_is_read(
     found = read(tmp_path / "r.json")
     assert found == read(items)
     assert [(d.image_id, d.score) for d in found] == [(n, n / 7) for n in range(5)]
+
+
+def test_ids_are_those_of_the_dataset() -> None:
+    items = [{**GOOD, "image_id": "1", "category_id": 2}]
+    (found,) = iterate_detections(items, [1], ["2"], "the data")
+    assert (found.image_id, found.category_id) == (1, "2")

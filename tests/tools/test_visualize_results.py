@@ -131,3 +131,12 @@ def test_a_broken_mask_stops_its_image_alone(
     assert draw(entries=entries) == 3
     assert "failed: image 1: run lengths of [1, 1] pixels" in capsys.readouterr().out
     assert set(drawn(small)) == {str(n) for n in range(2, len(SIZES) + 1)}
+
+
+def test_other_classes_are_left_out(
+    small: SmallData, draw: Draw, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = {"image_id": 1, "bbox": [5, 5, 30, 30], "score": 0.9}
+    assert draw(entries=[{**entry, "category_id": 2}, {**entry, "category_id": 99}]) == 0
+    assert len(drawn(small)) == len(SIZES)
+    assert "1 detections have classes that the dataset lacks, category_id 99" in caplog.text

@@ -11,6 +11,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
@@ -110,14 +111,10 @@ def read_annotations(
     return found
 
 
-_logged: set[str] = set()
-
-
+@cache  # once, although the same file is read for training and evaluation
 def _log_once(problem: Problem) -> None:
-    if problem.text not in _logged:
-        _logged.add(problem.text)
-        level = logging.WARNING if problem.severity == "warning" else logging.INFO
-        logger.log(level, "%s", problem.text)
+    level = logging.WARNING if problem.severity == "warning" else logging.INFO
+    logger.log(level, "%s", problem.text)
 
 
 @paused_collection()

@@ -33,6 +33,7 @@ from vild.data.splits import novel_flags, select_rows
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_NAME = 100  # bytes; files are named after the dataset, and 255 is the limit
 _registered: dict[str, Path] = {}  # split -> its yaml, which may be registered again
 
 
@@ -125,9 +126,11 @@ def read_spec(path: Path) -> Spec:
         ) from None
     if not spec.splits():
         raise ValueError(f"{path}: expected at least one of the keys 'train' and 'val'")
-    if not re.fullmatch(r"\w[\w.-]*", str(spec.name)):
+    name = str(spec.name)
+    if not re.fullmatch(r"\w[\w.-]*", name) or len(name.encode()) > _LONGEST_NAME:
         raise ValueError(
-            f"{path}: expected a name of letters, digits, '_', '-' and '.', got {spec.name!r}"
+            f"{path}: expected a name of letters, digits, '_', '-' and '.', at most "
+            f"{_LONGEST_NAME} bytes, got {spec.name!r:.120}"
         )
     return spec
 

@@ -26,8 +26,8 @@ class ImageEntry(msgspec.Struct):
     """An image of a json. ``height`` and ``width`` are in pixels."""
 
     id: Id
-    height: Annotated[int, msgspec.Meta(ge=1)]
-    width: Annotated[int, msgspec.Meta(ge=1)]
+    height: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+    width: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
     file_name: str = ""
     coco_url: str = ""
     neg_category_ids: list[Id] | None = None

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import unquote
 
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
-from vild.data.annotations import Annotations, decode_annotations, repeated
+from vild.data.annotations import Annotations, decode_annotations
 from vild.data.custom import read_spec, register_custom, resolve_paths
 from vild.data.entries import Id, ImageEntry
 from vild.data.images import ImageFinder, UnreadableImageError, read_image
@@ -288,6 +290,7 @@ def _count_objects(split: SplitReport, dataset_name: str) -> None:
 def _find_images(found: Annotations, folder: Path) -> list[tuple[Path, ImageEntry]]:
     """Images on disk with their entries in the json; others are reported."""
     there, missing = [], []
+    names_of: dict[Path, list[str]] = defaultdict(list)
     finder = ImageFinder(folder)
     for image in found.images:
         if not image.path:
@@ -295,14 +298,28 @@ def _find_images(found: Annotations, folder: Path) -> list[tuple[Path, ImageEntr
         path = Path(finder.path(image.path))
         if os.path.isfile(path):
             there.append((path, image))
+            names_of[path].append(image.path)
         else:
             missing.append(image.path)
     names = sorted(path.name for path in folder.iterdir())[:3] if folder.is_dir() else []
     present = ", ".join(names) or "no files"
     total = f"{len(found.images):,}"
     found.findings.add("missing_files", *missing, total=total, folder=folder, present=present)
-    found.findings.add("same_files", *repeated(str(path) for path, _ in there))
+    for path, own in names_of.items():
+        if not _mean_one_image(own):
+            found.findings.add("one_file", f"{path} ({', '.join(own[:3])})")
+        elif len(own) > 1:
+            found.findings.add("same_files", path)
     return there
+
+
+def _mean_one_image(names: Sequence[str]) -> bool:
+    """Whether names that lead to one file differ in spelling or in folders in front alone."""
+    spelled = {
+        unicodedata.normalize("NFC", unquote(n)).replace("\\", "/").casefold() for n in names
+    }
+    longest = max(spelled, key=len)
+    return all(f"/{longest}".endswith(f"/{other}") for other in spelled)
 
 
 def _open_images(

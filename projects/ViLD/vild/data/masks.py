@@ -132,7 +132,9 @@ def _is_drawable(points: list[float], height: int, width: int) -> bool:
 
 def _checked_rle(mask: Rle, height: int, width: int) -> Rle:
     if tuple(mask.size) != (height, width):
-        raise ValueError(f"run lengths of {list(mask.size)} pixels, image of {[height, width]}")
+        raise ValueError(
+            f"run lengths of {list(mask.size)!s:.60} pixels, image of {[height, width]}"
+        )
     if height * width >= 2**32:
         raise ValueError("an image too large for run lengths")
     if isinstance(mask.counts, str):

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-_SHOWN = 5  # names in a message
+_SHOWN, _LONGEST = 5, 400  # names in a message, and their characters
 _INVALID = "entries of COCO's format, got {n} others: {names}. Mend the json."
 _BY_NAMES = "Mend the json: the classifier distinguishes classes by their names."
 
@@ -36,6 +36,8 @@ _TEXTS = {
         "datasets/README.md.",
         "missing_files": "{total} images in {folder}, got {n} names without a file: {names}. "
         "Correct the folder or the names, or get the images. The folder has {present}.",
+        "one_file": "a file for every image, got {n} files that several images lead to: {names}. "
+        "Correct the names, or get the missing images.",
         "unreadable": "images that open and have the size in the json, got {n} others: {names}. "
         "Replace or correct them.",
         "no_base_objects": "objects of base classes, got none. Nothing is left to train on.",
@@ -82,6 +84,7 @@ _TEXTS = {
 _FOLLOWS = {
     "invalid images": ("images", "no_images", "official"),
     "invalid categories": ("classes", "lists", "no_classes", "official"),
+    "invalid annotations": ("root",),
     "category_ids": ("classes", "lists"),
 }
 
@@ -147,6 +150,11 @@ class Findings:
         )
 
     def _filled(self, kind: str, text: str) -> str:
-        names = ", ".join(map(str, self._names[kind]))
+        names = ", ".join(map(_one_line, self._names[kind]))
         names += ", ..." if self._counts[kind] > _SHOWN else ""
         return text.format(n=f"{self._counts[kind]:,}", names=names, **self._values.get(kind, {}))
+
+
+def _one_line(name: Any) -> str:
+    text = "\\n".join(str(name).splitlines())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

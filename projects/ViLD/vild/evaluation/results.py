@@ -273,7 +273,7 @@ def iterate_detections(
                 made.category_id = _known("a class", made.category_id, category_ids, dataset)
         except msgspec.ValidationError as error:
             raise ValueError(f"{where}: {located(error, f'detection {index}')}") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{where}: detection {index}: {error}") from None
         yield made
 
@@ -309,7 +309,7 @@ def _known(what: str, given: Id, ids: Container[Id], dataset: str) -> Id:
     found = find_id(ids, given)
     if found is None:
         raise ValueError(
-            f"expected the id of {what} of {dataset}, got {given!r}. Are these its results?"
+            f"expected the id of {what} of {dataset}, got {given!r:.60}. Are these its results?"
         )
     return found
 

@@ -13,7 +13,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from vild.data.entries import Id, find_id
-from vild.data.masks import box_of, decode_segmentation
+from vild.data.masks import box_of, check_segmentation, decode_segmentation
 from vild.evaluation.results import Detection, iterate_detections
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def read_results_by_picture(
     if others:
         message = (
             f"{Path(path)}: {others.total()} detections have classes that the dataset lacks, "
-            f"category_id {', '.join(map(repr, [*others][:5]))}"
+            f"category_id {', '.join(f'{key!r:.60}' for key in [*others][:5])}"
         )
         if not found:
             raise ValueError(f"{message}, and no others. Are these results of that dataset?")
@@ -76,21 +76,22 @@ def instances_from_results(
         (N, height, width) bool where the detections have masks, in their order.
 
     Raises:
-        ValueError: an unknown category, a mask of another size or one that cannot be drawn, or
+        ValueError: a mask of another size or one that cannot be drawn, or
             masks for some detections alone.
     """
     height, width = image_size
-    masks = [d.segmentation for d in detections if d.segmentation is not None]
+    masks = [
+        check_segmentation(d.segmentation, height, width, may_be_empty=True)
+        for d in detections
+        if d.segmentation is not None
+    ]
     if masks and len(masks) < len(detections):
         raise ValueError(
             "expected a segmentation in every detection of an image or in none, got "
             f"{len(masks)} among {len(detections)}"
         )
-    unknown = [d.category_id for d in detections if d.category_id not in dataset_id_to_contiguous]
-    if unknown:
-        raise ValueError(f"the data set lacks the category {unknown[0]!r}: are these its results?")
     decoded = [decode_segmentation(mask, height, width) for mask in masks]
-    boxes = [d.bbox or box_of(d.segmentation or []) for d in detections]
+    boxes = [d.bbox or box_of(masks[n]) for n, d in enumerate(detections)]
     instances = Instances((int(height), int(width)))
     xywh = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     instances.pred_boxes = Boxes(torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1))
