@@ -10,7 +10,7 @@ import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from math import isfinite
 from pathlib import Path
@@ -76,11 +76,11 @@ class Annotations:
     """
 
     findings: Findings
-    images: list[ImageEntry] = field(default_factory=list)
-    objects: list[Annotation] = field(default_factory=list)
-    categories: list[Category] = field(default_factory=list)
-    root: Id | None = None
-    listed: int = 0
+    images: list[ImageEntry]
+    objects: list[Annotation]
+    categories: list[Category]
+    root: Id | None
+    listed: int
 
     @property
     def path(self) -> str:

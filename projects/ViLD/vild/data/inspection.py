@@ -306,10 +306,9 @@ def _find_images(found: Annotations, folder: Path) -> list[tuple[Path, ImageEntr
     total = f"{len(found.images):,}"
     found.findings.add("missing_files", *missing, total=total, folder=folder, present=present)
     for path, own in names_of.items():
-        if not _mean_one_image(own):
-            found.findings.add("one_file", f"{path} ({', '.join(own[:3])})")
-        elif len(own) > 1:
-            found.findings.add("same_files", path)
+        if len(own) > 1:
+            kind = "same_files" if _mean_one_image(own) else "one_file"
+            found.findings.add(kind, f"{path} ({', '.join(sorted(set(own))[:3])})")
     return there
 
 

@@ -217,6 +217,8 @@ def merge_parts(parts: Sequence[str | os.PathLike[str]], path: str | os.PathLike
 def _mapped(file: Path) -> mmap.mmap:
     """A file as bytes that are not all in memory; ``ValueError`` for an empty one."""
     with file.open("rb") as stream:
+        if not os.fstat(stream.fileno()).st_size:
+            raise ValueError("the file is empty")
         return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
 
