@@ -34,6 +34,7 @@ from vild.data.splits import novel_flags, select_rows
 logger = logging.getLogger(__name__)
 
 _LONGEST_NAME = 100  # bytes; files are named after the dataset, and 255 is the limit
+_LONGEST_PATH = 4096  # characters; Linux's limit
 _registered: dict[str, Path] = {}  # split -> its yaml, which may be registered again
 
 
@@ -117,7 +118,8 @@ def read_spec(path: Path) -> Spec:
         loaded = yaml.load(text, _UniqueKeys)  # a SafeLoader
         spec = msgspec.convert(loaded, Spec)
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid yaml: {error}") from None
+        reason = " ".join(str(error).split())  # yaml's are several lines
+        raise ValueError(f"{path} is not valid yaml: {reason}") from None
     except ValueError as error:  # msgspec's, or yaml's of a value such as an impossible date
         known = ", ".join(Spec.__struct_fields__)
         reason = str(error) + ("; expected lvis or coco" if "$.evaluator" in str(error) else "")
@@ -139,11 +141,13 @@ def resolve_paths(files: SplitFiles, yaml_file: Path, split: str) -> tuple[Path,
     """The json and the folder of images of a split.
 
     Raises:
-        ValueError: a variable is not set, or the folder is missing.
+        ValueError: no file can have the path, a variable is not set, or the folder is missing.
     """
     paths = []
     for key in ("json", "images"):
         given = getattr(files, key)
+        if not given.isprintable() or len(given) > _LONGEST_PATH:
+            raise ValueError(f"{yaml_file}: {split}.{key}: expected a path, got {given!r:.100}")
         text = os.path.expandvars(os.path.expanduser(given))
         if "$" in text:
             raise ValueError(

@@ -200,6 +200,7 @@ def merge_parts(parts: Sequence[str | os.PathLike[str]], path: str | os.PathLike
                     "must write to the same folder."
                 ) from None
             with text:
+                # from the first detection to the last, with only the brackets around them
                 begin, end = text.find(b"{"), text.rfind(b"}") + 1
                 around = text[:begin] + text[end:] if end else text[:]
                 if around.split() not in ([b"[", b"]"], [b"[]"]):
