@@ -140,11 +140,11 @@ def test_warnings_are_shown_and_end_with_0(
     json_file = tmp_path / "val.json"
     shown = [line for line in lines if line.startswith(("error: ", "warning: ", "note: "))]
     assert shown == [
-        f"note: {json_file}: expected areas, got 1 annotations without. Those of the boxes are "
-        "used.",
         f"warning: {json_file}: expected boxes inside their image, to 1 pixel, got 1 that stick "
         "out: annotations[0] (id 101). Training clips them. If there are many: are they x, y, "
         "width, height in pixels?",
+        f"note: {json_file}: expected areas, got 1 annotations without. Those of the boxes are "
+        "used.",
     ]
     assert lines[-1] == "small: ok (errors: 0, warnings: 1)"  # notes are not counted
 

@@ -73,7 +73,7 @@ DESCRIPTION = (
             rf"{DESCRIPTION}Object contains unknown field `zip` - at `\$\.val`$",
         ),
         (lambda s: s["val"].update(images="x"), r"val\.images: there is no folder .*/x"),
-        (lambda s: s["val"].update(images="a\0b"), r"val\.images: there is no folder .*/a\0b"),
+        (lambda s: s["val"].update(images="a\0b"), r"val\.images: expected a path, got 'a\\x00b'"),
         (lambda s: s["val"].update(images="x" * 999), r"val\.images: there is no folder .*/xxx"),
         (
             lambda s: s["val"].update(json="x.json"),
@@ -116,8 +116,9 @@ def test_bad_descriptions_are_refused(
 def test_what_is_no_description_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "birds.yaml"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         register_custom(path)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_missing_yaml_is_named(tmp_path: Path) -> None:
@@ -182,3 +183,30 @@ def test_a_name_of_another_yaml_is_taken(tmp_path: Path, spec: Spec) -> None:
     with pytest.raises(ValueError, match="the name 'birds' is taken"):
         register_custom(other)
     register_custom(path)
+
+
+@pytest.mark.parametrize("name", ["b" * 101, "\u00e9" * 60, "b" * 5000])
+def test_a_name_too_long_for_files_is_one_line(tmp_path: Path, spec: Spec, name: str) -> None:
+    with pytest.raises(ValueError, match="at most 100 bytes, got ") as caught:
+        register_custom(write_yaml(tmp_path, spec | {"name": name}))
+    assert len(str(caught.value)) < 500
+    register_custom(write_yaml(tmp_path, spec | {"name": "b" * 100}))
+
+
+@pytest.mark.parametrize("key", ["json", "images"])
+@pytest.mark.parametrize("path", ["a\nb", "a\0b", "x" * 5000])
+def test_a_path_that_no_file_can_have_is_one_line(
+    tmp_path: Path, spec: Spec, key: str, path: str
+) -> None:
+    spec["train"][key] = path
+    with pytest.raises(ValueError, match=rf"train\.{key}: expected a path, got '[ax]") as caught:
+        register_custom(write_yaml(tmp_path, spec))
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 500
+
+
+def test_long_class_names_are_cut(tmp_path: Path, spec: Spec) -> None:
+    for novel in ("x" * 5000, ["x" * 5000], [["x" * 5000]], ["crow", "crow"]):
+        with pytest.raises(ValueError, match="novel") as caught:
+            register_custom(write_yaml(tmp_path, spec | {"novel": novel}))
+        assert len(str(caught.value)) < 500

@@ -20,7 +20,7 @@ def test_areas_that_are_missing_are_those_of_the_boxes(tmp_path: Path, value: An
         item["area"] = value
     found = read_annotations(write(tmp_path, contents))
     assert [item.area for item in found.objects] == [100, 56, 100, 100, 100]
-    assert "expected areas, got 5 annotations without" in found.problems[0].text
+    assert "expected areas, got 5 annotations without" in found.findings.problems()[0].text
 
 
 def test_boxes_are_taken_from_masks(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_ids_of_any_kind_are_matched(tmp_path: Path) -> None:
     assert [(i.image_id, i.category_id) for i in found.objects] == [
         *((9, 17), ("4", 3), ("4", 90), (9, 3), ("4", 17))
     ]
-    assert "annotation ids, got 4 missing or repeated" in found.problems[0].text
+    assert "annotation ids, got 4 missing or repeated" in found.findings.problems()[0].text
     records = load_records(write(tmp_path, contents), tmp_path, COCO_ROWS)
     assert [record["image_id"] for record in records] == [7, 9, "4"]
 
@@ -73,9 +73,9 @@ def test_null_is_missing(tmp_path: Path) -> None:
     assert [(c.frequency, c.image_count, c.synonyms) for c in found.categories] == [
         ("r", 1, (f"class_{n}",)) for n in (1, 2, 3)
     ]
-    assert found.missing_lists() == ()
     contents["images"][0]["neg_category_ids"] = None
-    assert read_annotations(write(tmp_path, contents)).missing_lists() == ("neg_category_ids",)
+    images = read_annotations(write(tmp_path, contents)).images
+    assert [image.neg_category_ids for image in images].count(None) == 1
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
@@ -100,15 +100,18 @@ def test_objects_off_their_image_are_left_out(tmp_path: Path, box: list[int]) ->
     contents["annotations"][0]["bbox"] = box
     found = read_annotations(write(tmp_path, contents))
     assert len(found.objects) == 4
-    assert "boxes that overlap their image, got 1 others: annotations[0]" in found.problems[0].text
-    assert found.problems[0].severity == "warning"
+    assert (
+        "boxes that overlap their image, got 1 others: annotations[0]"
+        in found.findings.problems()[0].text
+    )
+    assert found.findings.problems()[0].severity == "warning"
 
 
 def test_repeated_objects_are_named(tmp_path: Path) -> None:
     contents = coco_contents()
     contents["annotations"] *= 2
     found = read_annotations(write(tmp_path, contents))
-    (text,) = (p.text for p in found.problems if p.severity == "warning")
+    (text,) = (p.text for p in found.findings.problems() if p.severity == "warning")
     assert "got 5 that repeat another one's image, class and box: annotations[5] (id 31)" in text
 
 
@@ -119,7 +122,10 @@ def test_masks_that_do_not_fit_their_boxes(tmp_path: Path) -> None:
         for n in range(12)
     ]
     found = read_annotations(write(tmp_path, contents))
-    assert "masks that fill their boxes, got 12 with another extent" in found.problems[0].text
+    assert (
+        "masks that fill their boxes, got 12 with another extent"
+        in found.findings.problems()[0].text
+    )
 
 
 def test_lists_of_unknown_classes_are_named(tmp_path: Path) -> None:
@@ -128,7 +134,7 @@ def test_lists_of_unknown_classes_are_named(tmp_path: Path) -> None:
     contents["images"][1]["neg_category_ids"] = ["3"]
     for image in contents["images"]:
         image["not_exhaustive_category_ids"] = []
-    (problem,) = read_annotations(write(tmp_path, contents)).problems
+    (problem,) = read_annotations(write(tmp_path, contents)).findings.problems()
     assert problem.severity == "warning"
     assert "lists of an image, got 1 others: image 8: neg_category_ids" in problem.text
 

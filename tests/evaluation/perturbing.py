@@ -106,5 +106,5 @@ def write(path: Path, found: dict[int, Instances], dataset_ids: Sequence[int]) -
     return path
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))

@@ -19,11 +19,12 @@ from torch import nn
 from vild.data import Vocabulary, read_annotations, register_split
 from vild.data.shapes import shapes_vocabulary
 from vild.engine import launch
-from vild.evaluation import OpenVocabularyEvaluator, evaluate_results, read_results
+from vild.evaluation import OpenVocabularyEvaluator, evaluate_results
 
 from .. import small_shapes
 from ..making import text_embeddings, tiny_config, tiny_model
 from .conftest import SHAPES, Case, forget
+from .perturbing import read_json
 from .test_metrics import LVIS_METRICS, official_lvis, percent, same
 
 
@@ -71,7 +72,7 @@ def test_in_detectron2s_loop(
     written = json.loads((tmp_path / f"{case.name}_metrics.json").read_text(encoding="utf-8"))
     for name, value in metrics["segm"].items():
         assert written["metrics"]["segm"][name] == (None if math.isnan(value) else value)
-    assert written["detections"] == len(read_results(results))
+    assert written["detections"] == len(read_json(results))
     assert written["annotations"] == str(case.json_file)
     copied = [r.message for r in caplog.records if r.message.startswith("copypaste:")]
     assert copied[1].startswith("copypaste: AP,AP50,AP75,APs,APm,APl")
@@ -121,7 +122,7 @@ def test_boxes_alone(shapes: Case, tmp_path: Path) -> None:
         model = Remembered(shapes.found, masks)
         metrics = inference_on_dataset(model, batches(shapes), evaluator)
         assert list(metrics) == ["bbox"]
-        assert "segmentation" not in read_results(tmp_path / "x" / "o.json")[0]
+        assert "segmentation" not in read_json(tmp_path / "x" / "o.json")[0]
         read_back = evaluate_results(SHAPES, tmp_path / "x" / "o.json")
         same(flatten_results_dict(read_back), flatten_results_dict(metrics))
     same(metrics["bbox"], evaluate_results(SHAPES, shapes.results, ("bbox",))["bbox"])
@@ -162,7 +163,7 @@ def test_two_processes_give_the_figures_of_one(
     )
     assert none == {}
     same(metrics["segm"], evaluate_results(SHAPES, shapes.results)["segm"])
-    assert read_results(tmp_path / "out" / "two_results.json") == read_results(shapes.results)
+    assert read_json(tmp_path / "out" / "two_results.json") == read_json(shapes.results)
     left = {file.name for file in (tmp_path / "out").iterdir() if "part" in file.name}
     assert left == {"two_results.part2.json"}
 
@@ -190,7 +191,7 @@ def test_without_annotations_only_the_results_are_written(
     assert metrics == {}
     print_csv_format(metrics)
     (written,) = (tmp_path / "out").iterdir()
-    assert read_results(written) == read_results(shapes.results)
+    assert read_json(written) == read_json(shapes.results)
     assert "no annotations" in caplog.text
 
 
@@ -273,10 +274,10 @@ def test_annotations_without_masks_are_evaluated_for_boxes(
 
 def test_bad_results_are_refused(shapes: Case, tmp_path: Path) -> None:
     file = tmp_path / "r.json"
-    items = read_results(shapes.results)
+    items = read_json(shapes.results)
     for change, complaint in (
-        ({"image_id": 4711}, r"r\.json: detection 2 has the image id 4711"),
-        ({"category_id": 4711}, r"r\.json: detection 2 has the category id 4711"),
+        ({"image_id": 4711}, r"r\.json: detection 2: expected the id of an image .* got 4711"),
+        ({"category_id": 4711}, r"r\.json: detection 2: expected the id of a class .* got 4711"),
         ({"bbox": [1, 2, 3, math.nan]}, r"r\.json: detection 2: expected a box of 4"),
     ):
         file.write_text(json.dumps([*items[:2], {**items[2], **change}]), encoding="utf-8")
@@ -299,7 +300,7 @@ def test_defaulttrainer_tests_a_detector(shapes: Case, tmp_path: Path) -> None:
 
     metrics = Trainer.test(cfg, model)
     assert list(metrics) == ["bbox", "segm"]
-    items = read_results(tmp_path / "out" / f"{SHAPES}_results.json")
+    items = read_json(tmp_path / "out" / f"{SHAPES}_results.json")
     assert len(items) > 100
     assert {item["category_id"] for item in items} <= set(shapes.dataset_ids)
     assert 0 <= metrics["bbox"]["AP"] < 20  # of random weights

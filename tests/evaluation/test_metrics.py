@@ -24,13 +24,12 @@ from vild.evaluation import (
     encode_masks,
     evaluate_coco_open_vocabulary,
     evaluate_lvis,
-    read_results,
 )
 from vild.evaluation.coco_metrics import METRICS as COCO_METRICS
 from vild.evaluation.lvis_metrics import METRICS as LVIS_METRICS
 
 from .conftest import Case
-from .perturbing import decoded
+from .perturbing import decoded, read_json
 
 TASKS = ("bbox", "segm")
 
@@ -116,7 +115,7 @@ def test_coco_equals_the_official_package(coco: Case) -> None:
 def test_coco_leaves_out_classes_outside_of_the_vocabulary(coco: Case, tmp_path: Path) -> None:
     outside = sorted({c["id"] for c in coco.contents["categories"]} - set(coco.dataset_ids))
     assert len(outside) == 15
-    items = read_results(coco.results)
+    items = read_json(coco.results)
     other = [{**item, "category_id": outside[n % 15]} for n, item in enumerate(items)]
     more = tmp_path / "more.json"
     more.write_text(json.dumps(items + other), encoding="utf-8")
@@ -127,7 +126,7 @@ def test_coco_leaves_out_classes_outside_of_the_vocabulary(coco: Case, tmp_path:
 
 
 def test_the_order_of_the_detections_and_of_the_pictures_does_not_matter(shapes: Case) -> None:
-    items = read_results(shapes.results)
+    items = read_json(shapes.results)
     # by classes: each picture's detections are scattered, those of one score in their order
     items.sort(key=lambda item: item["category_id"])
     before = copy.deepcopy(items)
@@ -150,7 +149,7 @@ def test_only_the_300_best_of_a_picture_count(shapes: Case) -> None:
     assert best.mask_counts is not None
     assert len(best.mask_counts) == len(best)
     # as the official package chooses, ties included
-    official = LVISResults(str(shapes.json_file), read_results(shapes.results))
+    official = LVISResults(str(shapes.json_file), read_json(shapes.results))
     chosen = {(a["image_id"], a["score"], *a["bbox"]) for a in official.dataset["annotations"]}
     assert best.boxes is not None
     assert chosen == {
@@ -178,7 +177,7 @@ def test_no_detections_are_zero_and_no_objects_are_nan(
 
 
 def test_groups_without_classes_are_nan(shapes: Case) -> None:
-    items = read_results(shapes.results)
+    items = read_json(shapes.results)
     base = dict.fromkeys(shapes.novel, False)
     found = evaluate_lvis(shapes.json_file, items, ["bbox"], base)["bbox"]
     assert math.isnan(found.metrics["AP-novel"])
@@ -187,7 +186,7 @@ def test_groups_without_classes_are_nan(shapes: Case) -> None:
 
 def test_boxes_alone_and_masks_alone(shapes: Case, coco: Case) -> None:
     for case, evaluate in ((shapes, evaluate_lvis), (coco, evaluate_coco_open_vocabulary)):
-        items = read_results(case.results)
+        items = read_json(case.results)
         both = evaluate(case.json_file, items, TASKS, case.novel)
         boxes = [{k: v for k, v in item.items() if k != "segmentation"} for item in items]
         alone = evaluate(case.json_file, boxes, ["bbox"], case.novel)["bbox"]
@@ -230,8 +229,8 @@ def test_annotations_without_area_and_crowd_flag(coco: Case, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"image_id": 9999}, r"detection 4 has the image id 9999, which .*val\.json lacks"),
-        ({"category_id": 777}, "detection 4 has the category id 777"),
+        ({"image_id": 9999}, r"detection 4: expected the id of an image of .*val\.json, got 9999"),
+        ({"category_id": 777}, r"detection 4: expected the id of a class of .*val\.json, got 777"),
         ({"bbox": [0, 0, math.nan, 1]}, "detection 4: expected a box of 4 finite numbers"),
         (
             {"segmentation": {"size": [9, 9], "counts": "Q2"}},
@@ -242,7 +241,7 @@ def test_annotations_without_area_and_crowd_flag(coco: Case, tmp_path: Path) -> 
 def test_detections_of_another_data_set_are_refused(
     shapes: Case, change: dict[str, Any], complaint: str
 ) -> None:
-    items = read_results(shapes.results)
+    items = read_json(shapes.results)
     items[4].update(change)
     items[6].update(change)
     with pytest.raises(ValueError, match=complaint):
@@ -250,7 +249,7 @@ def test_detections_of_another_data_set_are_refused(
 
 
 def test_tasks_must_fit(shapes: Case, tmp_path: Path) -> None:
-    items = read_results(shapes.results)
+    items = read_json(shapes.results)
     boxes = [{k: v for k, v in item.items() if k != "segmentation"} for item in items]
     with pytest.raises(ValueError, match="the detections have no masks, which the task 'segm'"):
         evaluate_lvis(shapes.json_file, boxes, TASKS, shapes.novel)
@@ -333,7 +332,7 @@ def test_ids_of_any_kind_give_the_same_figures(
     case: Case = request.getfixturevalue(kind)
     evaluate = evaluate_lvis if kind == "shapes" else evaluate_coco_open_vocabulary
     expected = evaluate(case.json_file, case.results, TASKS, case.novel)
-    contents, items = copy.deepcopy(case.contents), read_results(case.results)
+    contents, items = copy.deepcopy(case.contents), read_json(case.results)
     # annotations from 0, images as text in the same order, and results with numbers as text
     order = sorted(image["id"] for image in contents["images"])
     names = {image_id: f"street/{n:05}" for n, image_id in enumerate(order)}
@@ -353,9 +352,7 @@ def test_ids_of_any_kind_give_the_same_figures(
 
 
 def test_boxes_of_results_in_another_form(shapes: Case, caplog: pytest.LogCaptureFixture) -> None:
-    items = [
-        {k: v for k, v in i.items() if k != "segmentation"} for i in read_results(shapes.results)
-    ]
+    items = [{k: v for k, v in i.items() if k != "segmentation"} for i in read_json(shapes.results)]
     truth = GroundTruth.read(shapes.json_file, shapes.novel)
     Detections.read(items, truth)
     assert "are they x, y, width, height" not in caplog.text
@@ -363,5 +360,5 @@ def test_boxes_of_results_in_another_form(shapes: Case, caplog: pytest.LogCaptur
     Detections.read(fractions, truth)
     assert "are they x, y, width, height in pixels?" in caplog.text
     items[3]["bbox"] = [50, 50, -10, 5]
-    with pytest.raises(ValueError, match="width, height in pixels as the box of detection 3"):
+    with pytest.raises(ValueError, match="width, height in pixels as the box, got"):
         Detections.read(items, truth)

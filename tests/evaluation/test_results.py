@@ -16,13 +16,11 @@ from detectron2.structures import Instances
 from vild.evaluation import (
     ResultsWriter,
     encode_masks,
-    iterate_results,
     merge_parts,
-    read_results,
 )
-from vild.evaluation import results as results_module
+from vild.evaluation.results import Detection, Results, iterate_detections
 
-from .perturbing import instances
+from .perturbing import instances, read_json
 
 IDS = [3, 5, 8]
 
@@ -37,7 +35,7 @@ def test_detections_are_read_back_equal(tmp_path: Path) -> None:
     found = picture(7)
     with ResultsWriter(tmp_path / "new" / "r.json") as writer:
         writer.add(11, found, IDS)
-    items = read_results(tmp_path / "new" / "r.json")
+    items = read_json(tmp_path / "new" / "r.json")
     assert json.loads((tmp_path / "new" / "r.json").read_text(encoding="utf-8")) == items
     assert [item["image_id"] for item in items] == [11] * 7
     assert [item["category_id"] for item in items] == [IDS[c] for c in found.pred_classes]
@@ -76,7 +74,7 @@ def test_masks_are_left_out_where_there_are_none_or_none_are_wanted(tmp_path: Pa
         writer.add(1, without, IDS)
     with ResultsWriter(tmp_path / "b.json", masks=False) as writer:
         writer.add(1, picture(2), IDS)
-    first, second = read_results(tmp_path / "a.json"), read_results(tmp_path / "b.json")
+    first, second = read_json(tmp_path / "a.json"), read_json(tmp_path / "b.json")
     assert first == second
     assert set(first[0]) == {"image_id", "category_id", "bbox", "score"}
 
@@ -89,7 +87,7 @@ def test_pictures_without_detections(tmp_path: Path, numbers: tuple[int, ...]) -
     items = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     expected = [image_id for image_id, number in enumerate(numbers) for _ in range(number)]
     assert [item["image_id"] for item in items] == expected
-    assert read_results(tmp_path / "r.json") == items
+    assert read_json(tmp_path / "r.json") == items
     assert writer.detections == len(items)
 
 
@@ -154,23 +152,25 @@ def test_impossible_detections_are_refused(tmp_path: Path, change: Any, complain
         writer.add(77, bad, IDS)
     assert "77" in str(error.value)
     writer.close()
-    assert len(read_results(tmp_path / "r.json")) == 1  # nothing of the bad picture
+    assert len(read_json(tmp_path / "r.json")) == 1  # nothing of the bad picture
 
 
-@pytest.mark.parametrize("chunk", [1 << 20, 100, 7])
-def test_parts_are_merged(tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def read(results: Results) -> list[Detection]:
+    return list(iterate_detections(results, range(100), range(100), "the data"))
+
+
+def test_parts_are_merged(tmp_path: Path) -> None:
     parts, expected = [], []
     for rank, number in enumerate((0, 3, 2, 0)):
         with ResultsWriter(tmp_path / f"part{rank}.json") as writer:
             writer.add(rank, picture(number, seed=rank), IDS)
         parts.append(writer.path)
-        expected += read_results(writer.path)
+        expected += read_json(writer.path)
     foreign = tmp_path / "foreign.json"  # another program's layout
     foreign.write_text(" [" + json.dumps(expected[0]) + ",\n" + json.dumps(expected[1]) + "  ] \n")
-    monkeypatch.setattr(results_module, "_CHUNK", chunk)
     merged = merge_parts([*parts, foreign], tmp_path / "all.json")
     assert json.loads(merged.read_text(encoding="utf-8")) == expected + expected[:2]
-    assert read_results(merged) == expected + expected[:2]
+    assert read_json(merged) == expected + expected[:2]
     assert json.loads(merge_parts(parts[:1], tmp_path / "no.json").read_text()) == []
 
 
@@ -195,15 +195,15 @@ def text_with(**changes: Any) -> str:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "got an empty file"),
-        ("hello", "expected a list of detections, got 'hello'"),
-        ('{"images": []}', "expected a list of detections"),
-        (json.dumps([GOOD, GOOD])[:-1], "cut off after 2 detections"),
-        (json.dumps([GOOD, GOOD])[:-9], "detection 1 is cut off or no json"),
-        ("[", "cut off after 0 detections"),
-        (json.dumps([GOOD])[:-1] + ",]", "detection 1 is cut off or no json"),
-        (json.dumps([GOOD]) + "]", "expected nothing after the list"),
-        (json.dumps([GOOD])[:-1] + json.dumps(GOOD) + "]", "expected ',' after detection 0"),
+        ("", "expected results at .*: the file is empty"),
+        ("hello", "is not a json file"),
+        ('{"images": []}', "expected a list of detections, got a dict"),
+        (json.dumps([GOOD, GOOD])[:-1], "is cut off"),
+        (json.dumps([GOOD, GOOD])[:-9], "is cut off"),
+        ("[", "is cut off"),
+        (json.dumps([GOOD])[:-1] + ",]", "is not a json file"),
+        (json.dumps([GOOD]) + "]", "is not a json file"),
+        (json.dumps([GOOD])[:-1] + json.dumps(GOOD) + "]", "is not a json file"),
         ("[1, 2]", "detection 0: expected an object, got 1"),
         (text_with(score=None), "detection 1: object missing required field score"),
         (
@@ -216,34 +216,51 @@ def text_with(**changes: Any) -> str:
         (text_with(bbox=[1, 2, float("nan"), 4]), "detection 1: expected a box of 4 finite"),
         (text_with(bbox=[1, 2, 3]), r"4 finite numbers, got \[1.0, 2.0, 3.0\]"),
         (text_with(segmentation="ab"), "detection 1: expected polygons or run lengths"),
+        (text_with(bbox=[1, 2, -3, 4]), r"as the box, got \[1.0, 2.0, -3.0, 4.0\]"),
+        (text_with(bbox=[1e308] * 4), "detection 1: expected a box of 4 finite numbers"),
+        (text_with(category_id=True), r"detection 1.category_id: expected int \| str, got bool"),
+        (text_with(image_id=2**70), f"id of an image of the data, got {2**70}. Are these its"),
+        (text_with(image_id="x" * 5000), r"id of an image of the data, got 'x+\. Are these its"),
+        (text_with(category_id=101), "id of a class of the data, got 101. Are these its results"),
+        (text_with(score=10**400), "detection 1.score: number out of range"),
+        (
+            text_with(score=[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]),
+            "detection 1.score: expected fl",
+        ),
+        (text_with(bbox=json.loads("[" * 300 + "]" * 300)), r"detection 1.bbox\[0\]: expected flo"),
     ],
 )
-@pytest.mark.parametrize("chunk", [1 << 20, 5])
-def test_malformed_files_are_refused(
-    tmp_path: Path, text: str, complaint: str, chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(results_module, "_CHUNK", chunk)
+def test_malformed_files_are_refused(tmp_path: Path, text: str, complaint: str) -> None:
     file = tmp_path / "r.json"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=complaint) as error:
-        read_results(file)
+        read(file)
     assert str(file) in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value)) < 500
 
 
 def test_a_missing_and_a_binary_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected results at .*r\.json: No such file"):
-        read_results(tmp_path / "r.json")
+        read(tmp_path / "r.json")
     (tmp_path / "r.json").write_bytes(b"\x80\x04\x95" * 10)
-    with pytest.raises(ValueError, match="is no json file"):
-        read_results(tmp_path / "r.json")
+    with pytest.raises(ValueError, match="is not a json file"):
+        read(tmp_path / "r.json")
 
 
 @pytest.mark.parametrize("layout", [{}, {"indent": 2}, {"separators": (",", ":")}])
-@pytest.mark.parametrize("chunk", [1, 13, 1 << 20])
-def test_any_layout_is_read_in_any_portions(
-    tmp_path: Path, layout: dict[str, Any], chunk: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_any_layout_and_encoding_is_read(
+    tmp_path: Path, layout: dict[str, Any], encoding: str
 ) -> None:
     items = [{**GOOD, "image_id": n, "score": n / 7} for n in range(5)]
-    (tmp_path / "r.json").write_text(json.dumps(items, **layout), encoding="utf-8")
-    monkeypatch.setattr(results_module, "_CHUNK", chunk)
-    assert list(iterate_results(tmp_path / "r.json")) == items
+    (tmp_path / "r.json").write_text(json.dumps(items, **layout), encoding=encoding)
+    found = read(tmp_path / "r.json")
+    assert found == read(items)
+    assert [(d.image_id, d.score) for d in found] == [(n, n / 7) for n in range(5)]
+
+
+def test_ids_are_those_of_the_dataset() -> None:
+    items = [{**GOOD, "image_id": "1", "category_id": 2}]
+    (found,) = iterate_detections(items, [1], ["2"], "the data")
+    assert (found.image_id, found.category_id) == (1, "2")

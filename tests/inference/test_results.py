@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 
-from vild.evaluation.results import Detection, checked_detection
+from vild.evaluation.results import Detection, iterate_detections
 from vild.inference import instances_from_results, read_results_by_picture
 
 from .scenes import CROW, OWL, found
@@ -18,7 +18,7 @@ IDS = {row: category for category, row in ROWS.items()}
 
 
 def detections(written: list[dict[str, Any]]) -> list[Detection]:
-    return [checked_detection(item, n, "r.json") for n, item in enumerate(written)]
+    return list(iterate_detections(written, [12], None, "the data"))
 
 
 def results(masks: bool = True) -> tuple[Any, list[dict[str, Any]]]:
@@ -63,7 +63,6 @@ def test_a_box_is_taken_from_the_mask_where_there_is_none() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda e: e[0].update(category_id=99), "category 99"),
         (lambda e: e[0].update(bbox=[1, 2, 3]), "box of 4 finite numbers"),
         (lambda e: e[0].pop("segmentation"), "in every detection"),
         (lambda e: e[0]["segmentation"].update(size=[10, 10]), r"run lengths of \[10, 10\]"),
@@ -92,11 +91,14 @@ def test_a_file_is_sorted_by_picture(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (None, "No such file"),
-        ("{", "expected a list of detections"),
+        ("{", "is not a json file"),
         ('{"images": []}', "expected a list of detections"),
         ("[3]", "detection 0: expected an object, got 3"),
         ('[{"image_id": 1, "category_id": 3}]', "detection 0: object missing required field score"),
-        ('[{"image_id": 5, "category_id": 3, "score": 1, "bbox": [0, 0, 1, 1]}]', "image_id 5"),
+        (
+            '[{"image_id": 5, "category_id": 3, "score": 1, "bbox": [0, 0, 1, 1]}]',
+            "of an image of the dataset, got 5",
+        ),
         ('[{"image_id": 1, "category_id": 4, "score": 1, "bbox": [0, 0, 1, 1]}]', "category_id 4"),
     ],
 )
@@ -107,3 +109,23 @@ def test_broken_files_are_named(tmp_path: Path, text: str | None, message: str) 
     with pytest.raises(ValueError, match=message) as caught:
         read_results_by_picture(file, [1], ROWS)
     assert str(file) in str(caught.value)
+
+
+def test_classes_that_the_dataset_lacks_are_left_out_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    entries = [
+        {"image_id": 1, "category_id": c, "score": 0.5, "bbox": [1, 2, 3, 4]} for c in (3, 8, 8, 9)
+    ]
+    (tmp_path / "r.json").write_text(json.dumps(entries), encoding="utf-8")
+    found = read_results_by_picture(tmp_path / "r.json", [1], ROWS)
+    assert [d.category_id for d in found[1]] == [3]
+    (record,) = caplog.records
+    assert "3 detections have classes that the dataset lacks, category_id 8, 9" in record.message
+
+
+def test_a_box_is_taken_from_run_lengths() -> None:
+    segmentation = {"size": [4, 3], "counts": [5, 2, 5]}  # rows 1 and 2 of column 1
+    written = [{"image_id": 12, "category_id": 3, "score": 1, "segmentation": segmentation}]
+    back = instances_from_results(detections(written), (4, 3), ROWS)
+    assert back.pred_boxes.tensor.tolist() == [[1, 1, 2, 3]]

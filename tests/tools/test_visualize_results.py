@@ -93,7 +93,7 @@ def test_without_detections_the_ground_truth_is_there(draw: Draw, small: SmallDa
     [
         (["--images", "99"], [], "no image 99"),
         (["--limit", "0"], [], "--limit of at least 1"),
-        ([], [{"image_id": 99, "category_id": 1, "score": 1, "bbox": [0, 0, 1, 1]}], "image_id 99"),
+        ([], [{"image_id": 99, "category_id": 1, "score": 1, "bbox": [0, 0, 1, 1]}], "got 99"),
         (
             [],
             [{"image_id": 1, "category_id": 99, "score": 1, "bbox": [0, 0, 1, 1]}],
@@ -131,3 +131,12 @@ def test_a_broken_mask_stops_its_image_alone(
     assert draw(entries=entries) == 3
     assert "failed: image 1: run lengths of [1, 1] pixels" in capsys.readouterr().out
     assert set(drawn(small)) == {str(n) for n in range(2, len(SIZES) + 1)}
+
+
+def test_other_classes_are_left_out(
+    small: SmallData, draw: Draw, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = {"image_id": 1, "bbox": [5, 5, 30, 30], "score": 0.9}
+    assert draw(entries=[{**entry, "category_id": 2}, {**entry, "category_id": 99}]) == 0
+    assert len(drawn(small)) == len(SIZES)
+    assert "1 detections have classes that the dataset lacks, category_id 99" in caplog.text

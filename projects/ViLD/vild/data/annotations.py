@@ -10,7 +10,8 @@ import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
@@ -66,30 +67,25 @@ class Annotations:
     """A json after the intake.
 
     Attributes:
-        path: the file.
+        findings: what was wrong or normalised.
         images: in ascending order of their ids.
         objects: in the file's order; those that cannot be used are left out.
         categories: in ascending order of their ids.
+        root: the category that only groups the others, as Roboflow writes it; None without one.
         listed: how many annotations the file lists.
-        problems: what was wrong or normalised.
     """
 
-    path: str
-    images: list[ImageEntry] = field(default_factory=list)
-    objects: list[Annotation] = field(default_factory=list)
-    categories: list[Category] = field(default_factory=list)
-    listed: int = 0
-    problems: tuple[Problem, ...] = ()
+    findings: Findings
+    images: list[ImageEntry]
+    objects: list[Annotation]
+    categories: list[Category]
+    root: Id | None
+    listed: int
 
-    def missing_lists(self) -> tuple[str, ...]:
-        """Those of LVIS's two lists that some image lacks; all of them without images."""
-        if not self.images:
-            return FEDERATED
-        return tuple(k for k in FEDERATED if any(getattr(i, k) is None for i in self.images))
-
-    def has_any_list(self) -> bool:
-        """Whether any image has one of LVIS's two lists."""
-        return any(getattr(i, key) is not None for i in self.images for key in FEDERATED)
+    @property
+    def path(self) -> str:
+        """The file."""
+        return self.findings.where
 
 
 def read_annotations(
@@ -105,59 +101,58 @@ def read_annotations(
         ValueError: the file is missing, or has errors; the message has the first of them.
     """
     found = decode_annotations(json_file, crowds_are_objects)
-    errors = [p.text for p in found.problems if p.severity == "error"]
+    problems = found.findings.problems()
+    errors = [problem.text for problem in problems if problem.severity == "error"]
     if errors:
         more = f" ({len(errors) - 1} more; datasets/check_datasets.py lists them)"
         raise ValueError(errors[0] + (more if len(errors) > 1 else ""))
-    for problem in found.problems:
+    for problem in problems:
         _log_once(problem)
     return found
 
 
-_logged: set[str] = set()
-
-
+@cache  # once, although the same file is read for training and evaluation
 def _log_once(problem: Problem) -> None:
-    if problem.text not in _logged:
-        _logged.add(problem.text)
-        level = logging.WARNING if problem.severity == "warning" else logging.INFO
-        logger.log(level, "%s", problem.text)
+    level = logging.WARNING if problem.severity == "warning" else logging.INFO
+    logger.log(level, "%s", problem.text)
 
 
 @paused_collection()
 def decode_annotations(
     json_file: str | os.PathLike[str], crowds_are_objects: bool = False
 ) -> Annotations:
-    """Read annotations, whatever is wrong with them; see ``problems`` of the result.
+    """Read annotations, whatever is wrong with single entries; see ``findings`` of the result.
 
     Args:
         json_file: annotations in COCO or LVIS format.
         crowds_are_objects: see :func:`read_annotations`.
+
+    Raises:
+        ValueError: the file is missing, or holds something else.
     """
     path = Path(json_file)
     findings = Findings(str(path))
     contents = decode_file(path, findings)
+    listed = len(contents.annotations)
     images = _images(contents.images, findings)
     entries = _categories(contents.categories, findings)
     for image in images.values():
         for key in FEDERATED:
             if any(find_id(entries, i) is None for i in getattr(image, key) or ()):
                 findings.add("lists", f"image {image.id!r}: {key}")
-    listed = len(contents.annotations)
     objects = _objects(contents.annotations, images, entries, crowds_are_objects, findings)
-    entries = _without_root(entries, objects, findings)
-    categories = _counted(entries, objects, findings)
-    ordered = sorted(images.values(), key=lambda image: id_order(image.id))
+    root = _root(entries, objects)
+    if root is not None:
+        findings.add("root", entries[root].name)
+    categories = _counted(entries, root, objects, findings)
     _plausible(objects, findings)
-    return Annotations(str(path), ordered, objects, categories, listed, findings.problems())
+    ordered = sorted(images.values(), key=lambda image: id_order(image.id))
+    return Annotations(findings, ordered, objects, categories, root, listed)
 
 
 def _images(entries: list[ImageEntry], findings: Findings) -> dict[Id, ImageEntry]:
-    for key in repeated(image.id for image in entries):
-        findings.add("image_ids", key)
+    findings.add("image_ids", *repeated(image.id for image in entries))
     for image in entries:
-        if image.height <= 0 or image.width <= 0:
-            findings.add("image_sizes", image.id)
         if not image.path:
             findings.add("image_paths", image.id)
     return {image.id: image for image in entries}
@@ -172,8 +167,7 @@ def _categories(entries: list[CategoryEntry], findings: Findings) -> dict[Id, Ca
             findings.add("names", f"{entry.id} ({entry.name!a})")
         if entry.frequency not in (None, "", "r", "c", "f"):
             findings.add("frequencies", f"{entry.name!r}: {entry.frequency!r}")
-    for key in repeated(entry.id for entry in entries):
-        findings.add("category_ids", key)
+    findings.add("category_ids", *repeated(entry.id for entry in entries))
     return {entry.id: entry for entry in sorted(entries, key=lambda entry: id_order(entry.id))}
 
 
@@ -189,27 +183,22 @@ def _objects(
     ids: set[Id] = set()
     seen: set[tuple[Any, ...]] = set()
     for index, item in enumerate(annotations):
-        image_id, category_id = item.image_id, item.category_id
-        if image_id not in images:
-            found = find_id(images, image_id)
-            if found is None:
-                findings.add("images", _label(index, item, f"image {image_id!r}"))
-                continue
-            item.image_id = found
-        if category_id not in categories:
-            found = find_id(categories, category_id)
-            if found is None:
-                findings.add("classes", _label(index, item, f"class {category_id!r}"))
-                continue
-            item.category_id = found
+        image_id, category_id = (
+            find_id(images, item.image_id),
+            find_id(categories, item.category_id),
+        )
+        if image_id is None:
+            findings.add("images", _label(index, item, f"image {item.image_id!r}"))
+            continue
+        if category_id is None:
+            findings.add("classes", _label(index, item, f"class {item.category_id!r}"))
+            continue
+        item.image_id, item.category_id = image_id, category_id
         if item.id is None or item.id in ids:
             findings.count("annotation_ids")
         else:
             ids.add(item.id)
-        image = images[item.image_id]
-        if item.iscrowd not in (0, 1):
-            findings.add("invalid", f"annotations[{index}].iscrowd: expected 0 or 1")
-            continue
+        image = images[image_id]
         if item.iscrowd and crowds_are_objects:
             item.iscrowd = 0
         if item.segmentation:
@@ -273,29 +262,29 @@ def _overlap(one: list[float], other: list[float]) -> float:
     return shared / union if union > 0 else 1.0
 
 
-def _without_root(
-    entries: dict[Id, CategoryEntry], objects: list[Annotation], findings: Findings
-) -> dict[Id, CategoryEntry]:
-    """Without Roboflow's first category, which only holds the others together."""
+def _root(entries: Mapping[Id, CategoryEntry], objects: list[Annotation]) -> Id | None:
+    """Roboflow's first category, which groups all others and has no objects."""
     used = {item.category_id for item in objects}
+    grouped = Counter(entry.supercategory for entry in entries.values())
     for key, entry in entries.items():
-        others = [other for other in entries.values() if other is not entry]
-        groups_all = bool(others) and all(o.supercategory == entry.name for o in others)
+        groups_all = grouped[entry.name] >= len(entries) - 1 > 0
         if groups_all and key not in used and entry.supercategory in (None, "", "none"):
-            findings.add("root", entry.name)
-            return {other.id: other for other in others}
-    return entries
+            return key
+    return None
 
 
 def _counted(
-    entries: Mapping[Id, CategoryEntry], objects: list[Annotation], findings: Findings
+    entries: Mapping[Id, CategoryEntry],
+    root: Id | None,
+    objects: list[Annotation],
+    findings: Findings,
 ) -> list[Category]:
     """Classes; frequencies and image counts are counted where the json has none."""
     if not entries:
         findings.count("no_classes")
     by_prompt: dict[str, list[str]] = defaultdict(list)
-    for entry in entries.values():
-        if entry.name.strip():
+    for key, entry in entries.items():
+        if entry.name.strip() and key != root:
             by_prompt[clean_name(entry.name)].append(entry.name)
     for names in by_prompt.values():
         if len(names) > 1:

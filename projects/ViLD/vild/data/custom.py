@@ -33,6 +33,8 @@ from vild.data.splits import novel_flags, select_rows
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_NAME = 100  # bytes; files are named after the dataset, and 255 is the limit
+_LONGEST_PATH = 4096  # characters; Linux's limit
 _registered: dict[str, Path] = {}  # split -> its yaml, which may be registered again
 
 
@@ -90,24 +92,18 @@ def register_custom(yaml_file: str | os.PathLike[str]) -> list[str]:
         split: read_annotations(json_file, spec.crowds_are_objects)
         for split, (json_file, _) in files.items()
     }
-    categories = {split: found.categories for split, found in contents.items()}
-    first = next(iter(categories))  # train, where there is one: its counts make the frequencies
-    _check_same_classes(categories, path)
-    classes, novel = _apply_split(categories[first], spec, path)
+    classes, novel = _apply_split(_same_classes(contents, spec, path), spec, path)
     evaluator = _evaluator(contents, spec, path)
-    taken = [
-        name
-        for name in DatasetCatalog.list()
-        if name.startswith(f"{spec.name}_") and _registered.get(name) != path.resolve()
-        if name.removeprefix(f"{spec.name}_") in ("train_base", "train", "val")
-    ]
+    names = [f"{spec.name}_{suffix}" for suffix in ("train_base", "train", "val")]
+    own = path.resolve()
+    taken = [name for name in names if name in DatasetCatalog and _registered.get(name) != own]
     if taken:
         raise ValueError(
             f"{path}: the name {spec.name!r} is taken ({taken[0]}); choose another one"
         )
     crowds = spec.crowds_are_objects
     names = register_splits(str(spec.name), files, classes, novel, evaluator, crowds)
-    _registered.update(dict.fromkeys(names, path.resolve()))
+    _registered.update(dict.fromkeys(names, own))
     return names
 
 
@@ -122,7 +118,8 @@ def read_spec(path: Path) -> Spec:
         loaded = yaml.load(text, _UniqueKeys)  # a SafeLoader
         spec = msgspec.convert(loaded, Spec)
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid yaml: {error}") from None
+        reason = " ".join(str(error).split())  # yaml's are several lines
+        raise ValueError(f"{path} is not valid yaml: {reason}") from None
     except ValueError as error:  # msgspec's, or yaml's of a value such as an impossible date
         known = ", ".join(Spec.__struct_fields__)
         reason = str(error) + ("; expected lvis or coco" if "$.evaluator" in str(error) else "")
@@ -131,9 +128,11 @@ def read_spec(path: Path) -> Spec:
         ) from None
     if not spec.splits():
         raise ValueError(f"{path}: expected at least one of the keys 'train' and 'val'")
-    if not re.fullmatch(r"\w[\w.-]*", str(spec.name)):
+    name = str(spec.name)
+    if not re.fullmatch(r"\w[\w.-]*", name) or len(name.encode()) > _LONGEST_NAME:
         raise ValueError(
-            f"{path}: expected a name of letters, digits, '_', '-' and '.', got {spec.name!r}"
+            f"{path}: expected a name of letters, digits, '_', '-' and '.', at most "
+            f"{_LONGEST_NAME} bytes, got {spec.name!r:.120}"
         )
     return spec
 
@@ -142,39 +141,50 @@ def resolve_paths(files: SplitFiles, yaml_file: Path, split: str) -> tuple[Path,
     """The json and the folder of images of a split.
 
     Raises:
-        ValueError: a variable is not set, or the folder is missing.
+        ValueError: no file can have the path, a variable is not set, or the folder is missing.
     """
     paths = []
     for key in ("json", "images"):
         given = getattr(files, key)
+        if not given.isprintable() or len(given) > _LONGEST_PATH:
+            raise ValueError(f"{yaml_file}: {split}.{key}: expected a path, got {given!r:.100}")
         text = os.path.expandvars(os.path.expanduser(given))
         if "$" in text:
             raise ValueError(
                 f"{yaml_file}: {split}.{key} is {given!r}, but that environment variable is not set"
             )
         paths.append(yaml_file.parent / text)
-    if not _is_folder(paths[1]):
+    if not os.path.isdir(paths[1]):
         raise ValueError(f"{yaml_file}: {split}.images: there is no folder {paths[1]}")
     return paths[0], paths[1]
 
 
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
+def _same_classes(contents: Mapping[str, Annotations], spec: Spec, where: Path) -> list[Category]:
+    """The classes of both splits, those of train where there is one: it has the image counts.
 
+    A category that only groups the others is left out where no split has objects of it and the
+    yaml does not list it.
+    """
+    listed = [*(spec.base or ()), *(spec.novel if isinstance(spec.novel, list) else ())]
+    used = {c.id: c.name for f in contents.values() for c in f.categories if c.id != f.root}
 
-def _check_same_classes(categories: Mapping[str, list[Category]], where: Path) -> None:
-    if len(categories) < 2:
-        return
-    train, val = ({c.id: c.name for c in categories[split]} for split in ("train", "val"))
-    if train != val:
-        odd = min(train.items() ^ val.items(), key=str)
-        raise ValueError(
-            f"{where}: the classes of train and val differ ({len(train)} and {len(val)} classes; "
-            f"the first difference is id {odd[0]}, {odd[1]!r}). Both files need the same list."
-        )
+    def takes_part(category: Category) -> bool:
+        is_listed = category.name in listed and category.name not in used.values()
+        return category.id in used or category.id in listed or is_listed
+
+    categories = {split: list(filter(takes_part, f.categories)) for split, f in contents.items()}
+    first, *others = categories.values()
+    classes = {category.id: category.name for category in first}
+    for other in others:
+        differences = classes.items() ^ {category.id: category.name for category in other}.items()
+        if differences:
+            odd = min(differences, key=str)
+            raise ValueError(
+                f"{where}: the classes of train and val differ ({len(first)} and {len(other)} "
+                f"classes; the first difference is id {odd[0]}, {odd[1]!r}). Both files need the "
+                "same list."
+            )
+    return first
 
 
 def _apply_split(
@@ -205,8 +215,12 @@ def _apply_split(
 
 def _evaluator(contents: Mapping[str, Annotations], spec: Spec, where: Path) -> str:
     """LVIS's evaluator where every image says what was looked for in it, else COCO's."""
-    missing = {split: found.missing_lists() for split, found in contents.items()}
-    lacking = next(((split, keys[0]) for split, keys in missing.items() if keys), None)
+    lists = {
+        (split, key): [getattr(image, key) is not None for image in found.images] or [False]
+        for split, found in contents.items()
+        for key in FEDERATED
+    }
+    lacking = next((place for place, present in lists.items() if not all(present)), None)
     if spec.evaluator == "lvis" and lacking:
         raise ValueError(
             f"{where}: evaluator: lvis needs {' and '.join(map(repr, FEDERATED))} for every image, "
@@ -214,7 +228,7 @@ def _evaluator(contents: Mapping[str, Annotations], spec: Spec, where: Path) -> 
         )
     if spec.evaluator is not None:
         return spec.evaluator
-    if lacking and any(found.has_any_list() for found in contents.values()):
+    if lacking and any(map(any, lists.values())):
         logger.warning(
             "%s: COCO's evaluation is used: images of %s have no %r, which LVIS's needs",
             *(where, *lacking),

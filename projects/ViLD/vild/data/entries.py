@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 
@@ -20,15 +20,14 @@ from vild.data.masks import Rle, read_segmentation
 from vild.data.problems import Findings
 
 Id = int | str
-_T = TypeVar("_T")
 
 
 class ImageEntry(msgspec.Struct):
     """An image of a json. ``height`` and ``width`` are in pixels."""
 
     id: Id
-    height: int
-    width: int
+    height: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+    width: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
     file_name: str = ""
     coco_url: str = ""
     neg_category_ids: list[Id] | None = None
@@ -58,8 +57,16 @@ class Annotation(msgspec.Struct, gc=False):
     id: Id | None = None
     bbox: list[float] | None = None
     area: float | None = None
-    iscrowd: int = 0
+    iscrowd: Annotated[int, msgspec.Meta(ge=0, le=1)] = 0
     segmentation: list[list[float]] | Rle | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What Detectron2 and the official evaluations want to know of the object itself."""
+        made: dict[str, Any] = {"bbox": self.bbox, "area": self.area, "iscrowd": self.iscrowd}
+        mask = self.segmentation
+        if mask is not None:
+            made["segmentation"] = mask.to_dict() if isinstance(mask, Rle) else mask
+        return made
 
 
 class CategoryEntry(msgspec.Struct):
@@ -98,7 +105,7 @@ def id_order(key: Id) -> tuple[bool, Id]:
     return isinstance(key, str), key
 
 
-def find_id(known: Mapping[Id, Any], key: Id) -> Id | None:
+def find_id(known: Container[Id], key: Id) -> Id | None:
     """The id in ``known`` that ``key`` means: itself, or the same number as text or as a number."""
     if key in known:
         return key
@@ -118,43 +125,36 @@ def decode_file(path: Path, findings: Findings) -> AnnotationFile:
 
     Args:
         path: the file.
-        findings: receives what is wrong.
+        findings: receives what is wrong with single entries.
 
     Returns:
-        the entries that are well typed; none where the file cannot be read.
+        the entries that are well typed.
+
+    Raises:
+        ValueError: the file is missing, or holds something else.
     """
-    nothing = AnnotationFile([], [], [])
     try:
         content = path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        reason = error.strerror if isinstance(error, OSError) else error
-        findings.fail(
-            f"expected annotations at {path}: {reason}. Run datasets/check_datasets.py "
+        raise ValueError(
+            f"expected annotations at {path}: {reason(error)}. Run datasets/check_datasets.py "
             "to see which files are expected where"
-        )
-        return nothing
-    try:
+        ) from None
+    with suppress(msgspec.DecodeError, RecursionError):
         return msgspec.json.decode(content, type=AnnotationFile)
-    except (msgspec.DecodeError, RecursionError):
-        pass  # another type somewhere, another encoding, NaN, or no json at all
-    try:
-        loaded = json.loads(decode_text(content, f"{path}: expected json"))
-    except (ValueError, RecursionError) as error:
-        findings.fail(f"{path} is not a json file ({error})")
-        return nothing
+    # another type somewhere, another encoding, NaN, or no json at all
+    loaded = parse_json(content, path)
     if not isinstance(loaded, dict):
-        findings.fail(
+        raise ValueError(
             f"{path}: expected a json object with the keys images, annotations, categories, got a "
             f"{type(loaded).__name__}. Is it a results file instead of annotations?"
         )
-        return nothing
-    for section in ("images", "annotations", "categories"):
+    for section in AnnotationFile.__struct_fields__:
         if not isinstance(loaded.get(section), list):
-            findings.fail(
+            raise ValueError(
                 f"{path}: expected a list under {section!r}, as COCO's and LVIS's formats have; "
                 f"got the keys {sorted(loaded)!s:.200}"
             )
-            return nothing
     return AnnotationFile(
         _entries(loaded["images"], "images", ImageEntry, findings),
         _entries(loaded["annotations"], "annotations", Annotation, findings),
@@ -162,27 +162,55 @@ def decode_file(path: Path, findings: Findings) -> AnnotationFile:
     )
 
 
-def _entries(items: list[Any], section: str, kind: type[_T], findings: Findings) -> list[_T]:
-    """Entries of a section one by one: null counts as missing, and plain numbers may be text."""
+def reason(error: OSError | ValueError) -> str:
+    """Why a file cannot be opened, without its name."""
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
+def parse_json(content: bytes, path: Path) -> Any:
+    """Parse json in any Unicode encoding, with NaN and infinities.
+
+    Args:
+        content: of the file.
+        path: the file, for the error.
+
+    Raises:
+        ValueError: it is not json.
+    """
+    try:
+        return json.loads(decode_text(content, f"{path}: expected json"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a json file ({error})") from None
+
+
+def known_fields(item: Mapping[str, Any], kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """The values of a json object that ``kind`` has; null and NaN (from pandas) are missing."""
+    fields = {key: item.get(key) for key in kind.__struct_fields__}
+    return {key: value for key, value in fields.items() if value is not None and value == value}
+
+
+def _entries(
+    items: list[Any], section: str, kind: type[msgspec.Struct], findings: Findings
+) -> list[Any]:
+    """Entries of a section one by one; plain numbers may be text."""
     made = []
     for index, item in enumerate(items):
         where = f"{section}[{index}]"
         if not isinstance(item, dict):
-            findings.add("invalid", f"{where}: expected an object, got {item!r:.40}")
+            findings.add(f"invalid {section}", f"{where}: expected an object, got {item!r:.40}")
             continue
-        fields = kind.__struct_fields__  # type: ignore[attr-defined]
-        # null and NaN, which pandas writes, are missing
-        known = {k: item[k] for k in fields if item.get(k) is not None and item[k] == item[k]}
-        if not isinstance(known.get("supercategory"), str):
-            known.pop("supercategory", None)
+        known = known_fields(item, kind)
         if kind is Annotation:
             _normalise(known, where, findings)
-        elif kind is CategoryEntry and type(known.get("name")) in (int, float):
-            known["name"] = str(known["name"])
+        elif kind is CategoryEntry:
+            if type(known.get("name")) in (int, float):
+                known["name"] = str(known["name"])
+            if not isinstance(known.get("supercategory"), str):
+                known.pop("supercategory", None)
         try:
             made.append(msgspec.convert(known, kind, strict=False))
         except msgspec.ValidationError as error:
-            findings.add("invalid", located(error, where))
+            findings.add(f"invalid {section}", located(error, where))
     return made
 
 
@@ -204,9 +232,8 @@ def _normalise(item: dict[str, Any], where: str, findings: Findings) -> None:
     """Other spellings of an annotation's values, in place."""
     if "iscrowd" in item:
         item["iscrowd"] = _CROWD.get(str(item["iscrowd"]).lower(), item["iscrowd"])
-    for key in ("bbox", "area"):  # NaN is pandas's way to write nothing
-        if item.get(key) == [] or item.get(key) != item.get(key):
-            del item[key]
+    if item.get("area") == []:
+        del item["area"]
     if "segmentation" in item:
         try:
             mask = read_segmentation(item.pop("segmentation"))

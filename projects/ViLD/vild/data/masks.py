@@ -65,11 +65,9 @@ def read_segmentation(value: Any) -> Segmentation | None:
             raise ValueError(f"expected run lengths {{size, counts}}: {error}") from None
     if not isinstance(value, list):
         raise ValueError(f"expected polygons or run lengths, got {value!r:.40}")
-    if not any(isinstance(item, list | Mapping) for item in value):
-        return [_numbers(value)]
-    if len(value) > 2 and all(map(_is_point, value)):
-        return [_flat(value)]
-    return [_flat(item) for item in value]
+    is_flat = not any(isinstance(item, list | Mapping) for item in value)
+    is_points = len(value) > 2 and all(map(_is_point, value))
+    return [_flat(polygon) for polygon in ([value] if is_flat or is_points else value)]
 
 
 def _is_point(item: Any) -> bool:
@@ -82,15 +80,11 @@ def _is_point(item: Any) -> bool:
 def _flat(polygon: Any) -> list[float]:
     if not isinstance(polygon, list):
         raise ValueError(f"expected a polygon, got {polygon!r:.40}")
-    if polygon and all(map(_is_point, polygon)):
+    if all(map(_is_point, polygon)):
         points = [(p["x"], p["y"]) if isinstance(p, Mapping) else p for p in polygon]
-        return _numbers([side for point in points for side in point])
-    return _numbers(polygon)
-
-
-def _numbers(values: list[Any]) -> list[float]:
+        polygon = [side for point in points for side in point]
     try:
-        return msgspec.convert(values, list[float], strict=False)
+        return msgspec.convert(polygon, list[float], strict=False)
     except msgspec.ValidationError as error:
         raise ValueError(f"expected numbers as coordinates: {error}") from None
 
@@ -138,7 +132,9 @@ def _is_drawable(points: list[float], height: int, width: int) -> bool:
 
 def _checked_rle(mask: Rle, height: int, width: int) -> Rle:
     if tuple(mask.size) != (height, width):
-        raise ValueError(f"run lengths of {list(mask.size)} pixels, image of {[height, width]}")
+        raise ValueError(
+            f"run lengths of {list(mask.size)!s:.60} pixels, image of {[height, width]}"
+        )
     if height * width >= 2**32:
         raise ValueError("an image too large for run lengths")
     if isinstance(mask.counts, str):

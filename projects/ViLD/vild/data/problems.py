@@ -1,4 +1,4 @@
-"""What can be wrong with annotations, in words."""
+"""What can be wrong with annotations and their images, in words."""
 
 from __future__ import annotations
 
@@ -6,115 +6,86 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-_SHOWN = 5  # entries in a message
-_MEND = "Mend the json."
+_SHOWN, _LONGEST = 5, 400  # names in a message, and their characters
+_INVALID = "entries of COCO's format, got {n} others: {names}. Mend the json."
+_BY_NAMES = "Mend the json: the classifier distinguishes classes by their names."
 
-# kind -> severity, what was expected, what came instead, what to do or what happens
-_KINDS: dict[str, tuple[str, str, str, str]] = {
-    "invalid": ("error", "entries of COCO's format", "others:", _MEND),
-    "no_classes": ("error", "at least one class under 'categories'", "empty list", _MEND),
-    "image_ids": ("error", "different image ids", "repeated ones:", _MEND),
-    "image_sizes": ("error", "image sizes in pixels", "images without, ids", _MEND),
-    "image_paths": ("error", "'file_name' or 'coco_url'", "images with neither, ids", _MEND),
-    "category_ids": ("error", "different class ids", "repeated ones:", _MEND),
-    "names": (
-        "error",
-        "a name for every class",
-        "without one, ids",
-        "Mend the json: the classifier distinguishes classes by their names.",
-    ),
-    "same_names": (
-        "error",
-        "different class names",
-        "with equal prompts:",
-        "Mend the json: the classifier distinguishes classes by their names.",
-    ),
-    "frequencies": ("error", "the frequency 'r', 'c' or 'f' of a class", "others:", _MEND),
-    "root": (
-        "note",
-        "classes of objects",
-        "that only groups the others:",
-        "It is left out: no annotation has it.",
-    ),
-    "images": ("error", "annotations of images in the json", "others:", _MEND),
-    "classes": (
-        "warning",
-        "annotations of classes in the json",
-        "others:",
-        "They are left out.",
-    ),
-    "lists": (
-        "warning",
-        "ids of classes in LVIS's lists of an image",
-        "others:",
-        "They are ignored.",
-    ),
-    "repeated": (
-        "warning",
-        "different objects",
-        "that repeat another one's image, class and box:",
-        "Was a file merged twice? Evaluation counts a repeated object as missed.",
-    ),
-    "annotation_ids": (
-        "note",
-        "different annotation ids",
-        "missing or repeated",
-        "They are not used: annotations are numbered by their order.",
-    ),
-    "boxes": (
-        "error",
-        "boxes as 4 finite numbers (x, y, width, height), or masks to take them from",
-        "others:",
-        _MEND,
-    ),
-    "mask_boxes": ("note", "boxes", "annotations without", "Boxes around their masks are used."),
-    "areas": ("note", "areas", "annotations without", "Those of the boxes are used."),
-    "negative": ("warning", "boxes of positive size", "negative ones:", "They are left out."),
-    "empty": ("warning", "boxes of positive size", "empty ones:", "Training leaves them out."),
-    "outside": (
-        "warning",
-        "boxes inside their image, to 1 pixel",
-        "that stick out:",
+# severity -> kind -> what was expected, what came instead, what to do or what happens
+_TEXTS = {
+    "error": {
+        "invalid images": _INVALID,
+        "invalid annotations": _INVALID,
+        "invalid categories": _INVALID,
+        "no_images": "images, got none. There is nothing to train on or evaluate.",
+        "no_classes": "at least one class under 'categories', got an empty list. Mend the json.",
+        "image_ids": "different image ids, got {n} repeated ones: {names}. Mend the json.",
+        "image_paths": "'file_name' or 'coco_url', got {n} images with neither, ids {names}. "
+        "Mend the json.",
+        "category_ids": "different class ids, got {n} repeated ones: {names}. Mend the json.",
+        "names": "a name for every class, got {n} without one, ids {names}. " + _BY_NAMES,
+        "same_names": "different class names, got {n} with equal prompts: {names}. " + _BY_NAMES,
+        "frequencies": "the frequency 'r', 'c' or 'f' of a class, got {n} others: {names}. "
+        "Mend the json.",
+        "images": "annotations of images in the json, got {n} others: {names}. Mend the json.",
+        "boxes": "boxes as 4 finite numbers (x, y, width, height), or masks to take them from, got "
+        "{n} others: {names}. Mend the json.",
+        "all_fractions": "boxes in pixels, got {n} of less than a pixel in the top left corner, "
+        "which is all of them. They look like fractions of the image, as YOLO writes them: "
+        "multiply them by its size.",
+        "official": "the official file, got {names}. For other data, see --custom in "
+        "datasets/README.md.",
+        "missing_files": "{total} images in {folder}, got {n} names without a file: {names}. "
+        "Correct the folder or the names, or get the images. The folder has {present}.",
+        "one_file": "a file for every image, got {n} files that several images lead to: {names}. "
+        "Correct the names, or get the missing images.",
+        "unreadable": "images that open and have the size in the json, got {n} others: {names}. "
+        "Replace or correct them.",
+        "no_base_objects": "objects of base classes, got none. Nothing is left to train on.",
+    },
+    "warning": {
+        "classes": "annotations of classes in the json, got {n} others: {names}. They are left "
+        "out.",
+        "lists": "ids of classes in LVIS's lists of an image, got {n} others: {names}. They are "
+        "ignored.",
+        "repeated": "different objects, got {n} that repeat another one's image, class and box: "
+        "{names}. Was a file merged twice? Evaluation counts a repeated object as missed.",
+        "negative": "boxes of positive size, got {n} negative ones: {names}. They are left out.",
+        "empty": "boxes of positive size, got {n} empty ones: {names}. Training leaves them out.",
+        "outside": "boxes inside their image, to 1 pixel, got {n} that stick out: {names}. "
         "Training clips them. If there are many: are they x, y, width, height in pixels?",
-    ),
-    "off_image": (
-        "warning",
-        "boxes that overlap their image",
-        "others:",
-        "They are left out. Were the images resized without their annotations?",
-    ),
-    "loose_masks": (
-        "warning",
-        "masks that fill their boxes",
-        "with another extent, more than half of those compared",
-        "Are boxes x, y, width, height, and polygons x, y, x, y, ..., both in pixels?",
-    ),
-    "masks": (
-        "warning",
-        "masks that can be drawn",
-        "others:",
-        "Their boxes are used, without masks.",
-    ),
-    "maskless": ("note", "masks", "objects without", "They count for boxes alone."),
-    "crowds": (
-        "warning",
-        "objects",
-        "crowd regions, more than half of all annotations",
-        "Neither training nor evaluation counts them. CVAT marks every mask so: if they are "
-        "single objects, set `crowds_are_objects: true` in the yaml of the data set.",
-    ),
-    "fractions": (
-        "warning",
-        "boxes in pixels",
-        "of less than a pixel in the top left corner",
-        "Are they fractions of the image, as YOLO writes them? Multiply them by its size.",
-    ),
-    "all_fractions": (
-        "error",
-        "boxes in pixels",
-        "of less than a pixel in the top left corner, which is all of them",
-        "They look like fractions of the image, as YOLO writes them: multiply them by its size.",
-    ),
+        "off_image": "boxes that overlap their image, got {n} others: {names}. They are left out. "
+        "Were the images resized without their annotations?",
+        "loose_masks": "masks that fill their boxes, got {n} with another extent, more than half "
+        "of those compared. Are boxes x, y, width, height, and polygons x, y, x, y, ..., both in "
+        "pixels?",
+        "masks": "masks that can be drawn, got {n} others: {names}. Their boxes are used, without "
+        "masks.",
+        "crowds": "objects, got {n} crowd regions, more than half of all annotations. Neither "
+        "training nor evaluation counts them. CVAT marks every mask so: if they are single "
+        "objects, set `crowds_are_objects: true` in the yaml of the dataset.",
+        "fractions": "boxes in pixels, got {n} of less than a pixel in the top left corner. Are "
+        "they fractions of the image, as YOLO writes them? Multiply them by its size.",
+        "same_files": "images, got {n} listed more than once: {names}. Objects of one entry are "
+        "background in the other. Were files merged?",
+        "unused": "objects of every class, got {n} classes without any: {names}.",
+    },
+    "note": {
+        "root": "classes of objects, got {n} that only groups the others: {names}. It is left "
+        "out unless another split has objects of it or the yaml lists it.",
+        "annotation_ids": "different annotation ids, got {n} missing or repeated. They are not "
+        "used: annotations are numbered by their order.",
+        "mask_boxes": "boxes, got {n} annotations without. Boxes around their masks are used.",
+        "areas": "areas, got {n} annotations without. Those of the boxes are used.",
+        "maskless": "masks, got {n} objects without. They count for boxes alone.",
+    },
+}
+
+# cause -> what only follows from it, and is reported once the cause is mended
+_FOLLOWS = {
+    "invalid images": ("images", "no_images", "official"),
+    "invalid categories": ("classes", "lists", "no_classes", "official"),
+    "invalid annotations": ("root",),
+    "category_ids": ("classes", "lists"),
 }
 
 
@@ -141,35 +112,49 @@ class Findings:
 
     def __init__(self, where: str) -> None:
         self.where = where
-        self._shown: dict[str, list[Any]] = defaultdict(list)
         self._counts: dict[str, int] = defaultdict(int)
-        self._failures: list[Problem] = []
+        self._names: dict[str, list[Any]] = defaultdict(list)
+        self._values: dict[str, dict[str, Any]] = {}
+        self._failure = ""
 
-    def add(self, kind: str, label: Any) -> None:
-        """Note one problem of a kind at an entry of the file."""
-        self._counts[kind] += 1
-        if self._counts[kind] <= _SHOWN:
-            self._shown[kind].append(label)
+    def add(self, kind: str, *names: Any, **values: Any) -> None:
+        """Note problems of a kind.
+
+        Args:
+            kind: a key of the texts above.
+            names: entries of the file that have the problem.
+            values: what else the text mentions.
+        """
+        self._counts[kind] += len(names)
+        self._names[kind] += names[: _SHOWN - len(self._names[kind])]
+        self._values[kind] = values
 
     def count(self, kind: str, number: int = 1) -> None:
         """Note problems whose entries need no naming."""
-        if number:
-            self._counts[kind] += number
+        self._counts[kind] += number
 
     def fail(self, text: str) -> None:
-        """Note why the file cannot be read at all."""
-        self._failures.append(Problem("error", text))
+        """Note why the file cannot be read at all; it is then the only problem."""
+        self._failure = text
 
     def problems(self) -> tuple[Problem, ...]:
-        """All problems, errors first; nothing else if the file cannot be read."""
-        if self._failures:
-            return tuple(self._failures)
-        found = []
-        for kind, (severity, want, what, advice) in _KINDS.items():
-            if number := self._counts.get(kind):
-                names = ", ".join(map(str, self._shown[kind]))
-                more = ", ..." if self._shown[kind] and number > _SHOWN else ""
-                got = f"{number:,} {what} {names}{more}".rstrip()
-                text = f"{self.where}: expected {want}, got {got}. {advice}".rstrip()
-                found.append(Problem(severity, text))
-        return tuple(sorted(found, key=lambda problem: problem.severity != "error"))
+        """All problems, errors first, without those that only follow from others."""
+        if self._failure:
+            return (Problem("error", self._failure),)
+        followers = {kind for cause in _FOLLOWS if self._counts[cause] for kind in _FOLLOWS[cause]}
+        return tuple(
+            Problem(severity, f"{self.where}: expected {self._filled(kind, text)}")
+            for severity, texts in _TEXTS.items()
+            for kind, text in texts.items()
+            if self._counts[kind] and kind not in followers
+        )
+
+    def _filled(self, kind: str, text: str) -> str:
+        names = ", ".join(map(_one_line, self._names[kind]))
+        names += ", ..." if self._counts[kind] > _SHOWN else ""
+        return text.format(n=f"{self._counts[kind]:,}", names=names, **self._values.get(kind, {}))
+
+
+def _one_line(name: Any) -> str:
+    text = "\\n".join(str(name).splitlines())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

@@ -13,7 +13,6 @@ from detectron2.structures import BoxMode
 from vild.data.annotations import FEDERATED, read_annotations
 from vild.data.entries import Id, paused_collection
 from vild.data.images import ImageFinder
-from vild.data.masks import Rle
 
 logger = logging.getLogger(__name__)
 
@@ -55,16 +54,8 @@ def load_records(
         row = category_rows.get(item.category_id)
         if row not in kept:
             continue
-        instance: dict[str, Any] = {
-            "bbox": item.bbox,
-            "bbox_mode": BoxMode.XYWH_ABS,
-            "category_id": row,
-            "iscrowd": item.iscrowd,
-            "area": item.area,  # average recall by size goes by it
-        }
-        mask = item.segmentation
-        if mask is not None:
-            instance["segmentation"] = mask.to_dict() if isinstance(mask, Rle) else mask
+        instance = item.to_dict()
+        instance["bbox_mode"], instance["category_id"] = BoxMode.XYWH_ABS, row
         instances[item.image_id].append(instance)
     finder = ImageFinder(image_root)
     records = []
@@ -75,9 +66,7 @@ def load_records(
             "height": image.height,
             "width": image.width,
         }
-        for key in FEDERATED:
-            if getattr(image, key) is not None:
-                record[key] = getattr(image, key)
+        record |= {k: getattr(image, k) for k in FEDERATED if getattr(image, k) is not None}
         records.append({**record, "annotations": instances.pop(image.id, [])})
     logger.info("Loaded %d images from %s", len(records), json_file)
     return records

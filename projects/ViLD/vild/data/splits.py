@@ -75,7 +75,7 @@ def novel_flags(
         if novel not in ("r", "c", "f"):
             raise ValueError(
                 f"{where}: expected novel classes as a list of names or ids, or as a frequency "
-                f"group 'r', 'c' or 'f'; got {novel!r}"
+                f"group 'r', 'c' or 'f'; got {novel!r:.100}"
             )
         return tuple(category.frequency == novel for category in categories)
     rows = select_rows(categories, novel, where, "novel")
@@ -97,12 +97,13 @@ def select_rows(
         # yaml turns an unquoted "yes" into True, which would count as the id 1
         if isinstance(key, bool) or not isinstance(key, str | int):
             raise ValueError(
-                f"{where}: expected {role} classes as names or ids, got {key!r}; put names that "
-                "yaml reads as something else in quotes"
+                f"{where}: expected {role} classes as names or ids, got {key!r:.100}; put names "
+                "that yaml reads as something else in quotes"
             )
         if key not in by_key:
             raise ValueError(
-                f"{where}: the {role} class {key!r} is not in the data set. {_near(key, by_key)}"
+                f"{where}: the {role} class {key!r:.100} is not in the data set. "
+                + _near(key, by_key)
             )
         if isinstance(key, int) and by_key.get(str(key), by_key[key]) != by_key[key]:
             raise ValueError(
@@ -110,7 +111,7 @@ def select_rows(
                 f"another class; write the name in quotes: '{key}'"
             )
         if by_key[key] in rows:
-            raise ValueError(f"{where}: the {role} class {key!r} is listed more than once")
+            raise ValueError(f"{where}: the {role} class {key!r:.100} is listed more than once")
         rows.add(by_key[key])
     return rows
 

@@ -10,9 +10,7 @@ from vild.evaluation.lvis_metrics import evaluate_lvis
 from vild.evaluation.results import (
     ResultsWriter,
     coco_results,
-    iterate_results,
     merge_parts,
-    read_results,
 )
 
 __all__ = [
@@ -27,7 +25,5 @@ __all__ = [
     "evaluate_coco_open_vocabulary",
     "evaluate_lvis",
     "evaluate_results",
-    "iterate_results",
     "merge_parts",
-    "read_results",
 ]

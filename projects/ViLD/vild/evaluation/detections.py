@@ -8,11 +8,9 @@ Legend: N detections.
 from __future__ import annotations
 
 import logging
-import os
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ import numpy.typing as npt
 from vild.data.annotations import SLACK
 from vild.data.masks import check_segmentation, to_rle
 from vild.evaluation.ground_truth import GroundTruth
-from vild.evaluation.results import Results, iterate_detections
+from vild.evaluation.results import Results, iterate_detections, name_of
 
 logger = logging.getLogger(__name__)
 
@@ -58,34 +56,20 @@ class Detections:
             truth: annotations of the same data set.
 
         Raises:
-            ValueError: see :func:`vild.evaluation.iterate_results`; an image or a class that the
-                annotations lack, a mask that is not of its image, or boxes or masks that some
-                detections have and others lack.
+            ValueError: see :func:`~vild.evaluation.results.iterate_detections`; a mask that is not
+                of its image, or boxes or masks that some detections have and others lack.
         """
-        is_file = isinstance(results, (str, os.PathLike))
-        where = str(Path(results)) if is_file else "the results"  # type: ignore[arg-type]
+        where = name_of(results)
         image_ids, category_ids, scores = array("q"), array("q"), array("d")
         boxes, counts, odd = array("d"), [], 0
-        for index, item in enumerate(iterate_detections(results)):
-            image = truth.image(item.image_id)
-            category = truth.category_number(item.category_id)
-            if image is None or category is None:
-                what = f"image id {item.image_id!r}" if image is None else "category id "
-                what += "" if image is None else repr(item.category_id)
-                raise ValueError(
-                    f"{where}: detection {index} has the {what}, which {truth.path} lacks. Are "
-                    "these results of that data set?"
-                )
+        found = iterate_detections(results, truth.images, truth.numbers, truth.path)
+        for index, item in enumerate(found):
+            image = truth.images[item.image_id]
             image_ids.append(image["id"])
-            category_ids.append(category)
+            category_ids.append(truth.numbers[item.category_id])
             scores.append(item.score)
             if item.bbox is not None:
                 x, y, width, height = item.bbox
-                if min(width, height) < 0:
-                    raise ValueError(
-                        f"{where}: expected x, y, width, height in pixels as the box of detection "
-                        f"{index}, got {item.bbox}"
-                    )
                 odd += x + width > image["width"] + SLACK or y + height > image["height"] + SLACK
                 odd += x + width <= 1 and y + height <= 1
                 boxes.extend(item.bbox)

@@ -223,7 +223,7 @@ def evaluate_results(
 
     Raises:
         ValueError: a data set that cannot be evaluated, or results that are malformed or not of
-            it; see :func:`vild.evaluation.iterate_results` and :meth:`Detections.read`.
+            it; see :meth:`Detections.read`.
     """
     folder = Path(output_dir) if output_dir is not None else None
     return _measure(Protocol.of_dataset(dataset_name), Path(results_file), tasks, folder)

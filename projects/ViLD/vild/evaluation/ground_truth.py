@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from vild.data.annotations import FEDERATED, Annotations, read_annotations
-from vild.data.entries import Annotation, Id, ImageEntry, find_id, paused_collection
-from vild.data.masks import Rle
+from vild.data.entries import Id, ImageEntry, find_id, paused_collection
 
 TASKS = ("bbox", "segm")
 
@@ -78,28 +78,16 @@ class GroundTruth:
         annotations: dict[Id, list[dict[str, Any]]] = {key: [] for key in categories}
         for item in contents.objects:
             if item.category_id in annotations:
-                own = annotations[item.category_id]
-                numbered = images[item.image_id]["id"], numbers[item.category_id]
-                own.append(_annotation(item, *numbered))
-        number = 0
-        for own in annotations.values():
-            for entry in own:
-                number += 1
-                entry["id"] = number
+                own = item.to_dict()
+                own["image_id"] = images[item.image_id]["id"]
+                own["category_id"] = numbers[item.category_id]
+                annotations[item.category_id].append(own)
+        for number, own in enumerate(chain.from_iterable(annotations.values()), 1):
+            own["id"] = number
         return cls(contents.path, images, categories, annotations, numbers)
 
     def __len__(self) -> int:
         return sum(map(len, self.annotations.values()))
-
-    def image(self, image_id: Id) -> dict[str, Any] | None:
-        """The image of an id of the json; None if there is none."""
-        key = find_id(self.images, image_id)
-        return None if key is None else self.images[key]
-
-    def category_number(self, category_id: Id) -> int | None:
-        """The number of a category id of the json; None if there is none."""
-        key = find_id(self.numbers, category_id)
-        return None if key is None else self.numbers[key]
 
     def by_number(self) -> dict[int, dict[str, Any]]:
         """The images by their numbers."""
@@ -171,20 +159,6 @@ def _image(image: ImageEntry, number: int, numbers: Mapping[Id, int]) -> dict[st
         if listed is not None:
             known = (find_id(numbers, category_id) for category_id in listed)
             made[key] = [numbers[category_id] for category_id in known if category_id is not None]
-    return made
-
-
-def _annotation(item: Annotation, image: int, category: int) -> dict[str, Any]:
-    made: dict[str, Any] = {
-        "image_id": image,
-        "category_id": category,
-        "bbox": item.bbox,
-        "area": item.area,
-        "iscrowd": item.iscrowd,
-    }
-    mask = item.segmentation
-    if mask is not None:
-        made["segmentation"] = mask.to_dict() if isinstance(mask, Rle) else mask
     return made
 
 

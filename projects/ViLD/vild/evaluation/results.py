@@ -9,29 +9,25 @@ and several times as much in Python's objects.
 from __future__ import annotations
 
 import json
+import mmap
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from math import isfinite
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 import msgspec
 import torch
 from detectron2.structures import Instances
 
-from vild.data.entries import Id, located
+from vild.data.entries import Id, find_id, known_fields, located, parse_json, reason
 from vild.data.files import atomic_path
 from vild.data.masks import Rle, read_segmentation
 from vild.evaluation.encoding import encode_masks
 
 Results = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
-
-_CHUNK = 1 << 20  # characters read or bytes copied at a time
-_LONGEST = 1 << 26  # characters; no detection is longer, so the json is broken
-_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class ResultsWriter:
@@ -167,48 +163,40 @@ def merge_parts(parts: Sequence[str | os.PathLike[str]], path: str | os.PathLike
     target = Path(path)
     with atomic_path(target) as temporary, temporary.open("wb") as out:
         out.write(b"[")
-        empty = True
+        separator = b"\n"
         for part in map(Path, parts):
             try:
-                source = part.open("rb")
-            except OSError as error:
+                text = _mapped(part)
+            except (OSError, ValueError) as error:
                 raise ValueError(
-                    f"expected a part of the results at {part}: {error.strerror}. All processes "
+                    f"expected a part of the results at {part}: {reason(error)}. All processes "
                     "must write to the same folder."
                 ) from None
-            with source:
-                begin, end = _inside(source, part)
-                if begin < end:
-                    out.write(b"\n" if empty else b",\n")
-                    _copy(source, out, begin, end)
-                    empty = False
+            with text:
+                # from the first detection to the last, with only the brackets around them
+                begin, end = text.find(b"{"), text.rfind(b"}") + 1
+                around = text[:begin] + text[end:] if end else text[:]
+                if around.split() not in ([b"[", b"]"], [b"[]"]):
+                    raise ValueError(
+                        f"{part} is no whole json array: was its writing cut off? Run it again."
+                    )
+                if end:
+                    out.write(separator)
+                    out.write(memoryview(text)[begin:end])
+                    separator = b",\n"
         out.write(b"\n]\n")
     return target
 
 
-def _inside(source: BinaryIO, part: Path) -> tuple[int, int]:
-    """Where in an array its items begin and end, without the blanks around."""
-    head = source.read(_CHUNK)
-    size = source.seek(0, os.SEEK_END)
-    start = max(0, size - _CHUNK)
-    source.seek(start)
-    tail = source.read().rstrip()
-    if not head.lstrip().startswith(b"[") or not tail.endswith(b"]"):
-        raise ValueError(f"{part} is no whole json array: was its writing cut off? Run it again.")
-    begin = head.index(b"[") + 1
-    begin += len(head[begin:]) - len(head[begin:].lstrip())
-    return begin, start + len(tail[:-1].rstrip())
+def _mapped(file: Path) -> mmap.mmap:
+    """A file as bytes that are not all in memory; ``ValueError`` for an empty one."""
+    with file.open("rb") as stream:
+        if not os.fstat(stream.fileno()).st_size:
+            raise ValueError("the file is empty")
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _copy(source: BinaryIO, out: BinaryIO, begin: int, end: int) -> None:
-    source.seek(begin)
-    while begin < end:
-        text = source.read(min(_CHUNK, end - begin))
-        out.write(text)
-        begin += len(text)
-
-
-class Detection(msgspec.Struct):
+class Detection(msgspec.Struct, gc=False):
     """One entry of a results file.
 
     Attributes:
@@ -226,130 +214,107 @@ class Detection(msgspec.Struct):
     segmentation: list[list[float]] | Rle | None = None
 
 
-def read_results(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """All detections of a file; see :func:`iterate_results`, which needs less memory."""
-    return list(iterate_results(path))
+_DECODER = msgspec.json.Decoder(Detection)
 
 
-def iterate_results(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """The detections of a file as json objects, one by one, without ever holding all of them.
-
-    Raises:
-        ValueError: the file is missing, no json, no list or cut off; or see
-            :func:`checked_detection`.
-    """
-    return (item for item, _ in _checked_items(Path(path)))
+def name_of(results: Results) -> str:
+    """What messages call the results."""
+    return str(Path(results)) if isinstance(results, (str, os.PathLike)) else "the results"
 
 
-def _checked_items(file: Path) -> Iterator[tuple[dict[str, Any], Detection]]:
-    """Each json object of a results file with its typed detection."""
-    try:
-        with file.open(encoding="utf-8-sig") as stream:
-            for index, item in enumerate(_array_items(stream, str(file))):
-                yield item, checked_detection(item, index, str(file))
-    except OSError as error:
-        raise ValueError(f"expected results at {file}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no json file ({error})") from None
-
-
-def iterate_detections(results: Results) -> Iterator[Detection]:
-    """The detections of a file, or of such objects in memory, typed.
-
-    Raises:
-        ValueError: see :func:`iterate_results`.
-    """
-    if isinstance(results, (str, os.PathLike)):
-        return (detection for _, detection in _checked_items(Path(results)))
-    return (checked_detection(item, n, "the results") for n, item in enumerate(results))
-
-
-def _array_items(stream: TextIO, where: str) -> Iterator[Any]:
-    """The items of a json array."""
-    scan = json.JSONDecoder().raw_decode
-    text = stream.read(_CHUNK)
-    at = _space(text, 0)
-    if text[at : at + 1] != "[":
-        raise ValueError(
-            f"{where}: expected a list of detections, got "
-            + (f"{text[at : at + 20]!r}…" if text else "an empty file")
-            + ". Is it a results file in COCO's format?"
-        )
-    at, count, separated = at + 1, 0, True
-    while True:
-        at = _space(text, at)
-        if at == len(text):
-            text, at = stream.read(_CHUNK), 0
-            if not text:
-                raise ValueError(
-                    f"{where} is cut off after {count} detections. Run the evaluation that wrote "
-                    "it again, or copy the file again."
-                )
-        elif text[at] == "]" and (separated is False or not count):
-            break
-        elif not separated:
-            if text[at] != ",":
-                raise ValueError(f"{where}: expected ',' after detection {count - 1}")
-            at, separated = at + 1, True
-        else:
-            try:
-                item, at = scan(text, at)
-            except json.JSONDecodeError as error:
-                # mostly the end of the chunk; the doubling keeps the time of a long item linear
-                more = stream.read(max(_CHUNK, len(text) - at))
-                if not more or len(text) - at > _LONGEST:
-                    raise ValueError(
-                        f"{where}: detection {count} is cut off or no json ({error.msg}). Run "
-                        "the evaluation that wrote it again, or copy the file again."
-                    ) from None
-                text, at = text[at:] + more, 0
-                continue
-            except (RecursionError, ValueError) as error:
-                raise ValueError(f"{where}: detection {count} is no json ({error})") from None
-            yield item
-            count, separated = count + 1, False
-    rest = text[at + 1 :].strip() or stream.read(_CHUNK).strip()
-    if rest:
-        raise ValueError(f"{where}: expected nothing after the list, got {rest[:20]!r}…")
-
-
-def _space(text: str, at: int) -> int:
-    """The next position that is no blank."""
-    found = _SPACE.match(text, at)
-    assert found is not None
-    return found.end()
-
-
-def checked_detection(item: Any, index: int, where: str) -> Detection:
-    """A detection from its json; plain numbers may be text.
+def iterate_detections(
+    results: Results, image_ids: Container[Id], category_ids: Container[Id] | None, dataset: str
+) -> Iterator[Detection]:
+    """The detections of a file, or of such objects in memory, typed, one by one.
 
     Args:
-        item: what the json or the caller has.
-        index: its number, for messages.
-        where: its file, for messages.
+        results: the file or its contents, which are not changed.
+        image_ids: images of the dataset; the detections get their ids as they are written here.
+        category_ids: likewise its classes; None for any.
+        dataset: its name or file, for messages.
 
     Raises:
-        ValueError: a key is missing, a value has another type or is not finite, there is neither a
-            box nor a mask, or the mask has none of the known forms.
+        ValueError: the file is missing, no json, no list or cut off; a detection lacks a key, has
+            a value of another type, a box that is not finite or of negative size, neither a box nor
+            a mask, or a mask in none of the known forms; or an image or a class is unknown.
+    """
+    where = name_of(results)
+    if isinstance(results, (str, os.PathLike)):
+        results = _read_list(Path(results))
+    for index, item in enumerate(results):
+        try:
+            made = _checked(item)
+            made.image_id = _known("an image", made.image_id, image_ids, dataset)
+            if category_ids is not None:
+                made.category_id = _known("a class", made.category_id, category_ids, dataset)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"{where}: {located(error, f'detection {index}')}") from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where}: detection {index}: {error}") from None
+        yield made
+
+
+def _read_list(file: Path) -> list[Any]:
+    """The items of a json list.
+
+    They are ``msgspec.Raw``, places in the mapped file, so that no more than one of them is an
+    object at a time. A file in another encoding or with NaN is read in whole instead.
     """
     try:
-        if not isinstance(item, Mapping):
-            raise ValueError(f"expected an object, got {item!r:.60}")
-        fields = Detection.__struct_fields__
-        known = {k: item[k] for k in fields if item.get(k) is not None and item[k] == item[k]}
-        mask = read_segmentation(known.pop("segmentation", None))
-        if known.get("bbox") == []:
-            del known["bbox"]
-        made = msgspec.convert(known, Detection, strict=False)
-        made.segmentation = mask
-        if made.bbox is None and mask is None:
-            raise ValueError("expected a 'bbox' or a 'segmentation'")
-        if made.bbox is not None and (len(made.bbox) != 4 or not isfinite(sum(made.bbox))):
+        content = _mapped(file)
+    except (OSError, ValueError) as error:  # ValueError: empty, or a name that no file can have
+        raise ValueError(f"expected results at {file}: {reason(error)}") from None
+    try:
+        return msgspec.json.decode(content, type=list[msgspec.Raw])
+    except (msgspec.DecodeError, RecursionError) as error:
+        if "truncated" in str(error):
+            raise ValueError(
+                f"{file} is cut off. Run the evaluation that wrote it again, or copy it again"
+            ) from None
+    loaded = parse_json(bytes(content), file)
+    if not isinstance(loaded, list):
+        raise ValueError(
+            f"{file}: expected a list of detections, got a {type(loaded).__name__}. Is it a "
+            "results file in COCO's format?"
+        )
+    return loaded
+
+
+def _known(what: str, given: Id, ids: Container[Id], dataset: str) -> Id:
+    """An id as the dataset has it."""
+    found = find_id(ids, given)
+    if found is None:
+        raise ValueError(
+            f"expected the id of {what} of {dataset}, got {given!r:.60}. Are these its results?"
+        )
+    return found
+
+
+def _checked(item: Any) -> Detection:
+    """A detection from its json; plain numbers may be text."""
+    made = _typed(item)
+    made.bbox, made.segmentation = made.bbox or None, made.segmentation or None
+    if made.bbox is None and made.segmentation is None:
+        raise ValueError("expected a 'bbox' or a 'segmentation'")
+    if made.bbox is not None:
+        if len(made.bbox) != 4 or not isfinite(sum(made.bbox)):
             raise ValueError(f"expected a box of 4 finite numbers, got {made.bbox}")
-        if not isfinite(made.score):
-            raise ValueError(f"expected a finite score, got {made.score}")
-    except msgspec.ValidationError as error:
-        raise ValueError(f"{where}: {located(error, f'detection {index}')}") from None
-    except ValueError as error:
-        raise ValueError(f"{where}: detection {index}: {error}") from None
+        if min(made.bbox[2:]) < 0:
+            raise ValueError(f"expected x, y, width, height in pixels as the box, got {made.bbox}")
+    if not isfinite(made.score):
+        raise ValueError(f"expected a finite score, got {made.score}")
+    return made
+
+
+def _typed(item: Any) -> Detection:
+    if isinstance(item, msgspec.Raw):
+        with suppress(msgspec.ValidationError):  # another type somewhere
+            return _DECODER.decode(item)
+        item = json.loads(bytes(item))
+    if not isinstance(item, Mapping):
+        raise ValueError(f"expected an object, got {item!r:.60}")
+    known = known_fields(item, Detection)
+    mask = read_segmentation(known.pop("segmentation", None))
+    made = msgspec.convert(known, Detection, strict=False)
+    made.segmentation = mask
     return made

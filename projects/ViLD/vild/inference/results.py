@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,16 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from vild.data.entries import Id, find_id
-from vild.data.masks import box_of, decode_segmentation
+from vild.data.masks import box_of, check_segmentation, decode_segmentation
 from vild.evaluation.results import Detection, iterate_detections
+
+logger = logging.getLogger(__name__)
 
 
 def read_results_by_picture(
     path: str | os.PathLike[str],
-    image_ids: Collection[Id],
-    category_ids: Collection[Id],
+    image_ids: Iterable[Id],
+    category_ids: Iterable[Id],
 ) -> dict[Id, list[Detection]]:
     """Read a results file and sort it by image.
 
@@ -32,21 +35,27 @@ def read_results_by_picture(
         image id -> its detections, in the file's order.
 
     Raises:
-        ValueError: see :func:`vild.evaluation.iterate_results`; or an image or a class that the
-            data set lacks.
+        ValueError: see :func:`vild.evaluation.results.iterate_detections`; or no detection has a
+            class of the dataset. Where only some have none, they are left out with a warning.
     """
-    images, classes = dict.fromkeys(image_ids), dict.fromkeys(category_ids)
+    classes = frozenset(category_ids)
     found: dict[Id, list[Detection]] = defaultdict(list)
-    for index, item in enumerate(iterate_detections(path)):
-        image, category = find_id(images, item.image_id), find_id(classes, item.category_id)
-        if image is None or category is None:
-            key = "image_id" if image is None else "category_id"
-            raise ValueError(
-                f"{Path(path)}: detection {index} has the {key} {getattr(item, key)!r}, which the "
-                "data set lacks: these are results on another one"
-            )
-        item.image_id, item.category_id = image, category
-        found[image].append(item)
+    others: Counter[Id] = Counter()
+    for item in iterate_detections(path, frozenset(image_ids), None, "the dataset"):
+        category_id = find_id(classes, item.category_id)
+        if category_id is None:
+            others[item.category_id] += 1
+        else:
+            item.category_id = category_id
+            found[item.image_id].append(item)
+    if others:
+        message = (
+            f"{Path(path)}: {others.total()} detections have classes that the dataset lacks, "
+            f"category_id {', '.join(f'{key!r:.60}' for key in [*others][:5])}"
+        )
+        if not found:
+            raise ValueError(f"{message}, and no others. Are these results of that dataset?")
+        logger.warning("%s. They are left out", message)
     return dict(found)
 
 
@@ -67,21 +76,22 @@ def instances_from_results(
         (N, height, width) bool where the detections have masks, in their order.
 
     Raises:
-        ValueError: an unknown category, a mask of another size or one that cannot be drawn, or
+        ValueError: a mask of another size or one that cannot be drawn, or
             masks for some detections alone.
     """
     height, width = image_size
-    masks = [d.segmentation for d in detections if d.segmentation is not None]
+    masks = [
+        check_segmentation(d.segmentation, height, width, may_be_empty=True)
+        for d in detections
+        if d.segmentation is not None
+    ]
     if masks and len(masks) < len(detections):
         raise ValueError(
             "expected a segmentation in every detection of an image or in none, got "
             f"{len(masks)} among {len(detections)}"
         )
-    unknown = [d.category_id for d in detections if d.category_id not in dataset_id_to_contiguous]
-    if unknown:
-        raise ValueError(f"the data set lacks the category {unknown[0]!r}: are these its results?")
     decoded = [decode_segmentation(mask, height, width) for mask in masks]
-    boxes = [d.bbox or box_of(d.segmentation or []) for d in detections]
+    boxes = [d.bbox or box_of(masks[n]) for n, d in enumerate(detections)]
     instances = Instances((int(height), int(width)))
     xywh = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     instances.pred_boxes = Boxes(torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1))
