@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import logging
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS
 from safetensors import SafetensorError
 
 from vild.embeddings.torchscript import as_safetensors, is_archive
-from vild.storage.torch_files import check_archive
+from vild.storage.pickles import ForbiddenError
+from vild.storage.torch_files import check_archive, forbidden_name
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +34,10 @@ SHAPES_MODEL = "vild-shapes"  # the embedded benchmark's, in this package
 SHAPES_FOLDER = Path(__file__).parent / "shapes_teacher"  # its config and weights
 LOCAL, HUB = "local-dir:", "hf-hub:"  # models that bring weights and preprocessing of their own
 # errors whose text says what is wrong; others are an accident of what read the file
-_READABLE = (RuntimeError, OSError, ValueError, ImportError, AssertionError, SafetensorError)
+_READABLE = (
+    *(RuntimeError, OSError, ValueError, ImportError, AssertionError, SafetensorError),
+    *(zipfile.BadZipFile, ForbiddenError),
+)
 TORCH_ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
 PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 
@@ -137,7 +142,13 @@ class Source:
         """One line for everything that can go wrong when weights are loaded."""
         if self.file:
             reason = "expected a state dict (tensors by name), got other content"
-            if isinstance(error, _READABLE):
+            if name := forbidden_name(error):
+                reason = (
+                    f"it asks for {name}, which could run code. If you trust its source, convert "
+                    f"it once: python tools/convert_checkpoint.py {self.file} weights.safetensors "
+                    "--trusted"
+                )
+            elif isinstance(error, _READABLE):
                 reason = _reason(error)
             return f"{self.file} could not be loaded as a checkpoint of {self.model}: {reason}"
         if self.tag and isinstance(error, RuntimeError) and "download" in str(error):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -96,9 +96,9 @@ class _Unpickler(PlainUnpickler):
     """Rebuilds tensors, too, and :class:`_Module` in place of every class of the archive."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
-        names = {
+        names: dict[tuple[str, str], Callable[..., Any]] = {
             **{key: (lambda dtype=dtype: dtype) for key, dtype in STORAGES.items()},
-            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
+            ("torch._utils", "_rebuild_tensor_v2"): lambda *arguments: self._tensor(*arguments),
         }
         for kind in ("int", "double", "bool", "tensor"):
             names["torch.jit._pickle", f"build_{kind}list"] = lambda values: values

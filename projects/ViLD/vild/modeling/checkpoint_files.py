@@ -69,6 +69,8 @@ def write_weights(path: Path, checkpoint: Mapping[str, Any]) -> int:
         ValueError: it is not the checkpoint of a model.
     """
     weights = checkpoint.get("model") if isinstance(checkpoint, Mapping) else None
+    if isinstance(weights, Mapping) and "state_dict" in weights:  # as open_clip saves a teacher
+        weights = weights["state_dict"]
     if not isinstance(weights, Mapping) or not weights:
         raise ValueError("expected parameters by name, or a dict of them under 'model'")
     tensors = {}

@@ -39,9 +39,15 @@ def read_torch(path: Path) -> Any:
         with allow(_stand_ins_for_numpy()):
             return plain(torch.load(path, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
-        if found := re.search(r"GLOBAL (\S+) w", str(error)):
-            raise UnsafeFileError(f"{path} asks for {found[1]}, which could run code") from None
+        if name := forbidden_name(error):
+            raise UnsafeFileError(f"{path} asks for {name}, which could run code") from None
         raise
+
+
+def forbidden_name(error: Exception) -> str:
+    """The function or class that torch's restricted reading refused; empty for another error."""
+    found = re.search(r"GLOBAL (\S+) w", str(error))
+    return found[1] if found and isinstance(error, pickle.UnpicklingError) else ""
 
 
 def check_archive(path: Path) -> None:
