@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from vild.modeling.checkpoint_files import read_checkpoint, write_weights
+from vild.storage.errors import UnsafeFileError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,6 +45,8 @@ def main() -> int:
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        if isinstance(error, UnsafeFileError):
+            reason += ". If you trust its source, add --trusted"
         parser.exit(2, f"error: {args.checkpoint} could not be converted: {kind}{reason}\n")
     print(f"wrote {args.out}: {count} arrays")
     return 0

@@ -16,6 +16,7 @@ from vild.storage.errors import UnsafeFileError
 from vild.storage.pickles import Array, Dtype, plain, stand_ins
 
 BLOCK = 1 << 22  # bytes to read at a time
+DOS_FOLDER = 0x10  # attribute of a folder
 ZIP_START = b"PK\x03\x04"  # by which torch recognises its archives
 
 
@@ -75,6 +76,9 @@ def check_archive(path: Path) -> None:
         # all zero: written with torch.serialization.set_crc32_options(False)
         if any(entry.CRC for entry in entries):
             for entry in entries:
+                # torch would leave the memory of a tensor as it was
+                if entry.file_size and entry.external_attr & DOS_FOLDER:
+                    raise ValueError(f"{entry.filename} is marked as a folder")
                 with archive.open(entry) as opened:
                     while opened.read(BLOCK):
                         pass
@@ -90,6 +94,7 @@ def _stand_ins_for_numpy() -> list[Any]:
     allowed: list[Any] = [Array, Dtype]
     for (module, name), stand_in in stand_ins().items():
         if module.startswith("numpy"):
-            stand_in.__module__, stand_in.__name__ = module, name  # torch goes by these
+            stand_in.__module__ = module  # torch goes by these
+            stand_in.__qualname__ = stand_in.__name__ = name
             allowed.append(stand_in)
     return allowed
