@@ -47,7 +47,8 @@ def read_torch(path: Path) -> Any:
 
 def forbidden_name(error: Exception) -> str:
     """The function or class that torch's restricted reading refused; empty for another error."""
-    found = re.search(r"GLOBAL (\S+) w", str(error))
+    # a whole name: a text that begins with "c" asks for something, too
+    found = re.search(r"GLOBAL ((?:\w+\.)*\w+) w", str(error))
     return found[1] if found and isinstance(error, pickle.UnpicklingError) else ""
 
 
