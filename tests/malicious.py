@@ -147,8 +147,8 @@ TAGS: dict[str, Callable[[Path], str]] = {
     "!!python/object/apply:eval": lambda marker: (
         f"""!!python/object/apply:eval ["open('{marker}', 'w').close()"]"""
     ),
-    "!!python/object/new:subprocess.Popen": lambda marker: (
-        f"!!python/object/new:subprocess.Popen [[touch, '{marker}']]"
+    "!!python/object/apply:subprocess.Popen": lambda marker: (
+        f"!!python/object/apply:subprocess.Popen [[touch, '{marker}']]"
     ),
 }
 
