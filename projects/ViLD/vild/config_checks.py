@@ -93,12 +93,13 @@ def check_ranges(cfg: CfgNode) -> None:
 def _check_kinds(cfg: CfgNode) -> None:
     """Detectron2 compares a value's type with the default's, but looks into no list or tuple."""
     texts, numbers = set(_TEXTS), set(_NUMBERS)
+    for key, value in _leaves(cfg):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"expected {key} to be a finite number, got {value}")
     for key, default in _leaves(get_cfg()):
         value = _value(cfg, key)
         if value is None and default is not None:
             raise ValueError(f"expected {key} to be a {type(default).__name__}, got None")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"expected {key} to be a finite number, got {value}")
         if isinstance(default, list | tuple) and default:
             kinds = set(map(type, _flat(default)))
             if kinds == {str}:
