@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.layers import ShapeSpec
@@ -20,6 +22,7 @@ from torch import nn
 
 from vild.config import (
     add_vild_config,
+    override_config,
     read_config,
     register_datasets,
     scale_schedule,
@@ -31,6 +34,7 @@ from vild.data.jitter import LargeScaleJitter
 from vild.modeling import WITH_TEACHER, ViLDBoxHead, ViLDROIHeads
 
 from .making import mapped_image, text_embeddings, with_proposals
+from .malicious import TAGS, write_config
 
 FOLDER = Path(__file__).parents[1] / "configs"
 # parts that others are put together from
@@ -216,6 +220,11 @@ def detect(model: nn.Module, seen: dict[str, Any]) -> None:
         ("VERSION: 2\n", ("MODEL.VILD.DISTILL.W", "1"), r"Non-existent key.*DISTILL\.W"),
         ("VERSION: 2\n", ("MODEL.WEIGHTS",), "expected KEY VALUE pairs"),
         ("VERSION: 2\n", ("SOLVER.MAX_ITER", "many"), "expected KEY VALUE pairs"),
+        ("", (), "expected keys and values in .*some.yaml"),
+        ("- MODEL\n", (), "expected keys and values in .*some.yaml"),
+        ("_BASE_: 3\n", (), "expected keys and values in .*some.yaml"),
+        ("_BASE_: some.yaml\n", (), "that do not refer back to it"),
+        ("? [1]\n: 2\n", (), "expected plain values in .*some.yaml: .*unhashable key"),
     ],
 )
 def test_what_is_wrong_with_a_configuration_is_said(
@@ -224,8 +233,82 @@ def test_what_is_wrong_with_a_configuration_is_said(
     file = tmp_path / ("none.yaml" if contents is None else "some.yaml")
     if contents is not None:
         file.write_text(contents)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         read_config(file, options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("place", ["some.yaml", "base.yaml", "second.yaml"])
+@pytest.mark.parametrize("tag", TAGS)
+def test_code_in_a_configuration_is_refused_and_not_run(
+    tag: str, place: str, tmp_path: Path
+) -> None:
+    """In the file, in the file below it, and in one of several below that."""
+    marker = tmp_path / "marker"
+    (tmp_path / "some.yaml").write_text("_BASE_: base.yaml\nVERSION: 2\n")
+    (tmp_path / "base.yaml").write_text("_BASE_: [first.yaml, second.yaml]\nVERSION: 2\n")
+    for name in ("first.yaml", "second.yaml"):
+        (tmp_path / name).write_text("VERSION: 2\n")
+    read_config(tmp_path / "some.yaml")
+    write_config(TAGS[tag](marker), tmp_path / place)
+    with pytest.raises(ValueError, match=rf"{place}, got the tag {tag} in line 2.*can run code"):
+        read_config(tmp_path / "some.yaml")
+    assert not marker.exists()
+
+
+def test_the_harmful_configurations_are_harmful(tmp_path: Path) -> None:
+    for number, make in enumerate(TAGS.values()):
+        marker = tmp_path / f"marker{number}"
+        process = yaml.unsafe_load(make(marker))
+        if isinstance(process, subprocess.Popen):
+            process.wait()
+        assert marker.exists()
+
+
+def test_what_a_training_writes_is_read(tmp_path: Path) -> None:
+    """Detectron2's dump has no tags: tuples become lists."""
+    cfg = read_config(FOLDER / "LVIS" / "vild_ensemble_r50_fpn_lsj.yaml")
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    assert "!!" not in cfg.dump()
+    read = read_config(tmp_path / "config.yaml").dump()
+    assert yaml.safe_load(read) == yaml.safe_load(cfg.dump())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("MODEL.PIXEL_STD", "[0, 1, 1]", "MODEL.PIXEL_STD to be numbers above 0"),
+        ("MODEL.PIXEL_STD", "[1, 1]", "MODEL.PIXEL_STD to be 3 numbers"),
+        ("MODEL.PIXEL_MEAN", "['a', 1, 1]", "MODEL.PIXEL_MEAN to be finite numbers"),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "[[-3]]", "SIZES to be numbers above 0"),
+        ("INPUT.MIN_SIZE_TRAIN", "()", "MIN_SIZE_TRAIN to be numbers above 0"),
+        ("INPUT.MIN_SIZE_TEST", "-800", "MIN_SIZE_TEST to be a number of at least 0"),
+        ("INPUT.MAX_SIZE_TEST", "0", "MAX_SIZE_TEST to be a number of at least 1"),
+        ("SOLVER.STEPS", "('a',)", "SOLVER.STEPS to be finite numbers"),
+        ("SOLVER.STEPS", "(True,)", "SOLVER.STEPS to be finite numbers"),
+        ("SOLVER.BASE_LR", "None", "SOLVER.BASE_LR to be a float, got None"),
+        ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", float("nan"), "CLIP_VALUE to be a finite number"),
+        ("DATASETS.TEST", "(3,)", "DATASETS.TEST to be a list of texts"),
+        ("MODEL.VILD.FUSION_WEIGHTS", "['a']", "FUSION_WEIGHTS to be finite numbers"),
+        ("MODEL.META_ARCHITECTURE", "GeneralisedRCNN", r"Did you mean GeneralizedRCNN\?"),
+        ("MODEL.ROI_HEADS.NAME", "ViLDRoIHeads", r"Did you mean ViLDROIHeads\?"),
+        ("MODEL.BACKBONE.NAME", "build_resnet_fpn", "MODEL.BACKBONE.NAME to be a registered part"),
+        ("MODEL.ROI_MASK_HEAD.NAME", "x", "Import the module that registers it"),
+        ("MODEL.RESNETS.DEPTH", "42", r"DEPTH to be one of \(18, 34, 50, 101, 152\), got 42"),
+        ("MODEL.DEVICE", "gpu", r"MODEL.DEVICE to be a device of torch \(cpu, cuda"),
+        ("MODEL.DEVICE", "cuda:99", "a GPU of this machine, which has"),
+    ],
+)
+def test_odd_values_are_refused_where_a_configuration_is_read(
+    key: str, value: Any, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "some.yaml").write_text("VERSION: 2\n")
+    with pytest.raises(ValueError, match=f"expected .*{message}") as error:
+        read_config(tmp_path / "some.yaml", (key, value))
+    assert "\n" not in str(error.value)
+    cfg = read_config(tmp_path / "some.yaml")
+    with pytest.raises(ValueError, match=f"expected .*{message}"):
+        override_config(cfg, (key, value))
 
 
 def test_zero_shot_switches_softmax_and_training_sets() -> None:

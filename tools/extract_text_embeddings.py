@@ -32,8 +32,12 @@ from vild.embeddings import (
     import_embeddings,
     template_set,
 )
+from vild.embeddings.published import stored_names
 from vild.embeddings.teacher import OPENAI_MODEL, OPENAI_TAG, SHAPES_MODEL
 from vild.embeddings.text import CLIP_TEMPERATURE
+from vild.storage.checked_files import require_writable
+
+logger = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -82,7 +86,8 @@ def build_parser() -> argparse.ArgumentParser:
     published.add_argument(
         "--import-classes",
         metavar="VOCABULARY",
-        help="what its K rows are, if they are more classes than --vocabulary, or in another order",
+        help="what its K rows are, if they are more classes than --vocabulary, or in another "
+        "order; by default the names that FILE holds, if any",
     )
     published.add_argument("--layout", default="auto", choices=("auto", "kd", "dk"))
     published.add_argument("--temperature", type=float, default=CLIP_TEMPERATURE)
@@ -99,7 +104,12 @@ def run(args: argparse.Namespace) -> TextEmbeddings:
     vocabulary = Vocabulary.load(args.vocabulary, args.novel)
     if args.import_file:
         teacher_name = f"{args.model}/{args.pretrained}"
-        rows = Vocabulary.load(args.import_classes) if args.import_classes else vocabulary
+        rows = vocabulary
+        if args.import_classes:
+            rows = Vocabulary.load(args.import_classes)
+        elif names := stored_names(args.import_file):
+            logger.info("the rows are the classes that %s names", args.import_file)
+            rows = Vocabulary.from_names(names)
         return import_embeddings(
             args.import_file, rows, teacher_name, args.temperature, args.layout
         ).select(vocabulary)
@@ -117,6 +127,7 @@ def main() -> int:
     args = parser.parse_args()
     start = time.perf_counter()
     try:
+        require_writable(args.out)
         embeddings = run(args)
         embeddings.save(args.out)
     except (ValueError, OSError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,13 @@ from safetensors.torch import save_file
 
 from vild.data import Vocabulary
 from vild.embeddings import TextEmbeddings, import_embeddings
-from vild.embeddings.published import read_matrix
+from vild.embeddings.published import read_matrix, stored_names
+
+from ..malicious import GADGETS, MATRICES
 
 ROWS = torch.arange(1.0, 7.0).reshape(3, 2)
 NOT_A_MATRIX = torch.arange(3)
+QINT = torch.qint8
 
 READABLE: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "npy": ("a.npy", lambda path: np.save(path, ROWS.numpy())),
@@ -54,6 +58,25 @@ def test_every_kind_is_read(tmp_path: Path, name: str) -> None:
 
 REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "missing": ("a.pth", lambda path: None, "no such file"),
+    "torch named npz": (
+        *("a.npz", lambda path: torch.save(ROWS, path)),
+        r"got an archive with a/data\.pkl: a file of torch ends in \.pth",
+    ),
+    "bytes named npz": (
+        "a.npz",
+        lambda path: path.write_bytes(bytes(range(256))),
+        "in .npz format",
+    ),
+    "sparse": ("a.pth", lambda path: torch.save(ROWS.to_sparse(), path), "got a sparse one"),
+    "sparse rows": (
+        *("a.pth", lambda path: torch.save({"x": ROWS.to_sparse_csr()}, path)),
+        "got a sparse one",
+    ),
+    "meta": ("a.pth", lambda path: torch.save(ROWS.to("meta"), path), "got a meta one"),
+    "quantised": (
+        *("a.pth", lambda path: torch.save(torch.quantize_per_tensor(ROWS, 0.1, 0, QINT), path)),
+        "got a quantised one",
+    ),
     "a folder": ("a.npy", Path.mkdir, "no such file"),
     "another kind": ("a.txt", lambda path: path.write_text("1 2"), r"one of \.npy, \.npz, \.pth"),
     "numpy's pickle": ("a.npy", lambda path: np.save(path, np.array([{}])), "in .npy format"),
@@ -75,16 +98,16 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         "got 0 among 0 arrays",
     ),
     "a list": ("a.pth", lambda path: torch.save([ROWS], path), "a dict of tensors, .* got list"),
-    "objects": ("a.pth", lambda path: torch.save(Path("x"), path), "without running code"),
+    "objects": ("a.pth", lambda path: torch.save(Path("x"), path), r"asks for pathlib\..*run code"),
     "another pickle": (
         *("a.pth", lambda path: path.write_bytes(pickle.dumps(Path("x")))),
-        "without running code",
+        "damaged or of another kind",
     ),
-    "no pickle": ("a.pth", lambda path: path.write_text("cat"), "without running code"),
-    "nothing": ("a.pth", lambda path: path.write_bytes(b""), "without running code"),
+    "no pickle": ("a.pth", lambda path: path.write_text("cat"), "damaged or of another kind"),
+    "nothing": ("a.pth", lambda path: path.write_bytes(b""), "damaged or of another kind"),
     "damaged safetensors": (
         *("a.safetensors", lambda path: path.write_bytes(b"\x10")),
-        "in .safetensors format",
+        "not a whole safetensors file",
     ),
     "embeddings of this project": (
         "a.safetensors",
@@ -104,3 +127,45 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, name: str) -> None:
         read_matrix(tmp_path / file)
     assert str(tmp_path / file) in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("gadget", GADGETS)
+@pytest.mark.parametrize("kind", MATRICES)
+def test_code_in_a_matrix_is_refused_and_not_run(kind: str, gadget: str, tmp_path: Path) -> None:
+    ending, write = MATRICES[kind]
+    write(GADGETS[gadget](tmp_path / "marker"), tmp_path / f"a{ending}")
+    with pytest.raises(ValueError, match=r"expected (a tensor|arrays|a matrix)") as refused:
+        read_matrix(tmp_path / f"a{ending}")
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "marker").exists()
+
+
+NAMES = ["wren", "owl", "kite"]
+NAMED: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "npz": ("a.npz", lambda path: np.savez(path, rows=ROWS, names=NAMES)),
+    "npz of bytes": (
+        "a.npz",
+        lambda path: np.savez(path, rows=ROWS, n=[n.encode() for n in NAMES]),
+    ),
+    "dict": ("a.pth", lambda path: torch.save({"rows": ROWS, "classes": NAMES, "k": ["x"]}, path)),
+    "safetensors": (
+        *("a.safetensors",),
+        lambda path: save_file({"rows": ROWS}, path, {"classes": json.dumps(NAMES), "k": "text"}),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_the_names_that_a_file_holds_are_read(kind: str, tmp_path: Path) -> None:
+    file, save = NAMED[kind]
+    save(tmp_path / file)
+    assert stored_names(tmp_path / file) == tuple(NAMES)
+
+
+def test_files_without_names_or_with_several_lists(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", ROWS)
+    torch.save({"rows": ROWS, "more": [1, 2, 3]}, tmp_path / "a.pth")
+    assert stored_names(tmp_path / "a.npy") == stored_names(tmp_path / "a.pth") == ()
+    torch.save({"rows": ROWS, "a": NAMES, "b": NAMES[::-1]}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"one list of class names, got a, b.*--import-classes"):
+        stored_names(tmp_path / "a.pth")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn import functional
 
@@ -79,15 +80,52 @@ def test_a_failed_write_leaves_the_old_file(
     embeddings.save(path)
     before = path.read_bytes()
 
-    def full_disk(tensors: dict, target: Path, metadata: dict) -> None:
-        Path(target).write_bytes(b"half")
+    def full_disk(target: Path, content: bytes) -> int:
+        with target.open("wb") as file:
+            file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vild.embeddings.text.save_file", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space left"):
         replace(embeddings, temperature=0.5).save(path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_flipped_bits_are_found_or_harmless(embeddings: TextEmbeddings, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    embeddings.save(path)
+    content, found = path.read_bytes(), 0
+    for position in np.random.default_rng(0).choice(8 * len(content), 300, replace=False):
+        flipped = bytearray(content)
+        flipped[position // 8] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        try:
+            read = TextEmbeddings.load(path)
+        except ValueError:
+            found += 1
+            continue
+        assert torch.equal(read.embeddings, embeddings.embeddings)
+        assert replace(read, embeddings=embeddings.embeddings).__dict__ == embeddings.__dict__
+    assert found > 250
+
+
+def test_embeddings_without_a_checksum_are_read(
+    embeddings: TextEmbeddings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As earlier versions wrote them."""
+    path = tmp_path / "a.safetensors"
+    embeddings.save(path)
+    with safe_open(path, "pt") as file:
+        header = {k: v for k, v in file.metadata().items() if k != "vild_sha256"}
+    with caplog.at_level("INFO"):
+        TextEmbeddings.load(path)
+        assert not caplog.records
+        save_file({"embeddings": embeddings.embeddings}, path, header)
+        assert torch.equal(TextEmbeddings.load(path).embeddings, embeddings.embeddings)
+    assert [record.message for record in caplog.records] == [
+        f"{path} has no checksum: an earlier version made it"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -139,6 +177,12 @@ def test_some_of_the_classes(embeddings: TextEmbeddings) -> None:
     assert respelled.vocabulary.names == (f"{second.upper()}.",)
     with pytest.raises(ValueError, match="there is none of 'no such bird' among"):
         embeddings.select(Vocabulary.from_names([first, "no such bird"]))
+
+
+def test_a_long_text_is_no_file_of_templates() -> None:
+    with pytest.raises(ValueError, match="expected the template set") as error:
+        template_set("a photo, " * 100)
+    assert len(str(error.value)) < 500
 
 
 def test_template_sets() -> None:
@@ -289,8 +333,6 @@ def test_real_embeddings_have_sensible_neighbours(
 
 
 def test_header_is_plain_json(embeddings: TextEmbeddings, tmp_path: Path) -> None:
-    from safetensors import safe_open
-
     embeddings.save(tmp_path / "a.safetensors")
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         header = file.metadata()

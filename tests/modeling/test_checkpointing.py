@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,68 @@ def test_resuming_needs_the_same_parameters_and_a_training_state(tmp_path: Path)
     torch.save({"model": trained.state_dict()}, file)
     with pytest.raises(ValueError, match=r"no state of a training \(optimizer\)"):
         resume(Detector())
+
+
+class Residual(nn.Module):
+    """The names of a ResNet's blocks below a pyramid's."""
+
+    def __init__(self, channels: int = 2, **blocks: int) -> None:
+        super().__init__()
+        stages = {
+            stage: nn.Sequential(*(nn.Conv2d(channels, channels, 1) for _ in range(count)))
+            for stage, count in blocks.items()
+        }
+        self.backbone = nn.ModuleDict({"bottom_up": nn.ModuleDict(stages)})
+        self.roi_heads = nn.Linear(4, 2)
+
+
+def as_zoo_backbone(state: State, file: Path) -> None:
+    """As Detectron2's model zoo names the backbones: without the detector's prefix."""
+    prefix = "backbone.bottom_up."
+    as_pickle({k.removeprefix(prefix): v for k, v in state.items() if prefix in k}, file)
+
+
+@pytest.mark.parametrize("write", [WRITERS["pth"], as_zoo_backbone])
+@pytest.mark.parametrize(("theirs", "ours"), [(23, 6), (6, 23)])
+def test_a_resnet_of_another_depth_is_refused(
+    write: Callable[[State, Path], None], theirs: int, ours: int, tmp_path: Path
+) -> None:
+    """It would load in part, and what is left would be random or missing."""
+    file = tmp_path / ("model.pkl" if write is as_zoo_backbone else "model.pth")
+    write(state_dict(Residual(res3=4, res4=theirs)), file)
+    model = Residual(res3=4, res4=ours)
+    for load in (
+        partial(load_weights, model, unused=("backbone.",)),
+        partial(AtomicCheckpointer(model).load, checkpointables=[]),  # to begin a training
+    ):
+        with pytest.raises(ValueError, match=rf"with {ours} blocks in res4, got {theirs}.*DEPTH"):
+            load(path=str(file))
+
+
+def test_a_stage_that_only_one_has_is_no_fault(tmp_path: Path) -> None:
+    file = str(tmp_path / "model.pth")
+    for theirs, ours in (({"res3": 4, "res4": 6}, {"res3": 4}), ({"res3": 4}, {"res3": 4, "x": 1})):
+        WRITERS["pth"](state_dict(Residual(**theirs)), Path(file))
+        AtomicCheckpointer(Residual(**ours)).load(file, checkpointables=[])
+
+
+def test_a_resnet_of_another_kind_is_refused(tmp_path: Path) -> None:
+    WRITERS["pth"](state_dict(Residual(3, res3=4)), tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=r"other shapes \(backbone\.bottom_up\.res3\.0\.weight"):
+        AtomicCheckpointer(Residual(res3=4)).load(str(tmp_path / "model.pth"), checkpointables=[])
+
+
+def test_advice_about_a_damaged_checkpoint_fits_what_was_asked_for(tmp_path: Path) -> None:
+    checkpointer = AtomicCheckpointer(Detector(), str(tmp_path))
+    checkpointer.save("model_0000001")
+    (tmp_path / "model_0000003.pth").write_bytes(b"half")
+    file = str(tmp_path / "model_0000003.pth")
+    with pytest.raises(ValueError, match=r"`--resume-from model_0000001\.pth` continues"):
+        checkpointer.load(file)
+    for load in (
+        lambda: load_weights(Detector(), file),
+        lambda: checkpointer.load(file, checkpointables=[]),
+    ):
+        with pytest.raises(ValueError, match="newest other checkpoint beside it is") as error:
+            load()
+        assert "--resume-from" not in str(error.value)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import extract_text_embeddings
 from vild.data import Vocabulary
 from vild.embeddings import TextEmbeddings
 
@@ -17,6 +19,23 @@ from vild.embeddings import TextEmbeddings
 def run(repository: Path, *args: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "tools/extract_text_embeddings.py", *map(str, args)]
     return subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=300)
+
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command in this process; returns its exit code."""
+
+    def call(*args: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["extract_text_embeddings.py", *map(str, args)])
+        try:
+            return extract_text_embeddings.main()
+        except SystemExit as ended:
+            return int(ended.code or 0)
+
+    return call
 
 
 def test_registered_classes_are_embedded(repository: Path, tmp_path: Path) -> None:
@@ -69,6 +88,7 @@ def test_published_matrix_is_imported(repository: Path, tmp_path: Path) -> None:
         (("--vocabulary", "lvis_v1_vall"), "Did you mean lvis_v1_val"),
         (("--vocabulary", "a, b", "--import", "{npy}.txt"), "as one of .npy, .npz, .pth"),
         (("--vocabulary", "a", "--templates", "{npy}"), "expected prompt templates"),
+        (("--vocabulary", "a", "--templates", "a photo " * 99), "expected the template set"),
         (("--vocabulary", "a", "--novel", "b"), "novel class 'b' is not in the vocabulary"),
         (("--vocabulary", "a", "--dataset-yaml", "gone.yaml"), "No such file"),
     ],
@@ -109,3 +129,25 @@ def test_tensors_of_torch_are_imported_for_a_list_of_another_kind(
     made = TextEmbeddings.load(out)
     assert made.vocabulary.names == ("kite", "owl")
     assert torch.equal(made.embeddings, torch.eye(4)[:2])
+
+
+def test_names_in_the_file_put_its_rows_in_order(
+    main: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, out = torch.eye(4)[:3], tmp_path / "birds.safetensors"
+    torch.save({"rows": rows, "classes": ["wren", "sofa_bed", "kite"]}, tmp_path / "m.pth")
+    read = ("--out", out, "--import", tmp_path / "m.pth")
+    assert main("--vocabulary", "kite, wren", *read) == 0
+    assert torch.equal(TextEmbeddings.load(out).embeddings, rows[[2, 0]])
+    assert main("--vocabulary", "kite, wren, owl", *read) == 2
+    assert "there is none of 'owl'" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_said_first(
+    main: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path, tmp_path / "file" / "a.safetensors", Path("/proc/a.safetensors")):
+        assert main("--vocabulary", "a", "--model", "gone", "--out", out) == 2
+        error = capsys.readouterr().err
+        assert f"error: expected a file that can be written, got {out}" in error

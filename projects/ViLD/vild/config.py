@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import os
+import re
 from collections.abc import Sequence
-from functools import reduce
-from operator import getitem
-from typing import Any
 
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
+from vild.config_checks import check_ranges
 from vild.data import register_custom
+
+__all__ = [
+    "add_vild_config",
+    "check_ranges",
+    "override_config",
+    "read_config",
+    "register_datasets",
+    "scale_schedule",
+    "set_zero_shot",
+    "use_available_device",
+]
 
 
 def add_vild_config(cfg: CfgNode) -> None:
@@ -70,88 +79,50 @@ def read_config(file: str | os.PathLike[str], options: Sequence[str] = ()) -> Cf
     """Detectron2's configuration with this project's keys, from a yaml file.
 
     Args:
-        file: the yaml, with what it names as ``_BASE_``.
+        file: the yaml, with what it names as ``_BASE_``: plain values, no tags of Python, which
+            run code.
         options: KEY VALUE pairs that override it.
 
     Raises:
-        ValueError: a file that cannot be read, a key that is not there, a value of another type.
+        ValueError: a file that cannot be read, a tag, a key that does not exist, or a value of
+            another type or out of its range.
     """
     cfg = get_cfg()
     add_vild_config(cfg)
     try:
-        cfg.merge_from_file(os.fspath(file))
+        cfg.merge_from_file(os.fspath(file), allow_unsafe=False)
+    except yaml.constructor.ConstructorError as error:
+        where = _tag(error) or f"{file}: {_reason(error)}"
+        raise ValueError(f"expected plain values in {where}") from None
     except (OSError, KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
         raise ValueError(f"expected a configuration in {file}: {_reason(error)}") from None
+    except (TypeError, AttributeError, RecursionError):  # by what Detectron2 and yacs expect
+        raise ValueError(
+            f"expected keys and values in {file}, and in _BASE_ the names of files that do not "
+            "refer back to it"
+        ) from None
     override_config(cfg, options)
     return cfg
 
 
 def override_config(cfg: CfgNode, options: Sequence[str]) -> None:
-    """Detectron2's ``merge_from_list``, with an error that says what is wrong.
+    """Override keys as Detectron2's ``merge_from_list``, and check all values.
 
     Args:
         cfg: changed in place.
         options: KEY VALUE pairs.
 
     Raises:
-        ValueError: a key that is not there, a value of another type, or a key without a value.
+        ValueError: a key that does not exist, a value of another type or out of its range, or a key
+            without a value.
     """
     try:
         cfg.merge_from_list(list(options))
-    except (KeyError, ValueError, AssertionError) as error:
+    except (KeyError, ValueError, AssertionError, TypeError, AttributeError) as error:
         raise ValueError(
             f"expected KEY VALUE pairs of the configuration, got {list(options)}: {_reason(error)}"
         ) from None
-
-
-def check_ranges(cfg: CfgNode) -> None:
-    """Refuse numbers of the configuration with which nothing can run.
-
-    Raises:
-        ValueError: names the key.
-    """
-    for keys, lowest in ((_AT_LEAST_ONE, 1), (_AT_LEAST_ZERO, 0)):
-        for key in keys:
-            value = _value(cfg, key)
-            if not lowest <= value < math.inf:  # true for NaN
-                raise ValueError(f"expected {key} to be a number of at least {lowest}, got {value}")
-    for key in _FRACTIONS:
-        value = _value(cfg, key)
-        if not 0 <= value <= 1:
-            raise ValueError(f"expected {key} to be a number from 0 to 1, got {value}")
-    if cfg.SOLVER.BASE_LR <= 0:
-        raise ValueError(f"expected SOLVER.BASE_LR to be above 0, got {cfg.SOLVER.BASE_LR}")
-    if cfg.TEST.DETECTIONS_PER_IMAGE < 1 and cfg.TEST.DETECTIONS_PER_IMAGE != -1:
-        raise ValueError(
-            "expected TEST.DETECTIONS_PER_IMAGE to be at least 1, or -1 for no limit, got "
-            f"{cfg.TEST.DETECTIONS_PER_IMAGE}"
-        )
-    odd = [step for step in cfg.SOLVER.STEPS if step < 0]
-    if odd:
-        raise ValueError(f"expected SOLVER.STEPS to be iterations of at least 0, got {odd[0]}")
-
-
-# keys by the range of their values
-_AT_LEAST_ONE = (
-    *("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"),
-    *("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.VILD.DISTILL.REGIONS"),
-    *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "MODEL.RPN.BATCH_SIZE_PER_IMAGE"),
-    *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", "MODEL.RPN.PRE_NMS_TOPK_TEST"),
-    *("MODEL.RPN.POST_NMS_TOPK_TRAIN", "MODEL.RPN.POST_NMS_TOPK_TEST"),
-)
-_AT_LEAST_ZERO = (
-    *("SOLVER.BASE_LR", "SOLVER.WARMUP_ITERS", "SOLVER.WARMUP_FACTOR", "SOLVER.GAMMA"),
-    *("SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY", "TEST.EVAL_PERIOD", "DATALOADER.NUM_WORKERS"),
-    *("MODEL.VILD.TEMPERATURE", "MODEL.VILD.DISTILL.WEIGHT"),
-)
-_FRACTIONS = (
-    *("MODEL.ROI_HEADS.NMS_THRESH_TEST", "MODEL.ROI_HEADS.SCORE_THRESH_TEST"),
-    *("MODEL.RPN.NMS_THRESH", "MODEL.VILD.DISTILL.MIN_VISIBLE"),
-)
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    return reduce(getitem, key.split("."), cfg)
+    check_ranges(cfg)
 
 
 def use_available_device(cfg: CfgNode) -> None:
@@ -164,9 +135,22 @@ def use_available_device(cfg: CfgNode) -> None:
         cfg.MODEL.DEVICE = "cpu"
 
 
+def _tag(error: yaml.constructor.ConstructorError) -> str:
+    """Where a file has a tag, and which; empty for another error."""
+    found, mark = re.search(r"for the tag '(\S+)'", error.problem or ""), error.problem_mark
+    if found is None or mark is None:
+        return ""
+    tag = found[1].replace("tag:yaml.org,2002:", "!!")
+    return (
+        f"{mark.name}, got the tag {tag} in line {mark.line + 1}, and tags can run code. Write the "
+        "value itself, a list for a tuple"
+    )
+
+
 def _reason(error: Exception) -> str:
-    # a KeyError shows its text as a literal
-    return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    # a KeyError shows its text as a literal; yaml's errors have several lines
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    return " ".join(text.split())
 
 
 def register_datasets(cfg: CfgNode) -> list[str]:

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,10 @@ import torch
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from safetensors import SafetensorError
 
+from vild.embeddings.torchscript import as_safetensors, is_archive
+from vild.storage.pickles import ForbiddenError
+from vild.storage.torch_files import check_archive, forbidden_name
+
 logger = logging.getLogger(__name__)
 
 OPENAI_MODEL, OPENAI_TAG = "ViT-B-32", "openai"  # the paper's teacher
@@ -30,7 +34,11 @@ SHAPES_MODEL = "vild-shapes"  # the embedded benchmark's, in this package
 SHAPES_FOLDER = Path(__file__).parent / "shapes_teacher"  # its config and weights
 LOCAL, HUB = "local-dir:", "hf-hub:"  # models that bring weights and preprocessing of their own
 # errors whose text says what is wrong; others are an accident of what read the file
-_READABLE = (RuntimeError, OSError, ValueError, ImportError, AssertionError, SafetensorError)
+_READABLE = (
+    *(RuntimeError, OSError, ValueError, ImportError, AssertionError, SafetensorError),
+    *(zipfile.BadZipFile, ForbiddenError),
+)
+TORCH_ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
 PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 
 
@@ -62,19 +70,18 @@ class Source:
         Raises:
             ValueError: weights that cannot be downloaded or read, or are those of another model.
         """
-        own = self.model.startswith((LOCAL, HUB))
         try:
-            network = open_clip.create_model(
-                self.model,
-                pretrained=str(self.file) if self.file else self.tag or None,
-                device=device,
-                force_quick_gelu=bool(self.architecture.get("quick_gelu")),
-                force_preprocess_cfg=dict(self.preprocess or {}),
-                pretrained_text=False,  # random weights are random in both towers
-                require_pretrained=own,  # otherwise open_clip only warns of missing ones
-                # torch reads TorchScript archives, which run no pickled code, by this switch alone
-                weights_only=not (self.file and _is_torchscript(self.file)),
-            )
+            with self._weights() as weights:
+                network = open_clip.create_model(
+                    self.model,
+                    pretrained=weights,
+                    device=device,
+                    force_quick_gelu=bool(self.architecture.get("quick_gelu")),
+                    force_preprocess_cfg=dict(self.preprocess or {}),
+                    pretrained_text=False,  # random weights are random in both towers
+                    # open_clip only warns of missing ones otherwise
+                    require_pretrained=self.model.startswith((LOCAL, HUB)),
+                )
         # a file that is something else fails in any way: pickle, zip, missing attributes, ...
         except Exception as error:
             raise ValueError(self._advice(error)) from error
@@ -83,6 +90,17 @@ class Source:
                 f"expected finite weights, got NaN or infinity in {self.file or self.name}"
             )
         return network
+
+    @contextlib.contextmanager
+    def _weights(self) -> Iterator[str | None]:
+        """What open_clip shall load: a tag or a file that it can read, and that is safe to read."""
+        if self.file and is_archive(self.file):
+            with as_safetensors(self.file) as converted:
+                yield str(converted)
+            return
+        if self.file and self.file.suffix in TORCH_ENDINGS:
+            check_archive(self.file)
+        yield str(self.file) if self.file else self.tag or None
 
     def load_tokenizer(self) -> open_clip.SimpleTokenizer:
         """Load the tokenizer.
@@ -124,7 +142,13 @@ class Source:
         """One line for everything that can go wrong when weights are loaded."""
         if self.file:
             reason = "expected a state dict (tensors by name), got other content"
-            if isinstance(error, _READABLE):
+            if name := forbidden_name(error):
+                reason = (
+                    f"it asks for {name}, which could run code. If you trust its source, convert "
+                    f"it once: python tools/convert_checkpoint.py {self.file} weights.safetensors "
+                    "--trusted"
+                )
+            elif isinstance(error, _READABLE):
                 reason = _reason(error)
             return f"{self.file} could not be loaded as a checkpoint of {self.model}: {reason}"
         if self.tag and isinstance(error, RuntimeError) and "download" in str(error):
@@ -176,7 +200,7 @@ def find_source(model: str, pretrained: str | None) -> Source:
     name = "/".join(part for part in (model, tag or pretrained or "") if part)
     tags = open_clip.list_pretrained_tags_by_model(model)
     if file and not tag:
-        if OPENAI_TAG in tags and _is_torchscript(file):
+        if OPENAI_TAG in tags and is_archive(file):
             tag = OPENAI_TAG  # nobody else publishes such archives
         else:
             _warn_of_activation(model, tags, bool(config.get("quick_gelu")), file)
@@ -350,15 +374,6 @@ def _in_hub_cache(repository: str, name: str) -> Path | None:
     except ValueError:  # not a name of the hub: downloading it will say so
         return None
     return Path(found) if isinstance(found, str) else None
-
-
-def _is_torchscript(file: Path) -> bool:
-    """Whether a file is a TorchScript archive, as OpenAI publishes its weights."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError):
-        return False
 
 
 def _reason(error: Exception) -> str:

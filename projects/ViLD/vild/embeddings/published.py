@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vild.data.files import read_npy
+from vild.storage.checked_files import read_safetensors
+from vild.storage.errors import UnsafeFileError
+from vild.storage.torch_files import read_torch
 
 KINDS = (".npy", ".npz", ".pth", ".pt", ".safetensors")
 
@@ -31,75 +35,17 @@ def read_matrix(path: str | os.PathLike[str]) -> np.ndarray:
         ValueError: the file is missing, damaged or of another kind, or it holds no matrix or
             several.
     """
-    path = Path(path)
-    kind = path.suffix.lower()
-    if kind not in KINDS:
-        raise ValueError(f"expected a matrix as one of {', '.join(KINDS)}; got {path}")
-    if not path.is_file():
-        raise ValueError(f"expected a matrix in {kind} format at {path}: no such file")
-    if kind == ".npy":
-        return _float_matrix(read_npy(path, "a matrix"), path)
-    if kind == ".npz":
-        return _only_matrix(_read_npz(path), path)
-    if kind == ".safetensors":
-        return _only_matrix(_read_safetensors(path), path)
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises nearly anything on damaged data
-        raise ValueError(
-            f"expected a tensor, or a dict of tensors, saved by torch.save in {path}; it cannot be "
-            f"read without running code of the file ({type(error).__name__})"
-        ) from None
-    if isinstance(loaded, Tensor):
-        return _float_matrix(_array(loaded), path)
-    if not isinstance(loaded, Mapping):
-        raise ValueError(
-            f"expected a tensor, or a dict of tensors, in {path}; got {type(loaded).__name__}"
-        )
-    tensors = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
-    return _only_matrix({key: _array(value) for key, value in tensors.items()}, path)
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except Exception as error:  # zlib's, zipfile's and numpy's own, or no archive at all
-        raise ValueError(f"expected arrays in .npz format at {path}: {error}") from None
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            if "vocabulary" in (file.metadata() or {}):
-                raise ValueError(
-                    f"{path} holds text embeddings of this project: use the file as it is "
-                    "(MODEL.VILD.TEXT_EMBEDDINGS), it needs no import"
-                )
-            return {name: _array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"expected a matrix in .safetensors format at {path}: {error}") from None
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    # numpy has no bfloat16 and no 8-bit floats
-    known = tensor.dtype in (torch.float16, torch.float32, torch.float64)
-    if tensor.is_floating_point() and not known:
-        tensor = tensor.float()
-    return tensor.detach().to_dense().numpy()
-
-
-def _is_matrix(array: np.ndarray) -> bool:
-    return array.ndim == 2 and np.issubdtype(array.dtype, np.floating)
-
-
-def _float_matrix(array: np.ndarray, path: Path) -> np.ndarray:
-    if not _is_matrix(array):
-        raise ValueError(f"{path}: expected a float matrix, got {array.dtype} {array.shape}")
-    return array
-
-
-def _only_matrix(arrays: Mapping[str, Any], path: Path) -> np.ndarray:
+    contents = _contents(Path(path))
+    if isinstance(contents, Tensor | np.ndarray):
+        array = _array(contents, path)
+        if not _is_matrix(array):
+            raise ValueError(f"{path}: expected a float matrix, got {array.dtype} {array.shape}")
+        return array
+    arrays = {
+        name: _array(value, path)
+        for name, value in contents.items()
+        if isinstance(value, Tensor | np.ndarray)
+    }
     matrices = [name for name, array in arrays.items() if _is_matrix(array)]
     if len(matrices) != 1:
         held = ", ".join(f"{name} {array.shape}" for name, array in list(arrays.items())[:5])
@@ -108,3 +54,119 @@ def _only_matrix(arrays: Mapping[str, Any], path: Path) -> np.ndarray:
             f"{len(arrays)} arrays ({held or 'none'}). Save the one that is meant as .npy"
         )
     return arrays[matrices[0]]
+
+
+def stored_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Read the class names that a file holds beside its matrix.
+
+    Args:
+        path: see :func:`read_matrix`. Names are a list of texts, of as many as the matrix has rows
+            or columns; in a ``.safetensors`` a json list in the header.
+
+    Returns:
+        the names in the file's order; empty if it has none.
+
+    Raises:
+        ValueError: see :func:`read_matrix`; or there are several lists of names.
+    """
+    sides = read_matrix(path).shape
+    contents = _contents(Path(path))
+    if isinstance(contents, Tensor | np.ndarray):
+        return ()
+    lists = {name: _texts(value) for name, value in contents.items()}
+    found = {name: texts for name, texts in lists.items() if texts and len(texts) in sides}
+    if len(set(found.values())) > 1:
+        raise ValueError(
+            f"{path}: expected one list of class names, got {', '.join(found)}. Say which classes "
+            "the rows are by --import-classes"
+        )
+    return next(iter(found.values()), ())
+
+
+def _contents(path: Path) -> Tensor | np.ndarray | Mapping[str, Any]:
+    """One array, or what a file holds by name."""
+    kind = path.suffix.lower()
+    if kind not in KINDS:
+        raise ValueError(f"expected a matrix as one of {', '.join(KINDS)}; got {path}")
+    if not path.is_file():
+        raise ValueError(f"expected a matrix in {kind} format at {path}: no such file")
+    if kind == ".npy":
+        return read_npy(path, "a matrix")
+    if kind == ".npz":
+        return _read_npz(path)
+    if kind == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        loaded = read_torch(path)
+    except UnsafeFileError as error:
+        raise ValueError(
+            f"{error}: expected a tensor, or a dict of tensors. Save the matrix as .npy"
+        ) from None
+    except Exception as error:  # the unpickler raises nearly anything on damaged data
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"expected a tensor, or a dict of tensors, saved by torch.save in {path}; it is "
+            f"damaged or of another kind ({type(error).__name__}: {reason})"
+        ) from None
+    if not isinstance(loaded, Tensor | np.ndarray | Mapping):
+        raise ValueError(
+            f"expected a tensor, or a dict of tensors, in {path}; got {type(loaded).__name__}"
+        )
+    return loaded
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except Exception as error:  # zlib's, zipfile's and numpy's own, or no archive at all
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"expected arrays in .npz format at {path}: {reason}") from None
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # numpy gives the bytes of what is no .npy file
+            raise ValueError(
+                f"expected arrays in .npz format at {path}, got an archive with {name}: a file of "
+                "torch ends in .pth"
+            )
+    return arrays
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    tensors, metadata = read_safetensors(path)
+    if "vocabulary" in metadata:
+        raise ValueError(
+            f"{path} holds text embeddings of this project: use the file as it is "
+            "(MODEL.VILD.TEXT_EMBEDDINGS), it needs no import"
+        )
+    texts: dict[str, Any] = {}
+    for key, value in metadata.items():
+        with contextlib.suppress(ValueError):
+            texts[f"header's {key}"] = json.loads(value)
+    return {**texts, **tensors}
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """A list of texts; empty if it is something else."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "US":
+        value = value.tolist()
+    if not isinstance(value, list | tuple):
+        return ()
+    decoded = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in value]
+    return tuple(decoded) if all(isinstance(v, str) for v in decoded) else ()
+
+
+def _array(value: Tensor | np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return value
+    if value.is_meta or value.is_quantized or value.layout is not torch.strided:
+        kind = "meta" if value.is_meta else "quantised" if value.is_quantized else "sparse"
+        raise ValueError(f"{path}: expected ordinary tensors, got a {kind} one. Save it as .npy")
+    # numpy has no bfloat16 and no 8-bit floats
+    known = value.dtype in (torch.float16, torch.float32, torch.float64)
+    if value.is_floating_point() and not known:
+        value = value.float()
+    return value.detach().resolve_conj().resolve_neg().numpy()
+
+
+def _is_matrix(array: np.ndarray) -> bool:
+    return array.ndim == 2 and np.issubdtype(array.dtype, np.floating)

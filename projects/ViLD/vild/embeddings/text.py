@@ -6,6 +6,7 @@ Shapes: K classes, D embedding. Always (K, D), row = class, float32, L2-normalis
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -16,16 +17,17 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
 from vild.data import Vocabulary, fill, vild_templates
-from vild.data.files import atomic_path, read_text
+from vild.data.files import read_text
 from vild.data.prompts import SINGLE_TEMPLATE, check_templates, clean_name
 from vild.embeddings.published import read_matrix
 from vild.embeddings.teacher import Teacher
+from vild.storage.checked_files import DIGEST, read_safetensors, write_safetensors
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "vild-text-embeddings-1"
 TEMPLATE_SETS = ("single", "vild", "imagenet")
@@ -97,15 +99,14 @@ class TextEmbeddings:
             "templates": self.templates,
             "synonyms": json.dumps(self.synonyms),
         }
-        with atomic_path(path) as temporary:
-            save_file({"embeddings": self.embeddings.contiguous()}, temporary, metadata=header)
+        write_safetensors(path, {"embeddings": self.embeddings.contiguous()}, header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TextEmbeddings:
         """Read what :meth:`save` wrote.
 
         Raises:
-            ValueError: no such file, or not one of ours.
+            ValueError: no such file, a damaged one, or not one of ours.
         """
         path = Path(path)
         if not path.is_file():
@@ -113,18 +114,16 @@ class TextEmbeddings:
                 f"expected text embeddings at {path}: no such file. Make them with "
                 "tools/extract_text_embeddings.py"
             )
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                if header.get("format") != FORMAT:
-                    raise ValueError(
-                        f"{path}: expected the format {FORMAT!r}, got {header.get('format')!r}. "
-                        "Embeddings that others published go through "
-                        "tools/extract_text_embeddings.py --import"
-                    )
-                embeddings = file.get_tensor("embeddings")
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file ({error})") from None
+        tensors, header = read_safetensors(path)
+        if header.get("format") != FORMAT or "embeddings" not in tensors:
+            raise ValueError(
+                f"{path}: expected the format {FORMAT!r}, got {header.get('format')!r}. "
+                "Embeddings that others published go through "
+                "tools/extract_text_embeddings.py --import"
+            )
+        if DIGEST not in header:
+            logger.info("%s has no checksum: an earlier version made it", path)
+        embeddings = tensors["embeddings"]
         try:
             return cls(
                 embeddings,
@@ -201,11 +200,11 @@ def template_set(source: str) -> tuple[str, ...]:
         return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
     if "{}" in source:
         return _read_templates(source, "the templates")
-    if not source or not Path(source).exists():
+    if not source or not os.path.exists(source):  # False for names too long for a file
         raise ValueError(
             "expected the template set 'single', 'vild' or 'imagenet', a file with one template "
-            f"per line, or a template with '{{}}'; got {source!r}. If text embeddings name this "
-            "file, an earlier version made them: make them again"
+            f"per line, or a template with '{{}}'; got {source!r:.200}. If text embeddings name "
+            "this file, an earlier version made them: make them again"
         )
     return _read_templates(read_text(source, "prompt templates, one per line,"), source)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vild.data.files import atomic_path
+from vild.modeling.checkpoint_files import read_checkpoint
+from vild.storage.errors import UnsafeFileError
 
 IMAGE_HEAD = "roi_heads.image_head."  # of ViLD-ensemble
+_BLOCK = re.compile(r"(?:^|\.)(res\d)[._](\d+)[._]")  # of Detectron2's ResNets and Detectron's
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
@@ -33,6 +36,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
     misshapen: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     matched: int = 0
+    _resumes: bool = False  # whether the training state is loaded, too
     _resumed: str = ""  # path of the checkpoint to resume from, while it is read
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -61,18 +65,20 @@ class AtomicCheckpointer(DetectionCheckpointer):
         """Load a checkpoint.
 
         Args:
-            path: ``.pth``, ``.pt``, ``.bin`` and others of torch, ``.safetensors``, ``.pkl`` of
-                Detectron2's and Detectron's model zoos, or an address such as ``detectron2://...``.
+            path: a file that :func:`vild.modeling.checkpoint_files.read_checkpoint` reads, or an
+                address such as ``detectron2://...``.
             checkpointables: what to load besides the model; all by default, to resume a training.
 
         Returns:
             the entries of the checkpoint that were not used.
 
         Raises:
-            ValueError: there is no checkpoint, it is damaged or has non-finite values; or, to
-                resume a training, it has other parameters than the model or no training state.
+            ValueError: there is no checkpoint, it is damaged, would run code, has non-finite values
+                or is of another ResNet; or, to resume a training, it has other parameters than the
+                model or no training state.
         """
-        self._resumed = path if checkpointables is None and self.checkpointables else ""
+        self._resumes = checkpointables is None
+        self._resumed = path if self._resumes and self.checkpointables else ""
         try:
             return super().load(path, checkpointables)
         except (AssertionError, OSError) as error:
@@ -89,23 +95,19 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
-            loaded = self._read(filename)
+            loaded = read_checkpoint(Path(filename))
+        except UnsafeFileError as error:
+            raise ValueError(
+                f"{error}: expected a checkpoint of tensors and plain values. If you trust its "
+                f"source, convert it once: python tools/convert_checkpoint.py {filename} "
+                f"{Path(filename).stem}.safetensors --trusted"
+            ) from None
         # Python's documentation: a damaged pickle may raise nearly anything
         except Exception as error:
-            others = sorted(
-                (f for f in Path(filename).parent.glob("model_*.pth") if f != Path(filename)),
-                key=lambda f: f.stat().st_mtime,
-            )
-            advice = (
-                f"The previous one is {others[-1]}; `--resume-from {others[-1].name}` continues "
-                "from it"
-                if others
-                else "There is no other checkpoint beside it"
-            )
             reason = (str(error).splitlines() or [""])[0]
             raise ValueError(
                 f"{filename} is damaged or not a checkpoint ({type(error).__name__}: {reason}). "
-                f"{advice}"
+                f"{self._advice(Path(filename))}"
             ) from None
         weights = loaded.get("model") if isinstance(loaded, dict) else loaded
         if not isinstance(weights, Mapping):
@@ -121,14 +123,20 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 )
         return loaded
 
-    def _read(self, filename: str) -> Any:
-        if filename.endswith(".safetensors"):
-            return {"model": load_file(filename)}
-        if filename.endswith((".pkl", ".pyth")):
-            return super()._load_file(filename)
-        # the trainer's state holds more than tensors, which torch's restricted reading refuses
-        loaded = torch.load(filename, map_location="cpu", weights_only=False)
-        return {"model": loaded} if isinstance(loaded, dict) and "model" not in loaded else loaded
+    def _advice(self, file: Path) -> str:
+        """What to use instead of a damaged checkpoint."""
+        others = sorted(
+            (f for f in file.parent.glob("model_*.pth") if f != file),
+            key=lambda f: f.stat().st_mtime,
+        )
+        if not others:
+            return "There is no other checkpoint beside it"
+        if self._resumes:
+            return (
+                f"The previous one is {others[-1]}; `--resume-from {others[-1].name}` continues "
+                "from it"
+            )
+        return f"The newest other checkpoint beside it is {others[-1]}"
 
     def _load_model(self, checkpoint: Any) -> Any:
         given: set[str] = set()
@@ -164,7 +172,27 @@ class AtomicCheckpointer(DetectionCheckpointer):
             )
         if self._resumed:
             self._check_resumable(checkpoint)
+        self._check_backbone(given)
         return incompatible
+
+    def _check_backbone(self, given: Iterable[str]) -> None:
+        """Raise ValueError if the checkpoint is of another ResNet, which would load in part.
+
+        A stage that only one of them has is no fault: some detectors go without the last one.
+        """
+        held, wanted = _blocks((*given, *self.unexpected)), _blocks(self.model.state_dict())
+        for stage in sorted(held.keys() & wanted.keys()):
+            if held[stage] != wanted[stage]:
+                raise ValueError(
+                    f"expected the checkpoint of a ResNet with {len(wanted[stage])} blocks in "
+                    f"{stage}, got {len(held[stage])}: set MODEL.RESNETS.DEPTH to the checkpoint's "
+                    "depth, or use a checkpoint of the configuration's"
+                )
+        if odd := [name for name in self.misshapen if _blocks([name])]:
+            raise ValueError(
+                f"expected a checkpoint of the configuration's ResNet, got one with other shapes "
+                f"({_some(odd)}): another kind of ResNet. Compare MODEL.RESNETS"
+            )
 
     def _check_resumable(self, checkpoint: Mapping[str, Any]) -> None:
         """Raise ValueError unless the parameters fit and the training state is there."""
@@ -231,6 +259,15 @@ def load_weights(model: nn.Module, path: str, unused: tuple[str, ...] = ()) -> N
             "it. Use the configuration that it was trained with; MODEL.VILD.FUSION_WEIGHTS "
             "'[1.0, 1.0]' scores by its text head alone"
         )
+
+
+def _blocks(names: Iterable[str]) -> dict[str, set[int]]:
+    """The residual blocks that parameters belong to: stage -> numbers."""
+    blocks: dict[str, set[int]] = {}
+    for name in names:
+        if found := _BLOCK.search(name):
+            blocks.setdefault(found[1], set()).add(int(found[2]))
+    return blocks
 
 
 def _is_array(value: Any) -> bool:

@@ -4,19 +4,17 @@ Detectron2 keeps precomputed proposals in a pickle (data/build.py, ``load_propos
 a dict of ``ids``, ``boxes`` (a list of (R, 4) arrays), ``objectness_logits`` (a list of (R,)
 arrays) and ``bbox_mode``; older files say ``indexes`` and ``scores``.
 
-Unpickling runs whatever code the file asks for. The reader here takes a pickle only where the
-caller allows it, and even then nothing in the file is run: each name that the format needs stands
-for a function of this module that rebuilds plain numbers and nothing else, and any other name is
-an error. Not even numpy's own unpickling sees the data, which trusts what it is given.
+The reader takes a pickle only where the caller allows it, and even then nothing in the file is run
+(see :mod:`vild.storage.pickles`).
 
-Legend: R proposals of a picture.
+Legend: R proposals of an image.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +22,13 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from vild.data.files import atomic_path
+from vild.storage.pickles import ForbiddenError, load_plain
 
 # keys of Detectron's files -> of Detectron2's
 _OLD_KEYS = {"indexes": "ids", "scores": "objectness_logits"}
 _KEYS = ("ids", "boxes", "objectness_logits")
+# read as its number: the members are objects of the whole program
+_BOX_MODE = ("detectron2.structures.boxes", "BoxMode")
 
 
 class ImageProposals(NamedTuple):
@@ -117,8 +118,8 @@ def _contents(path: Path) -> dict[str, Any]:
         raise ValueError(f"expected proposals at {path}, but there is no such file")
     try:
         with path.open("rb") as file:
-            contents = _PlainUnpickler(file, encoding="latin1").load()  # as Detectron2 does
-    except _ForbiddenError as error:
+            contents = load_plain(file, {_BOX_MODE: lambda number: number})
+    except ForbiddenError as error:
         raise ValueError(
             f"{path}: {error} Detectron2's proposal files need no such thing: do not trust this "
             "file, and do not load it with pickle to look into it"
@@ -134,7 +135,7 @@ def _contents(path: Path) -> dict[str, Any]:
             f"{path}: expected a dict with the keys {', '.join(_KEYS)}, got a "
             f"{type(contents).__name__}. Is it a file of another kind?"
         )
-    contents = {_OLD_KEYS.get(key, key): _plain(value) for key, value in contents.items()}
+    contents = {_OLD_KEYS.get(key, key): value for key, value in contents.items()}
     for key in _KEYS:
         if not _is_list(contents.get(key)):
             raise ValueError(
@@ -202,7 +203,7 @@ def _numbers(values: Any, dimensions: int, dtype: type[np.floating], what: str) 
     """Finite numbers as an array of its own; ValueError where they are no such array."""
     try:
         with np.errstate(over="ignore"):  # infinity is found below
-            array = np.array(_plain(values), dtype=dtype)
+            array = np.array(values, dtype=dtype)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{what}: expected an array of numbers, got {error}") from None
     if array.ndim != dimensions:
@@ -216,92 +217,3 @@ def _numbers(values: Any, dimensions: int, dtype: type[np.floating], what: str) 
             "diverge?"
         )
     return array
-
-
-class _ForbiddenError(Exception):
-    """A pickle asks for something that the format does not need."""
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Rebuilds numbers, texts, lists, dicts and, as :class:`_Array`, numpy's arrays of numbers."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        stand_in = _stand_ins().get((module, name))
-        if stand_in is None:
-            raise _ForbiddenError(
-                f"expected a pickle of plain arrays, got one with {module}.{name}."
-            )
-        return stand_in
-
-
-class _Dtype:
-    """Stands for a numpy.dtype: called like it, then told the byte order."""
-
-    def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
-        self.code = code
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        order = state[1]
-        if order not in ("<", ">", "|", "="):
-            raise ValueError(f"expected a byte order, got {order!r}")
-        self.code = order + self.code.lstrip("<>|=")
-
-    def read(self, data: bytes | bytearray | str) -> np.ndarray:
-        """A flat array of the bytes."""
-        dtype = np.dtype(self.code)
-        if dtype.kind not in "biufU":  # numbers, and texts as ids
-            raise _ForbiddenError(f"expected arrays of numbers, got one of {dtype}.")
-        # Python 2's bytes come as text
-        return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype)
-
-
-class _Array:
-    """Stands for a numpy.ndarray; ``value`` is the array once its state is set."""
-
-    value = np.zeros(0)
-
-    def __setstate__(self, state: tuple[int, Any, _Dtype, bool, bytes | str]) -> None:
-        _, shape, dtype, fortran, data = state
-        self.value = dtype.read(data).reshape(shape, order="F" if fortran else "C")
-
-
-def _plain(value: Any) -> Any:
-    """An array in place of its stand-in; anything else as it is."""
-    return value.value if isinstance(value, _Array) else value
-
-
-def _stand_ins() -> dict[tuple[str, str], Callable[..., Any]]:
-    """What each name in a file stands for. Made anew each time: a pickle can alter attributes."""
-
-    def new_array(*_: Any) -> _Array:
-        return _Array()
-
-    def array_from_buffer(
-        data: bytes | bytearray, dtype: _Dtype, shape: Any, order: Any, axes: Any = None
-    ) -> np.ndarray:
-        if order not in ("C", "F") or axes is not None:
-            raise ValueError(f"expected an array in the order C or F, got {order!r}")
-        return dtype.read(data).reshape(shape, order=order)
-
-    def scalar(dtype: _Dtype, data: bytes | str) -> Any:
-        return dtype.read(data)[0].item()
-
-    def latin1(text: str, encoding: str) -> bytes:
-        if encoding != "latin1":
-            raise _ForbiddenError(f"expected bytes as latin1, got the codec {encoding!r}.")
-        return text.encode("latin1")
-
-    names: dict[tuple[str, str], Callable[..., Any]] = {
-        ("numpy", "ndarray"): new_array,
-        ("numpy", "dtype"): lambda *arguments: _Dtype(*arguments),
-        # bytes in old protocols, and bytes without any
-        ("_codecs", "encode"): latin1,
-        ("__builtin__", "bytes"): lambda: b"",
-        # its number: the members are objects of the whole program
-        ("detectron2.structures.boxes", "BoxMode"): lambda number: number,
-    }
-    for core in ("numpy.core", "numpy._core"):  # before and since numpy 2
-        names[f"{core}.multiarray", "_reconstruct"] = new_array
-        names[f"{core}.multiarray", "scalar"] = scalar
-        names[f"{core}.numeric", "_frombuffer"] = array_from_buffer  # protocol 5
-    return names

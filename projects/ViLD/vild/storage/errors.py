@@ -1,4 +1,4 @@
-"""What can be wrong with a store. Each message says what was expected, what came, what to do."""
+"""What can be wrong with files. Each message says what was expected, what came, what to do."""
 
 from __future__ import annotations
 
@@ -25,3 +25,7 @@ class StoreBusyError(StoreError):
 
 class MissingImageError(StoreError, LookupError):
     """The store has no record of an image."""
+
+
+class UnsafeFileError(ValueError):
+    """Reading a file would run code in it."""

@@ -1,0 +1,100 @@
+"""Safetensors files with a checksum of all their content in the header."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from vild.data.files import atomic_path
+from vild.storage.layout import HEADER_LENGTH, data_start
+
+DIGEST = "vild_sha256"  # key in the metadata
+BLOCK = 1 << 22  # bytes to read at a time
+
+
+def write_safetensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write tensors and their checksum, whole or not at all.
+
+    Args:
+        path: file to write; its folder is made.
+        tensors: contiguous ones.
+        metadata: texts for the header.
+    """
+    # the checksum stands in the header, so everything else is laid out first
+    content = memoryview(save(dict(tensors), dict(metadata)))
+    start = data_start(bytes(content[:HEADER_LENGTH]))
+    digest = _digest(bytes(content[HEADER_LENGTH:start]), [content[start:]])
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(dict(tensors), {**metadata, DIGEST: digest}))
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors and metadata.
+
+    Args:
+        path: file of :func:`write_safetensors`, whose checksum is verified then, or of another
+            program.
+
+    Returns:
+        (tensors, metadata), the latter with :data:`DIGEST` where the checksum was verified.
+
+    Raises:
+        ValueError: the file is damaged, no safetensors file, or cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if DIGEST in metadata and metadata[DIGEST] != _file_digest(Path(path)):
+                raise ValueError(
+                    f"{path} is damaged: its content does not have the sha256 that it was written "
+                    "with. Copy or make it again"
+                )
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error})") from None
+
+
+def require_writable(path: Path) -> None:
+    """Check that a file can be written, before the work that makes its content.
+
+    Raises:
+        ValueError: it is a folder, or its folder cannot be made or written.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"expected a file that can be written, got {path} ({error.strerror}). Name another one"
+        ) from None
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        header = file.read(data_start(file.read(HEADER_LENGTH)) - HEADER_LENGTH)
+        return _digest(header, iter(lambda: file.read(BLOCK), b""))
+
+
+def _digest(header: bytes, data: Iterable[bytes | memoryview]) -> str:
+    """sha256 of header and data, but for the checksum itself and the order of the keys."""
+    parsed: dict[str, Any] = json.loads(header)
+    parsed.get("__metadata__", {}).pop(DIGEST, None)
+    digest = hashlib.sha256(json.dumps(parsed, sort_keys=True).encode())
+    for block in data:
+        digest.update(block)
+    return digest.hexdigest()

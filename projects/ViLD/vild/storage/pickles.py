@@ -1,0 +1,134 @@
+"""Reading pickles of plain data without running anything in them.
+
+Unpickling runs whatever code a file asks for. The reader here knows a short list of names: each
+stands for a function of this module that rebuilds plain numbers and nothing else, and any other
+name is an error. Not even numpy's own unpickling sees the data, which trusts what it is given.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from typing import IO, Any
+
+import numpy as np
+
+Names = Mapping[tuple[str, str], Callable[..., Any]]
+
+
+class ForbiddenError(Exception):
+    """A pickle asks for something that plain data do not need; the text is a sentence."""
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Rebuilds numbers, texts, lists, dicts and, as :class:`Array`, numpy's arrays of numbers.
+
+    Python 2's strings are read as latin1, as Detectron2 does it.
+
+    Args:
+        file: opened in binary mode.
+        more: further names, (module, name), and what each stands for.
+    """
+
+    def __init__(self, file: IO[bytes], more: Names | None = None) -> None:
+        super().__init__(file, encoding="latin1")
+        self._names = {**stand_ins(), **(more or {})}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What a name stands for; ForbiddenError for one that is not on the list."""
+        stand_in = self._names.get((module, name))
+        if stand_in is None:
+            raise ForbiddenError(
+                f"expected a pickle of plain arrays, got one with {module}.{name}."
+            )
+        return stand_in
+
+
+def load_plain(file: IO[bytes], more: Names | None = None) -> Any:
+    """Unpickle numbers, texts, lists, dicts and numpy's arrays of numbers.
+
+    Args:
+        file: opened in binary mode.
+        more: see :class:`PlainUnpickler`.
+
+    Raises:
+        ForbiddenError: it holds something else.
+        Exception: a damaged pickle may raise nearly anything (Python's documentation).
+    """
+    return plain(PlainUnpickler(file, more).load())
+
+
+def plain(value: Any) -> Any:
+    """Arrays in place of their stand-ins, also in the lists, tuples and dicts of ``value``."""
+    if isinstance(value, Array):
+        return value.value
+    if isinstance(value, dict):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(plain(item) for item in value)
+    return value
+
+
+class Dtype:
+    """Stands for a numpy.dtype: called like it, then given the byte order."""
+
+    def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
+        self.code = code
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        order = state[1]
+        if order not in ("<", ">", "|", "="):
+            raise ValueError(f"expected a byte order, got {order!r}")
+        self.code = order + self.code.lstrip("<>|=")
+
+    def read(self, data: bytes | bytearray | str) -> np.ndarray:
+        """A flat array of the bytes."""
+        dtype = np.dtype(self.code)
+        if dtype.kind not in "biufU":  # numbers, and texts as ids
+            raise ForbiddenError(f"expected arrays of numbers, got one of {dtype}.")
+        # Python 2's bytes come as text
+        array = np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype)
+        return array.astype(dtype.newbyteorder("="))  # a copy: bytes cannot be written
+
+
+class Array:
+    """Stands for a numpy.ndarray; ``value`` is the array once its state is set."""
+
+    value = np.zeros(0)
+
+    def __setstate__(self, state: tuple[int, Any, Dtype, bool, bytes | str]) -> None:
+        _, shape, dtype, fortran, data = state
+        self.value = dtype.read(data).reshape(shape, order="F" if fortran else "C")
+
+
+def stand_ins() -> dict[tuple[str, str], Callable[..., Any]]:
+    """What each name in a file stands for. Made anew each time: a pickle can alter attributes."""
+
+    def array_from_buffer(
+        data: bytes | bytearray, dtype: Dtype, shape: Any, order: Any, axes: Any = None
+    ) -> np.ndarray:
+        if order not in ("C", "F") or axes is not None:
+            raise ValueError(f"expected an array in the order C or F, got {order!r}")
+        return dtype.read(data).reshape(shape, order=order)
+
+    def scalar(dtype: Dtype, data: bytes | str) -> Any:
+        return dtype.read(data)[0].item()
+
+    def latin1(text: str, encoding: str) -> bytes:
+        if encoding != "latin1":
+            raise ForbiddenError(f"expected bytes as latin1, got the codec {encoding!r}.")
+        return text.encode("latin1")
+
+    names: dict[tuple[str, str], Callable[..., Any]] = {
+        ("numpy", "ndarray"): lambda *_: Array(),
+        ("numpy", "dtype"): lambda *arguments: Dtype(*arguments),
+        ("collections", "OrderedDict"): lambda items=(): dict(items),
+        # bytes in old protocols, and bytes without any
+        ("_codecs", "encode"): latin1,
+        ("__builtin__", "bytes"): lambda: b"",
+    }
+    for core in ("numpy.core", "numpy._core"):  # before and since numpy 2
+        names[f"{core}.multiarray", "_reconstruct"] = lambda *_: Array()
+        names[f"{core}.multiarray", "scalar"] = lambda *arguments: scalar(*arguments)
+        names[f"{core}.numeric", "_frombuffer"] = array_from_buffer  # protocol 5
+    return names

@@ -1,0 +1,101 @@
+"""Files of ``torch.save``: read without running code in them, after a check of their checksums."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import re
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vild.storage.errors import UnsafeFileError
+from vild.storage.pickles import Array, Dtype, plain, stand_ins
+
+BLOCK = 1 << 22  # bytes to read at a time
+DOS_FOLDER = 0x10  # attribute of a folder
+ZIP_START = b"PK\x03\x04"  # by which torch recognises its archives
+
+
+def read_torch(path: Path) -> Any:
+    """Read tensors, numpy's arrays and numbers, and plain Python values.
+
+    Args:
+        path: a file of ``torch.save``.
+
+    Returns:
+        what was saved, on the CPU.
+
+    Raises:
+        UnsafeFileError: reading it would run code.
+        Exception: a damaged file may raise nearly anything.
+    """
+    check_archive(path)
+    # torch before 2.5 has no such context: no numpy's arrays there
+    allow = getattr(torch.serialization, "safe_globals", lambda _: contextlib.nullcontext())
+    try:
+        with allow(_stand_ins_for_numpy()):
+            return plain(torch.load(path, map_location="cpu", weights_only=True))
+    except pickle.UnpicklingError as error:
+        if name := forbidden_name(error):
+            raise UnsafeFileError(f"{path} asks for {name}, which could run code") from None
+        raise
+
+
+def forbidden_name(error: Exception) -> str:
+    """The function or class that torch's restricted reading refused; empty for another error."""
+    # a whole name: a text that begins with "c" asks for something, too
+    found = re.search(r"GLOBAL ((?:\w+\.)*\w+) w", str(error))
+    return found[1] if found and isinstance(error, pickle.UnpicklingError) else ""
+
+
+def check_archive(path: Path) -> None:
+    """Check what torch does not: that no entry of an archive was altered.
+
+    ``torch.save`` writes a CRC-32 of each entry, and ``torch.load`` ignores it.
+
+    Args:
+        path: a file of ``torch.save``. One of torch before 1.6 is no archive and has no checksums.
+
+    Raises:
+        UnsafeFileError: it is an archive of a kind that ``torch.load`` does not read safely.
+        Exception: it is damaged.
+    """
+    with path.open("rb") as file:
+        is_zip = file.read(len(ZIP_START)) == ZIP_START
+    if not is_zip:
+        if tarfile.is_tarfile(path):
+            raise UnsafeFileError(f"{path} is a tar archive of an early torch, read by its pickles")
+        return
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(is_torchscript(entry.filename) for entry in entries):
+            raise UnsafeFileError(f"{path} is a TorchScript archive, whose programs run when read")
+        # all zero: written with torch.serialization.set_crc32_options(False)
+        if any(entry.CRC for entry in entries):
+            for entry in entries:
+                # torch would leave the memory of a tensor as it was
+                if entry.file_size and entry.external_attr & DOS_FOLDER:
+                    raise ValueError(f"{entry.filename} is marked as a folder")
+                with archive.open(entry) as opened:
+                    while opened.read(BLOCK):
+                        pass
+
+
+def is_torchscript(entry: str) -> bool:
+    """Whether only TorchScript archives have an entry of this name."""
+    return entry.rpartition("/")[2] == "constants.pkl"
+
+
+def _stand_ins_for_numpy() -> list[Any]:
+    """What torch's unpickler takes in place of numpy's own unpickling, which trusts the data."""
+    allowed: list[Any] = [Array, Dtype]
+    for (module, name), stand_in in stand_ins().items():
+        if module.startswith("numpy"):
+            stand_in.__module__ = module  # torch goes by these
+            stand_in.__qualname__ = stand_in.__name__ = name
+            allowed.append(stand_in)
+    return allowed

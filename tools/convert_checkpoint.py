@@ -1,0 +1,56 @@
+#!/usr/bin/env python
+r"""Convert a checkpoint to safetensors, which holds weights and nothing else.
+
+python tools/convert_checkpoint.py model_final.pth weights.safetensors
+python tools/convert_checkpoint.py theirs.pth weights.safetensors --trusted
+
+Every other command refuses a checkpoint that would run code when it is read. --trusted reads such
+a file once, CODE INCLUDED: only for files whose source you trust. A training state (optimizer,
+iteration) is left out, so a training can begin from the result, but not resume. Exit code: 0, or 2
+for an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from vild.modeling.checkpoint_files import read_checkpoint, write_weights
+from vild.storage.errors import UnsafeFileError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path, help=".pth, .pt, .bin, .pkl, .pyth, ...")
+    parser.add_argument("out", type=Path, help="file to write (.safetensors)")
+    parser.add_argument(
+        "--trusted", action="store_true", help="run the code that the checkpoint asks for"
+    )
+    return parser
+
+
+def main() -> int:
+    """Command line entry; returns the exit code."""
+    parser = build_parser()
+    args = parser.parse_args()
+    if args.out.suffix != ".safetensors":
+        parser.error(f"expected the output to end in .safetensors, got {args.out}")
+    try:
+        count = write_weights(args.out, read_checkpoint(args.checkpoint, args.trusted))
+    # Python's documentation: a damaged pickle may raise nearly anything
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        if isinstance(error, UnsafeFileError):
+            reason += ". If you trust its source, add --trusted"
+        parser.exit(2, f"error: {args.checkpoint} could not be converted: {kind}{reason}\n")
+    print(f"wrote {args.out}: {count} arrays")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
