@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import detectron2.data.transforms as T
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -20,6 +19,7 @@ from torch import nn
 from torchvision.ops import nms
 from tqdm import tqdm
 
+from vild.data.augmentations import ResizeShortestEdge
 from vild.data.images import UnreadableImageError, read_image
 from vild.proposals.store import Proposals
 from vild.storage import StoreWriter, map_ahead
@@ -75,7 +75,7 @@ class ProposalExtractor:
         self._model = build_model(self._cfg).eval()
         load(self._model)
         size = cfg.INPUT
-        self._resize = T.ResizeShortestEdge(size.MIN_SIZE_TEST, size.MAX_SIZE_TEST)
+        self._resize = ResizeShortestEdge(size.MIN_SIZE_TEST, size.MAX_SIZE_TEST)
 
     def _inference_config(self, cfg: CfgNode, device: str) -> CfgNode:
         cfg.defrost()
