@@ -265,6 +265,9 @@ def test_another_run_does_not_mix_in(folder: Path) -> None:
     before = contents(folder)
     with pytest.raises(StoreMismatchError, match=r"source\.weights: None / 'new'"):
         StoreWriter(folder, spec(weights="new"), IMAGES)
+    other = store_spec("embeddings", SplitImages.from_records("s", records(IMAGES)), FIELDS, {}, 3)
+    with pytest.raises(StoreMismatchError, match=r"now: kind: 'proposals' / 'embeddings'\. Name"):
+        StoreWriter(folder, other, IMAGES)
     with pytest.raises(StoreMismatchError, match="images: 10 / 9"):
         StoreWriter(folder, spec(IMAGES[1:]), IMAGES[1:])
     assert contents(folder) == before

@@ -134,6 +134,8 @@ class StoreSpec:
             StoreMismatchError: names what differs.
         """
         found = differences(self.to_json(), other.to_json())
+        if self.kind != other.kind:  # everything else differs as well
+            found = differences({"kind": self.kind}, {"kind": other.kind})
         if found:
             raise StoreMismatchError(
                 f"{where} holds another store; there / now: {'; '.join(found)}. Name another "

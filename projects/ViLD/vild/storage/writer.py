@@ -222,21 +222,30 @@ class StoreWriter:
         finally:
             lock.release()
 
-    def finish(self, made_by: Mapping[str, str]) -> bool:
+    def finish(self, made_by: Mapping[str, str], part: tuple[int, int] | None = None) -> bool:
         """Write the manifest if every shard is there.
 
         Args:
             made_by: versions of the software, for the record.
+            part: (rank, number of processes) whose shards have to be there.
 
         Raises:
-            StoreError: a shard was made by a run with other options.
+            StoreError: a shard of ``part`` is missing or damaged, or one was made by a run with
+                other options.
             OSError: the manifest cannot be written.
 
         Returns:
             whether the store is finished; False while other ranks still work.
         """
         entries = [self._entry(number) for number in range(self.spec.shards)]
-        if any(entry is None for entry in entries):
+        missing = [number for number, entry in enumerate(entries) if entry is None]
+        lost = [number for number in missing if part and number % part[1] == part[0]]
+        if lost:
+            raise StoreError(
+                f"{self.folder / shard_name(lost[0])} was written but is missing or damaged now. "
+                "Find out what removes or changes files there and run the same command again."
+            )
+        if missing:
             return False
         shards = [asdict(entry) for entry in entries if entry is not None]
         spec = self.spec.to_json()
