@@ -10,13 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from vild.storage import CorruptStoreError, RecordStore, StoreError, StoreWriter, store_faults
 from vild.storage import writer as writing
 from vild.storage.layout import manifest_digest
 
-from .making import IMAGES, contents, spec, write, write_shard
+from .making import IMAGES, contents, record, spec, write, write_shard
 
 Json = dict[str, Any]
 
@@ -151,6 +152,38 @@ def test_a_damaged_manifest_is_an_error_of_one_line(tmp_path: Path) -> None:
                 digest = manifest_digest(manifest["spec"], manifest["shards"])
                 path.write_text(json.dumps({**manifest, "digest": digest}), encoding="utf-8")
                 open_and_verify(folder)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_damage(folder: Path, tmp_path: Path, seed: int) -> None:
+    """Flipped bits, cut ends and zeros in any file: an error of one line, or the very records."""
+    draw = np.random.default_rng(seed)
+    files = sorted(path.name for path in folder.iterdir())
+    for number in range(25):
+        copied = copy(folder, tmp_path / f"copy{number}")
+        path = copied / str(draw.choice(files))
+        content = bytearray(path.read_bytes())
+        start = int(draw.integers(len(content)))
+        kind = draw.integers(3)
+        if kind == 0:
+            content[start] ^= 1 << int(draw.integers(8))
+        elif kind == 1:
+            del content[start:]
+        else:
+            content[start : start + 40] = bytes(len(content[start : start + 40]))
+        path.write_bytes(content)
+        error, faults = open_and_verify(copied)
+        if (
+            path.name.startswith(("shard", "manifest"))
+            and path.read_bytes() != (folder / path.name).read_bytes()
+        ):
+            assert error, (path.name, kind, start)
+            assert faults, (path.name, kind, start)
+        if not error:
+            store = RecordStore(copied, "proposals")
+            for image in IMAGES:
+                for name, array in record(image).items():
+                    np.testing.assert_array_equal(store.arrays(image)[name].numpy(), array)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "7", "{}", "{", '{"fields": 1}', "1" * 5000])

@@ -266,7 +266,16 @@ def test_damaged_stores_give_no_traceback(
         if not harmless:
             with pytest.raises((ValueError, OSError)):
                 EmbeddingStore(folder)
+    # as if the proposals were embeddings
+    manifest = tools.folder("p") / MANIFEST
+    whole = manifest.read_text(encoding="utf-8")
+    manifest.write_text(whole.replace('"kind":"proposals"', '"kind":"embeddings"'))
     capsys.readouterr()
+    assert tools.faults("p") == 1
+    assert "expected an array 'embeddings', got ['boxes', 'objectness']" in capsys.readouterr().out
+    manifest.write_text("[" * 99_999, encoding="utf-8")
+    assert tools.faults("p") == 1
+    manifest.write_text(whole, encoding="utf-8")
     for folder in damaged(tools.folder("p")):
         if not any(name in folder.name for name in (".checked", "spec.json")):
             assert tools.embed("--proposals", folder, out="new") == 2

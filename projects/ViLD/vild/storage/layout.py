@@ -312,7 +312,7 @@ def read_entry(path: Path) -> ShardEntry:
         expected = start + max((tensor["data_offsets"][1] for tensor in parsed.values()), default=0)
         described |= {"file": path.name, "bytes": size}
         described |= {"header_sha256": hashlib.sha256(length + header).hexdigest()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptStoreError(f"{path}: its header is damaged ({error!r})") from None
     if expected != size:
         raise CorruptStoreError(f"{path}: expected {expected} bytes, got {size}: truncated")

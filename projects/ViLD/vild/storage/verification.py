@@ -125,5 +125,9 @@ def _shard_faults(
         entry.images, entry.rows, zip(entry.heights, entry.widths, strict=True), strict=True
     ):
         record = {name: tensor[start : start + count] for name, tensor in tensors.items()}
-        yield from (f"{path}: image {image!r}: {fault}" for fault in check(record, size))
+        try:
+            yield from (f"{path}: image {image!r}: {fault}" for fault in check(record, size))
+        except KeyError as error:  # the kind in the manifest is not that of the arrays
+            yield f"{path}: expected an array {error}, got {sorted(record)}"
+            return
         start += count

@@ -192,7 +192,7 @@ class StoreWriter:
         path = self.folder / shard_name(number)
         with self._lock(path.stem, f"shard {number} of {self.folder} is being written"):
             remove_leftovers(path)
-            if not path.exists():  # the store is not finished any more, if it was
+            if self._entry(number) is None:  # the store is not finished any more, if it was
                 (self.folder / MANIFEST).unlink(missing_ok=True)
             builder = ShardBuilder(self.spec, self.images_of(number))
             yield builder
