@@ -74,6 +74,18 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
+@pytest.mark.parametrize("error", [OSError(37, "No locks available"), NotImplementedError("flock")])
+def test_a_file_system_without_locks(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def acquire(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(writing.FileLock, "acquire", acquire)
+    with pytest.raises(StoreError, match=r"\.locks: its files cannot be locked .*another disk"):
+        write(tmp_path)
+
+
 def test_shards_of_two_specs_are_never_one_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

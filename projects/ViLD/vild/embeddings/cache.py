@@ -259,5 +259,5 @@ class CachedTextEncoder:
                         temporary,
                         {"format": FORMAT, "keys": keys},
                     )
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, NotImplementedError) as error:  # no locks
             logger.warning("embeddings of %d words were not kept: %s", new, error)

@@ -217,6 +217,11 @@ class StoreWriter:
                 f"{message} by another process. If two runs were meant to share the work, give "
                 "them different --machine-rank; otherwise let the other one finish."
             ) from None
+        except (OSError, NotImplementedError) as error:
+            raise StoreError(
+                f"{folder}: its files cannot be locked ({error}). Make the store on another disk "
+                "and copy it."
+            ) from None
         try:
             yield
         finally:
