@@ -5,8 +5,8 @@ python tools/extract_image_embeddings.py --split lvis_v1_train_base \
     --proposals proposals/lvis_v1_train_base --out-dir embeddings --precision bf16
 python tools/extract_image_embeddings.py ... --num-machines 4 --machine-rank 2
 
-The store is OUT_DIR/SPLIT. The same command goes on after an interruption, to the shard.
-Exit code: 0, or 3 where pictures could not be read, or 2 for an error.
+The store is OUT_DIR/SPLIT. Rerun the command to resume after an interruption, at the next shard.
+Exit code: 0, or 3 where images could not be read, or 2 for an error.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from vild.data import (
     positive_int,
     register_from_arguments,
 )
+from vild.data.files import require_writable_folder
 from vild.embeddings import CropRule, EmbeddingStore, RegionCropper, Teacher, extract_embeddings
 from vild.embeddings.crops import CROP_MODES
 from vild.embeddings.store import DTYPES, IMAGES_PER_SHARD, KIND, embedding_source, fields
@@ -101,8 +102,8 @@ def work(
     fields_of = fields(teacher.dimension, args.dtype)
     spec = store_spec(KIND, split, fields_of, source, args.images_per_shard)
     writer = StoreWriter(args.out_dir / args.split, spec, images)
-    if args.retry_failed and rank == 0:
-        logger.info("%d failed pictures to try again", writer.retry_failed())
+    if args.retry_failed:
+        logger.info("%d failed images to try again", writer.retry_failed(rank, world_size))
     rows = sum(min(proposals.count(i), args.regions) for i in images if i in proposals)
     missing = len(writer.pending()) / spec.shards
     need = require_disk_space(writer.folder, int(rows * spec.bytes_per_row * missing))
@@ -129,7 +130,8 @@ def work(
         world_size=world_size,
     )
     versions = {"torch": torch.__version__, "open_clip": open_clip.__version__}
-    writer.finish({"vild": vild.__version__, **versions})
+    writer.finish({"vild": vild.__version__, **versions}, part=(rank, world_size))
+    args.world_size = world_size  # for main(), unless this is a process of its own
 
 
 def main() -> int:
@@ -142,8 +144,10 @@ def main() -> int:
         register_from_arguments(args)
         records = find_split(args.split)
         ProposalStore(args.proposals).check_split(args.split, records)
+        require_writable_folder(folder, "--out-dir")
         run_workers(work, args, (args, SplitImages.from_records(args.split, records)))
-        if not (folder / "manifest.json").exists():
+        alone = getattr(args, "world_size", args.num_machines) == 1
+        if not alone and not (folder / "manifest.json").exists():
             print(f"{folder}: this process's part is done; others are not finished yet")
             return 0
         store = EmbeddingStore(folder)

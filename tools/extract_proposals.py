@@ -5,8 +5,8 @@ python tools/extract_proposals.py --config-file configs/LVIS/rpn_baseline_r50_fp
     --weights output/rpn/model_final.pth --split lvis_v1_train_base --split lvis_v1_val
 python tools/extract_proposals.py ... --num-machines 4 --machine-rank 2   # on the third machine
 
-Each split becomes a folder below --out-dir. The same command goes on after an interruption.
-Exit code: 0, or 3 where pictures could not be read, or 2 for an error.
+Each split becomes a folder below --out-dir. Rerun the command to resume after an interruption.
+Exit code: 0, or 3 where images could not be read, or 2 for an error.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tqdm import tqdm
 import vild
 from vild.config import read_config, register_datasets
 from vild.data import add_data_arguments, find_split, positive_int, register_from_arguments
+from vild.data.files import require_writable_file, require_writable_folder
 from vild.engine import add_worker_arguments, run_workers
 from vild.modeling import load_weights
 from vild.proposals import (
@@ -107,8 +108,9 @@ def work(
     for split in splits:
         spec = store_spec(KIND, split, FIELDS, source, args.images_per_shard)
         writer = StoreWriter(args.out_dir / split.split, spec, list(split.files))
-        if args.retry_failed and rank == 0:
-            logger.info("%s: %d failed pictures to try again", split.split, writer.retry_failed())
+        if args.retry_failed:
+            failed = writer.retry_failed(rank, world_size)
+            logger.info("%s: %d failed images to try again", split.split, failed)
         extract_proposals(
             extractor,
             writer,
@@ -117,7 +119,9 @@ def work(
             world_size=world_size,
             threads=args.threads,
         )
-        writer.finish({"vild": vild.__version__, "torch": torch.__version__})
+        versions = {"vild": vild.__version__, "torch": torch.__version__}
+        writer.finish(versions, part=(rank, world_size))
+    args.world_size = world_size  # for main(), unless this is a process of its own
 
 
 def report(
@@ -156,10 +160,15 @@ def main() -> int:
         rows = args.topk * sum(len(split.files) for split in splits)
         need = rows * sum(field.bytes_per_row for field in FIELDS.values())
         logger.info("%s at most", require_disk_space(args.out_dir, need))
+        for split in args.split:
+            require_writable_folder(args.out_dir / split, "--out-dir")
+            if args.detectron2_pickle:
+                require_writable_file(args.out_dir / f"{split}.pkl", "--detectron2-pickle")
         run_workers(work, args, (args, splits))
+        alone = getattr(args, "world_size", args.num_machines) == 1
         for split, own in records.items():
             folder = args.out_dir / split
-            if (folder / "manifest.json").exists():
+            if alone or (folder / "manifest.json").exists():
                 failed += report(folder, split, own, args)
             else:
                 print(f"{folder}: this process's part is done; others are not finished yet")

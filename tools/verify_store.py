@@ -4,7 +4,7 @@
 python tools/verify_store.py proposals/lvis_v1_val embeddings/lvis_v1_train_base
 
 Checks the manifest, every checksum, the arrays' shapes, and of every record that boxes lie in
-their picture, that they are sorted, that values are finite and embeddings of unit norm.
+their image, that they are sorted, that values are finite and embeddings of unit norm.
 Exit code: 0 if nothing is wrong, otherwise 1.
 """
 
@@ -29,7 +29,7 @@ def kind_of(folder: Path) -> str:
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         return str(manifest["spec"]["kind"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 

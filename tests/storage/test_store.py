@@ -160,7 +160,7 @@ def test_an_error_in_a_shard_leaves_nothing_of_it(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
-    leftover = tmp_path / ".shard_00000.0123456789ab.safetensors"
+    leftover = tmp_path / ".shard_00000.vild-01234567-1-01234567.safetensors"
     leftover.write_bytes(b"half")
     write(tmp_path)
     assert not leftover.exists()
@@ -226,7 +226,7 @@ def test_checksums_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.undo()
     (folder / ".checked.json").unlink()
     RecordStore(folder, "proposals")
-    assert len(json.loads((folder / ".checked.json").read_text())) == 4
+    assert len(json.loads((folder / ".checked.json").read_text())["shards"]) == 4
     assert not read
 
 
@@ -265,6 +265,9 @@ def test_another_run_does_not_mix_in(folder: Path) -> None:
     before = contents(folder)
     with pytest.raises(StoreMismatchError, match=r"source\.weights: None / 'new'"):
         StoreWriter(folder, spec(weights="new"), IMAGES)
+    other = store_spec("embeddings", SplitImages.from_records("s", records(IMAGES)), FIELDS, {}, 3)
+    with pytest.raises(StoreMismatchError, match=r"now: kind: 'proposals' / 'embeddings'\. Name"):
+        StoreWriter(folder, other, IMAGES)
     with pytest.raises(StoreMismatchError, match="images: 10 / 9"):
         StoreWriter(folder, spec(IMAGES[1:]), IMAGES[1:])
     assert contents(folder) == before
@@ -313,7 +316,7 @@ def test_a_read_only_folder_is_an_oserror_and_still_opens(
     (folder / ".checked.json").unlink()
     monkeypatch.setattr("vild.storage.reader.write_json", refuse)
     assert_records(RecordStore(folder, "proposals"))
-    monkeypatch.setattr("vild.storage.writer.write_json", refuse)
+    monkeypatch.setattr("vild.storage.writer.create_json", refuse)
     with pytest.raises(PermissionError):
         StoreWriter(folder / "new", spec(), IMAGES)
 

@@ -46,3 +46,14 @@ def test_each_detector_beside_the_teacher(
 
     assert run(compare_regions, *common, "--regions", tmp_path / "none") == 2
     assert "none" in capsys.readouterr().err
+    for name in ("manifest.json", "shard_00000.safetensors"):
+        path = tmp_path / "store" / name
+        whole = path.read_bytes()
+        for content in (b"", b"[]", b"null", whole[:-9]):
+            path.write_bytes(content)
+            assert run(compare_regions, *common, "--regions", tmp_path / "store") == 2
+            error = capsys.readouterr().err
+            assert error.startswith("error: ")
+            assert error.count("\n") == 1
+            assert name in error
+        path.write_bytes(whole)

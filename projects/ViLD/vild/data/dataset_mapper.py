@@ -18,9 +18,10 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
 from torch import Tensor
 
+from vild.data.augmentations import for_any_shape, visible_boxes
 from vild.data.images import read_image
 from vild.data.jitter import large_scale_jitter
 from vild.data.masks import decode_segmentation
@@ -126,6 +127,7 @@ class ViLDDatasetMapper(DatasetMapper):
         """Arguments from the configuration; the stores are opened by the caller."""
         distill = cfg.MODEL.VILD.DISTILL
         arguments = super().from_config(cfg, is_train)
+        arguments["augmentations"] = for_any_shape(arguments["augmentations"])
         if is_train and cfg.MODEL.VILD.LARGE_SCALE_JITTER:
             # The official code flips first, and pads after normalising: with the mean.
             jitter = large_scale_jitter(cfg.MODEL.VILD.LARGE_SCALE_JITTER, cfg.MODEL.PIXEL_MEAN)
@@ -222,7 +224,12 @@ class ViLDDatasetMapper(DatasetMapper):
         if self.use_instance_mask:
             instances.gt_has_mask = has_mask
         if self.recompute_boxes and len(own):
-            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+            masks = instances.gt_masks
+            instances.gt_boxes = (
+                visible_boxes(masks, image_shape)
+                if isinstance(masks, PolygonMasks)
+                else masks.get_bounding_boxes()
+            )
         del dataset_dict["annotations"]
         dataset_dict["instances"] = detection_utils.filter_empty_instances(instances)
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from detectron2.data import transforms as T
 
+from vild.data.augmentations import Crop
+
 
 class LargeScaleJitter(T.Augmentation):
     """Resize an image to a random scale of a square, then crop and pad it to the square.
@@ -41,23 +43,11 @@ class LargeScaleJitter(T.Augmentation):
         if room.any():
             top, left = (room * place).astype(int).tolist()
             height, width = (scaled - room).tolist()
-            found.append(_Crop(left, top, width, height, *scaled[::-1].tolist()))
+            found.append(Crop(left, top, width, height, *scaled[::-1].tolist()))
         bottom, right = (self.side - scaled).clip(min=0).tolist()
         if bottom or right:
             found.append(_ColourPad(bottom, right, self.colour))
         return T.TransformList(found)
-
-
-class _Crop(T.CropTransform):
-    """Crop an image; polygons are only moved, and may reach beyond it.
-
-    That is enough: masks are drawn within boxes, and boxes are clipped to the image. Detectron2's
-    own transform cuts polygons with shapely, which neither it nor this project installs.
-    """
-
-    def apply_polygons(self, polygons: list[np.ndarray]) -> list[np.ndarray]:
-        """Move polygons (P, 2) of x and y."""
-        return [self.apply_coords(polygon) for polygon in polygons]
 
 
 class _ColourPad(T.NoOpTransform):

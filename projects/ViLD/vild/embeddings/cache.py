@@ -1,7 +1,10 @@
-"""Text embeddings that are kept on disk: words that were embedded once are not embedded again.
+"""Text embeddings kept on disk, so that words that were embedded once are not embedded again.
 
 One file holds the words of one teacher and one set of prompts. A word's entry depends on these, on
-the word and on its synonyms alone, so that any vocabulary is put together from what is there.
+the word and on its synonyms alone, so any vocabulary can be put together from the entries. Each
+has a checksum: damaged entries are computed again.
+
+Shapes: K classes of a vocabulary, N words of a file, D embedding.
 """
 
 from __future__ import annotations
@@ -10,9 +13,13 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
@@ -32,7 +39,7 @@ from vild.embeddings.text import (
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "vild-text-cache-1"
+FORMAT = "vild-text-cache-2"  # the first one had no checksums
 # words kept in a file, 100 MB of CLIP's: a public demo would grow the cache without bound
 MAX_WORDS = 50_000
 
@@ -42,6 +49,58 @@ def default_folder() -> Path:
     if "VILD_CACHE" in os.environ:
         return Path(os.environ["VILD_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "vild"
+
+
+class _Entries(NamedTuple):
+    """The content of a file.
+
+    Attributes:
+        row_of: row of each word.
+        embeddings: (N, D) float32.
+        checksums: (N,) int64, of each word with its row.
+    """
+
+    row_of: dict[str, int]
+    embeddings: Tensor
+    checksums: Tensor
+
+    @classmethod
+    def empty(cls) -> _Entries:
+        """No words."""
+        return cls({}, torch.empty(0, 0), torch.empty(0, dtype=torch.int64))
+
+    @classmethod
+    def of(cls, keys: Sequence[str], embeddings: Tensor) -> _Entries:
+        """Words with their embeddings; of words that come twice, one is taken."""
+        row_of = dict(zip(keys, range(len(keys)), strict=True))
+        rows = embeddings[list(row_of.values())]
+        checksums = [_checksum(*entry) for entry in zip(row_of, rows.numpy(), strict=True)]
+        return cls(dict(zip(row_of, range(len(rows)), strict=True)), rows, torch.tensor(checksums))
+
+    def rows(self, keys: Sequence[str]) -> list[int | None]:
+        """Row of each word; None where the word is missing or its entry is damaged."""
+        matrix, checksums = self.embeddings.numpy(), self.checksums.tolist()
+        found = [self.row_of.get(key) for key in keys]
+        return [
+            row if row is not None and _checksum(key, matrix[row]) == checksums[row] else None
+            for key, row in zip(keys, found, strict=True)
+        ]
+
+    def followed_by(self, last: _Entries, limit: int) -> _Entries:
+        """These words and then others, at most ``limit``; of equal words the others' entries."""
+        first = {key: row for key, row in self.row_of.items() if key not in last.row_of}
+        keys = [*first, *last.row_of][-limit:]
+        rows = list(first.values())
+        embeddings, checksums = last.embeddings, last.checksums
+        if rows:
+            embeddings = torch.cat([self.embeddings[rows], embeddings])
+            checksums = torch.cat([self.checksums[rows], checksums])
+        row_of = dict(zip(keys, range(len(keys)), strict=True))
+        return _Entries(row_of, embeddings[-limit:], checksums[-limit:])
+
+
+def _checksum(key: str, row: npt.NDArray[np.float32]) -> int:
+    return zlib.crc32(row.data, zlib.crc32(key.encode()))
 
 
 class CachedTextEncoder:
@@ -98,14 +157,23 @@ class CachedTextEncoder:
             ValueError: a teacher that cannot be loaded, or other weights than those meant.
         """
         file = self._file()
-        known = self._read(file)
+        kept = self._read(file)
         keys = [self._key(own) for own in vocabulary.synonyms]
-        new = [row for row, key in enumerate(keys) if key not in known]
+        rows = kept.rows(keys)
+        new = [place for place, row in enumerate(rows) if row is None]
+        if damaged := sum(keys[place] in kept.row_of for place in new):
+            logger.warning("%s: %d damaged entries are computed again", file, damaged)
+        old = [place for place, row in enumerate(rows) if row is not None]
+        embeddings = kept.embeddings[[row for row in rows if row is not None]]
         if new:
-            known = {**known, **self._encode(vocabulary, new, keys, progress)}
-            self._write(file, {key: known[key] for key in keys}, len(new))
+            made = self._encode(vocabulary, new, progress)
+            known, embeddings = embeddings, made.new_empty(len(keys), made.shape[1])
+            embeddings[new] = made
+            if old:
+                embeddings[old] = known
+            self._write(file, _Entries.of(keys, embeddings), len(new))
         return TextEmbeddings(
-            torch.stack([known[key] for key in keys]),
+            embeddings,
             vocabulary,
             self._temperature or self.teacher.temperature,
             f"{self.model}/{self.pretrained}" if self.pretrained else self.model,
@@ -133,9 +201,8 @@ class CachedTextEncoder:
                 )
         return self._teacher
 
-    def _encode(
-        self, vocabulary: Vocabulary, rows: Sequence[int], keys: Sequence[str], progress: bool
-    ) -> dict[str, Tensor]:
+    def _encode(self, vocabulary: Vocabulary, rows: Sequence[int], progress: bool) -> Tensor:
+        """Embeddings (len(rows), D) of some classes."""
         part = Vocabulary(
             tuple(vocabulary.names[row] for row in rows),
             tuple(vocabulary.synonyms[row] for row in rows),
@@ -145,7 +212,7 @@ class CachedTextEncoder:
             self.teacher, part, self.templates, self.synonyms, self.batch_size, progress
         )
         self.encoded += len(rows)
-        return {keys[row]: made.embeddings[i] for i, row in enumerate(rows)}
+        return made.embeddings
 
     def _key(self, synonyms: Sequence[str]) -> str:
         used = synonyms if self.synonyms else synonyms[:1]
@@ -156,33 +223,41 @@ class CachedTextEncoder:
         prompts = hashlib.sha256(json.dumps(self._filled).encode()).hexdigest()
         return self.folder / f"text-{fingerprint[:16]}-{prompts[:16]}.safetensors"
 
-    def _read(self, file: Path) -> dict[str, Tensor]:
-        """Embeddings by key; nothing of a file that is missing or damaged."""
+    def _read(self, file: Path) -> _Entries:
+        """The entries of a file; none of one that is missing or damaged as a whole."""
         if not file.is_file():
-            return {}
+            return _Entries.empty()
         try:
             with safe_open(file, framework="pt") as opened:
                 header = opened.metadata() or {}
                 if header.get("format") != FORMAT:
-                    raise ValueError(f"the format is {header.get('format')!r}")
-                rows, keys = opened.get_tensor("embeddings"), json.loads(header["keys"])
-            if rows.ndim != 2 or len(rows) != len(keys):
-                raise ValueError(f"{len(keys)} words, embeddings of shape {tuple(rows.shape)}")
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
-            logger.warning("%s is damaged and made anew (%s)", file, error)
-            return {}
-        return dict(zip(keys, rows, strict=True))
+                    raise ValueError(f"expected the format {FORMAT}, got {header.get('format')!r}")
+                embeddings, checksums = map(opened.get_tensor, ("embeddings", "checksums"))
+                keys = json.loads(header["keys"])
+            shapes = {tuple(embeddings.shape[:1]), tuple(checksums.shape), (len(keys),)}
+            types = embeddings.dtype, checksums.dtype
+            if len(shapes) > 1 or embeddings.ndim != 2 or types != (torch.float32, torch.int64):
+                raise ValueError(f"{len(keys)} words, embeddings {tuple(embeddings.shape)}")
+            row_of = dict(zip(keys, range(len(keys)), strict=True))
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            logger.warning("%s is made anew (%s)", file, error)
+            return _Entries.empty()
+        return _Entries(row_of, embeddings, checksums)
 
-    def _write(self, file: Path, used: Mapping[str, Tensor], new: int) -> None:
-        """Keep the embeddings of a vocabulary, of which some are new, as the file's last ones."""
+    def _write(self, file: Path, used: _Entries, new: int) -> None:
+        """Keep the entries of a vocabulary, of which some are new, as the file's last ones."""
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             # other processes may have added words since the file was read
             with FileLock(f"{file}.lock"):
-                others = {k: row for k, row in self._read(file).items() if k not in used}
-                kept = dict(list({**others, **used}.items())[-max(MAX_WORDS, len(used)) :])
-                header = {"format": FORMAT, "keys": json.dumps(list(kept), ensure_ascii=False)}
+                kept = self._read(file).followed_by(used, max(MAX_WORDS, len(used.row_of)))
+                keys = json.dumps(list(kept.row_of), ensure_ascii=False)
+                tensors = {"embeddings": kept.embeddings, "checksums": kept.checksums}
                 with atomic_path(file) as temporary:
-                    save_file({"embeddings": torch.stack(list(kept.values()))}, temporary, header)
-        except OSError as error:
+                    save_file(
+                        {name: tensor.contiguous() for name, tensor in tensors.items()},
+                        temporary,
+                        {"format": FORMAT, "keys": keys},
+                    )
+        except (OSError, SafetensorError, NotImplementedError) as error:  # no locks
             logger.warning("embeddings of %d words were not kept: %s", new, error)

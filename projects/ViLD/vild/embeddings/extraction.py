@@ -23,7 +23,7 @@ from vild.data.images import UnreadableImageError, read_image
 from vild.embeddings.crops import crop_and_resize, enlarge_boxes, valid_boxes
 from vild.embeddings.store import CropRule, combine_scales, pack
 from vild.proposals.store import Proposals, ProposalStore
-from vild.storage import ImageId, StoreWriter, map_ahead, run_ahead
+from vild.storage import ImageId, StoreWriter, map_ahead, run_ahead, working_on
 
 logger = logging.getLogger(__name__)
 
@@ -103,12 +103,13 @@ class RegionCropper:
                     free = self.batch_size - count
                     some, boxes = boxes[:free], boxes[free:]
                     out = buffer[count : count + len(some)]
-                    crop_and_resize(
-                        *(pixels, some, self.size, self.rule.mode),
-                        out=out,
-                        normalise=self.normalise,
-                        interpolation=self.interpolation,
-                    )
+                    with working_on(image_id, self.files[image_id]):
+                        crop_and_resize(
+                            *(pixels, some, self.size, self.rule.mode),
+                            out=out,
+                            normalise=self.normalise,
+                            interpolation=self.interpolation,
+                        )
                     count += len(some)
                     if count == self.batch_size:
                         yield _Batch(buffer, finished)
@@ -122,8 +123,8 @@ class RegionCropper:
             return f"no proposals: {self.proposals.failed.get(image_id, 'not in their store')}"
         try:
             return read_image(self.files[image_id])
-        except UnreadableImageError as error:
-            return str(error)
+        except (UnreadableImageError, MemoryError) as error:
+            return str(error) or f"too little memory to read {self.files[image_id]}"
 
     def _prepare(
         self, image_id: ImageId, pixels: np.ndarray | str
@@ -170,7 +171,7 @@ def extract_embeddings(
 ) -> None:
     """Write the embeddings of one rank's part of the images.
 
-    A picture that cannot be read is recorded as failed; the rest goes on.
+    An image that cannot be read is recorded as failed; the rest goes on.
 
     Args:
         cropper: makes the crops.

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import detectron2.data.transforms as T
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -20,9 +19,10 @@ from torch import nn
 from torchvision.ops import nms
 from tqdm import tqdm
 
+from vild.data.augmentations import ResizeShortestEdge
 from vild.data.images import UnreadableImageError, read_image
 from vild.proposals.store import Proposals
-from vild.storage import StoreWriter, map_ahead
+from vild.storage import StoreWriter, map_ahead, working_on
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class ProposalExtractor:
         self._model = build_model(self._cfg).eval()
         load(self._model)
         size = cfg.INPUT
-        self._resize = T.ResizeShortestEdge(size.MIN_SIZE_TEST, size.MAX_SIZE_TEST)
+        self._resize = ResizeShortestEdge(size.MIN_SIZE_TEST, size.MAX_SIZE_TEST)
 
     def _inference_config(self, cfg: CfgNode, device: str) -> CfgNode:
         cfg.defrost()
@@ -167,7 +167,8 @@ def extract_proposals(
 ) -> None:
     """Write the proposals of one rank's part of the images.
 
-    A picture that cannot be read is recorded as failed; the rest goes on.
+    An image that cannot be read is recorded as failed; the rest goes on. Other errors stop the
+    extraction, and the log names the image.
 
     Args:
         extractor: finds them.
@@ -188,11 +189,13 @@ def extract_proposals(
                 for image_id, future in zip(builder.images, pictures, strict=True):
                     try:
                         picture = future.result()
-                    except UnreadableImageError as error:
-                        logger.warning("%s", error)
-                        builder.fail(image_id, str(error))
+                    except (UnreadableImageError, MemoryError) as error:
+                        reason = str(error) or f"too little memory to read {files[image_id]}"
+                        logger.warning("image %s: %s", image_id, reason)
+                        builder.fail(image_id, reason)
                     else:
-                        found = extractor(picture)
-                        height, width = picture.shape[:2]
-                        builder.add(image_id, height, width, found._asdict())
+                        with working_on(image_id, files[image_id]):
+                            found = extractor(picture)
+                            height, width = picture.shape[:2]
+                            builder.add(image_id, height, width, found._asdict())
                     bar.update()

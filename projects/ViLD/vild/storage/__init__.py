@@ -1,11 +1,11 @@
-"""Stores: one record an image, in safetensors shards below one manifest.
+"""Stores: one record per image, in safetensors shards below one manifest.
 
 A store is a folder:
 
     spec.json                what is being made, written first; a run with another spec is refused
-    shard_00000.safetensors  the records of some hundred images, whole or not there at all
+    shard_00000.safetensors  the records of some hundred images, written atomically
     manifest.json            written when all shards are there; a store without it is unfinished
-    .checked.json            sizes and times of the shards whose checksums were found right
+    .checked.json            sizes, times and inodes of the shards whose checksums were right
     .locks/                  while it is written
 
 `vild.proposals` and `vild.embeddings` say what a record holds; here is what they share.
@@ -20,7 +20,7 @@ from vild.storage.errors import (
     UnfinishedStoreError,
 )
 from vild.storage.layout import Field, ImageId, ShardEntry, StoreSpec
-from vild.storage.pipeline import map_ahead, run_ahead
+from vild.storage.pipeline import map_ahead, run_ahead, working_on
 from vild.storage.reader import RecordStore
 from vild.storage.split import SplitImages, split_digest
 from vild.storage.verification import store_faults
@@ -47,4 +47,5 @@ __all__ = [
     "split_digest",
     "store_faults",
     "store_spec",
+    "working_on",
 ]

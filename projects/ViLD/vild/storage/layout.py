@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -88,25 +90,38 @@ class StoreSpec:
         """Number of shards."""
         return -(-self.images // self.images_per_shard)
 
+    @cached_property
+    def sha256(self) -> str:
+        """sha256 of the spec; every shard records the one that it was made by."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
     def to_json(self) -> dict[str, Any]:
         """Plain json."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], where: str) -> StoreSpec:
+    def from_json(cls, data: Any, where: str) -> StoreSpec:
         """The inverse of :meth:`to_json`.
 
         Raises:
             StoreMismatchError: it was written by an earlier version.
-            CorruptStoreError: keys are missing.
+            CorruptStoreError: keys are missing, or values are of another type.
         """
         if isinstance(data, Mapping) and "fields" in data and "split_sha256" not in data:
             raise StoreMismatchError(f"{where} {OUTDATED}")
         try:
             fields = {name: Field(**field) for name, field in data["fields"].items()}
-            return cls(**{**data, "fields": fields})
+            spec = cls(**{**data, "fields": fields})
         except (KeyError, TypeError, AttributeError) as error:
             raise CorruptStoreError(f"{where}: not the description of a store ({error})") from None
+        texts = (spec.kind, spec.split, spec.images_sha256, spec.split_sha256)
+        if not (
+            isinstance(spec.source, dict)
+            and all(isinstance(text, str) for text in texts)
+            and all(_is_count(number, 1) for number in (spec.images, spec.images_per_shard))
+        ):
+            raise CorruptStoreError(f"{where}: not the description of a store (types of values)")
+        return spec
 
     def require_equal(self, other: StoreSpec, where: Path) -> None:
         """Refuse another spec than the one in a folder.
@@ -119,6 +134,8 @@ class StoreSpec:
             StoreMismatchError: names what differs.
         """
         found = differences(self.to_json(), other.to_json())
+        if self.kind != other.kind:  # everything else differs as well
+            found = differences({"kind": self.kind}, {"kind": other.kind})
         if found:
             raise StoreMismatchError(
                 f"{where} holds another store; there / now: {'; '.join(found)}. Name another "
@@ -149,6 +166,7 @@ class ShardEntry:
         heights: pixels, of each image.
         widths: pixels, of each image.
         failed: (id, reason) of images that could not be read; they have no record.
+        spec_sha256: of the spec that it was made by; None in shards of earlier versions.
     """
 
     file: str
@@ -160,6 +178,34 @@ class ShardEntry:
     heights: list[int]
     widths: list[int]
     failed: list[tuple[ImageId, str]]
+    spec_sha256: str | None
+
+    @classmethod
+    def from_json(cls, data: Any, where: str) -> ShardEntry:
+        """Read an entry of a manifest, or what a shard's header says.
+
+        Raises:
+            CorruptStoreError: keys are missing, or values are of another type.
+        """
+        try:
+            failed = [(image, str(reason)) for image, reason in data["failed"]]
+            entry = cls(**{"spec_sha256": None, **data, "failed": failed})
+            numbers = entry.rows, entry.heights, entry.widths
+            right = (
+                all(len(column) == len(entry.images) for column in numbers)
+                and all(isinstance(image, int | str) for image in entry.images)
+                and all(_is_count(number, 0) for column in numbers for number in column)
+                and {image for image, _ in failed} <= set(entry.images)
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptStoreError(f"{where}: its description is damaged ({error!r})") from None
+        if not right:
+            raise CorruptStoreError(f"{where}: its description is damaged (types or lengths)")
+        return entry
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def shard_name(number: int) -> str:
@@ -173,21 +219,53 @@ def images_digest(images: Sequence[ImageId]) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a json file, whole or not at all."""
+    """Write a json file atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, separators=(",", ":")), encoding="utf-8")
+        temporary.write_text(_compact(value), encoding="utf-8")
+
+
+def create_json(path: Path, value: Any) -> None:
+    """Write a json file atomically unless there is one. Of several processes one writes it."""
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_text(_compact(value), encoding="utf-8")
+            try:
+                os.link(temporary, path)  # unlike a rename it fails where the file exists
+            except OSError:  # a file system without hard links: the last of several wins
+                if path.exists():
+                    raise FileExistsError(path) from None
+    except FileExistsError:
+        pass
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def read_json(path: Path) -> Any:
     """Read a json file of a store.
 
     Raises:
-        CorruptStoreError: it is no json.
+        CorruptStoreError: it is not json.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptStoreError(f"{path} is damaged ({error}); restore it from a copy") from None
+    except (ValueError, RecursionError) as error:
+        raise CorruptStoreError(
+            f"{path} is damaged ({error}). Remove the file and run the command that made the store "
+            "again, or restore it from a copy."
+        ) from None
+
+
+def file_state(path: Path) -> list[int]:
+    """Return what changes whenever a file is written or copied.
+
+    Copies keep size and modification time (``cp -a``), but neither the time of the last change of
+    their status nor the inode. The device is left out: machines that share a file system number it
+    differently.
+    """
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def write_shard(
@@ -195,12 +273,13 @@ def write_shard(
     arrays: Mapping[str, np.ndarray],
     described: Mapping[str, Any],
 ) -> None:
-    """Write one shard, whole or not at all.
+    """Write one shard atomically.
 
     Args:
         path: file to write.
         arrays: every field, all images one after another.
-        described: ``images``, ``rows``, ``heights``, ``widths``, ``failed`` as in the manifest.
+        described: ``images``, ``rows``, ``heights``, ``widths``, ``failed``, ``spec_sha256`` as in
+            the manifest.
     """
     # the checksum of the data stands in the header, so the data are laid out first
     data = save(dict(arrays))
@@ -230,23 +309,14 @@ def read_entry(path: Path) -> ShardEntry:
     try:
         parsed = json.loads(header)
         described = json.loads(parsed.pop("__metadata__")[HEADER_KEY])
-        end = max((tensor["data_offsets"][1] for tensor in parsed.values()), default=0)
-        entry = ShardEntry(
-            file=path.name,
-            bytes=size,
-            header_sha256=hashlib.sha256(length + header).hexdigest(),
-            data_sha256=described["data_sha256"],
-            images=described["images"],
-            rows=described["rows"],
-            heights=described["heights"],
-            widths=described["widths"],
-            failed=[(image, reason) for image, reason in described["failed"]],
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        expected = start + max((tensor["data_offsets"][1] for tensor in parsed.values()), default=0)
+        described |= {"file": path.name, "bytes": size}
+        described |= {"header_sha256": hashlib.sha256(length + header).hexdigest()}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptStoreError(f"{path}: its header is damaged ({error!r})") from None
-    if start + end != size:
-        raise CorruptStoreError(f"{path}: expected {start + end} bytes, got {size}: truncated")
-    return entry
+    if expected != size:
+        raise CorruptStoreError(f"{path}: expected {expected} bytes, got {size}: truncated")
+    return ShardEntry.from_json(described, str(path))
 
 
 def manifest_digest(spec: Mapping[str, Any], shards: Sequence[Mapping[str, Any]]) -> str:

@@ -1,18 +1,33 @@
-"""What the makers of stores share: pictures read ahead, work done ahead in a thread."""
+"""What the makers of stores share: images read ahead, work done ahead in a thread."""
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from queue import Full, Queue
 from typing import TypeVar, cast
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 _END = object()
+
+
+@contextmanager
+def working_on(image_id: int | str, file: str | os.PathLike[str]) -> Iterator[None]:
+    """Log which image was worked on if the block raises an error."""
+    try:
+        yield
+    except Exception:
+        logger.error("stopped at image %s (%s)", image_id, file)
+        raise
 
 
 def map_ahead(

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
 from vild.storage.errors import (
     CorruptStoreError,
     MissingImageError,
+    StoreError,
     StoreMismatchError,
     UnfinishedStoreError,
 )
@@ -28,8 +29,10 @@ from vild.storage.layout import (
     StoreSpec,
     differences,
     file_digests,
+    file_state,
     manifest_digest,
     read_json,
+    shard_name,
     write_json,
 )
 from vild.storage.split import image_root, split_digest
@@ -52,8 +55,8 @@ class RecordStore:
     Raises:
         UnfinishedStoreError: no manifest.
         StoreMismatchError: another kind, format or spec.
-        CorruptStoreError: a shard is missing, truncated or changed. Shards whose size and time
-            are not those of the last check are read whole once.
+        CorruptStoreError: a shard is missing, truncated or changed, or the manifest is damaged.
+            Shards that were written or copied since the last check are read whole once.
     """
 
     def __init__(
@@ -65,14 +68,23 @@ class RecordStore:
         self.folder = Path(folder)
         manifest = self._read_manifest(kind)
         self.spec = StoreSpec.from_json(manifest["spec"], str(self.folder / MANIFEST))
+        if self.spec.kind != kind:
+            raise StoreMismatchError(
+                f"{self.folder}: expected a store of {kind}, got one of {self.spec.kind}"
+            )
         self.digest: str = manifest["digest"]
         self.made_by: dict[str, str] = manifest["made_by"]
         self._refuse_other_spec(expected or {})
         self._shards: list[dict[str, Any]] = manifest["shards"]
         self._index: dict[ImageId, tuple[int, int, int, int, int]] = {}
         self._reasons: dict[ImageId, str] = {}
-        for number, shard in enumerate(self._shards):
-            self._index_shard(number, shard)
+        try:
+            for number, shard in enumerate(self._shards):
+                self._index_shard(number, shard)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CorruptStoreError(
+                f"{self.folder / MANIFEST} describes its shards wrongly ({error!r}); {_MEND}"
+            ) from None
         self._check_files()
         self._opened: dict[int, dict[str, Tensor]] = {}
         self._process = os.getpid()
@@ -97,10 +109,9 @@ class RecordStore:
             raise StoreMismatchError(f"{path}: expected a manifest of the format {FORMAT!r}")
         whole = manifest.keys() >= {"digest", "spec", "made_by", "shards"}
         if not whole or manifest["digest"] != manifest_digest(manifest["spec"], manifest["shards"]):
-            raise CorruptStoreError(f"{path} was changed; restore it from a copy")
-        if manifest["spec"]["kind"] != kind:
-            raise StoreMismatchError(
-                f"{self.folder}: expected a store of {kind}, got one of {manifest['spec']['kind']}"
+            raise CorruptStoreError(
+                f"{path} was changed. Run the command that made the store again: it writes the "
+                "file anew."
             )
         return manifest
 
@@ -114,6 +125,11 @@ class RecordStore:
             )
 
     def _index_shard(self, number: int, shard: dict[str, Any]) -> None:
+        missing = {"file", "bytes", "header_sha256", "data_sha256"} - shard.keys()
+        if missing or shard["file"] != shard_name(number):
+            raise ValueError(f"expected {shard_name(number)}, its size and checksums")
+        if shard.get("spec_sha256") not in (None, self.spec.sha256):
+            raise ValueError(f"{shard['file']} was made by a run with other options")
         self._reasons.update((image, reason) for image, reason in shard["failed"])
         start = 0
         columns = (shard.pop(key) for key in ("images", "rows", "heights", "widths"))
@@ -124,23 +140,19 @@ class RecordStore:
 
     def _check_files(self) -> None:
         """Sizes of all shards; checksums of those that were touched since they were last right."""
-        path = self.folder / CHECKED
-        try:
-            known = read_json(path)
-        except (OSError, CorruptStoreError):
-            known = {}
+        known = self._checked()
         changed = []
         for shard in self._shards:
             file = self.folder / shard["file"]
             if not file.is_file():
                 raise CorruptStoreError(f"{file} is missing; {_MEND}")
-            stat = file.stat()
-            if stat.st_size != shard["bytes"]:
+            state = file_state(file)
+            if state[0] != shard["bytes"]:
                 raise CorruptStoreError(
-                    f"{file}: expected {shard['bytes']} bytes, got {stat.st_size}; {_MEND}"
+                    f"{file}: expected {shard['bytes']} bytes, got {state[0]}; {_MEND}"
                 )
-            if known.get(shard["file"]) != [stat.st_size, stat.st_mtime_ns]:
-                changed.append((shard, [stat.st_size, stat.st_mtime_ns]))
+            if known.get(shard["file"]) != state:
+                changed.append((shard, state))
         if not changed:
             return
         size = sum(shard["bytes"] for shard, _ in changed)
@@ -157,9 +169,20 @@ class RecordStore:
                 )
             known[shard["file"]] = state
         try:
-            write_json(path, known)
+            write_json(self.folder / CHECKED, {"digest": self.digest, "shards": known})
         except OSError:  # a read-only folder; checked again the next time
-            logger.info("%s cannot be written: the check is not remembered", path)
+            logger.info("%s cannot be written: the check is not remembered", self.folder / CHECKED)
+
+    def _checked(self) -> dict[str, list[int]]:
+        """States of the shards whose checksums were right; empty where that is not known."""
+        try:
+            record = read_json(self.folder / CHECKED)
+        except (OSError, StoreError):
+            return {}
+        if not isinstance(record, dict) or record.get("digest") != self.digest:
+            return {}
+        shards = record.get("shards")
+        return shards if isinstance(shards, dict) else {}
 
     @property
     def failed(self) -> dict[ImageId, str]:
@@ -246,6 +269,7 @@ class RecordStore:
 
         Raises:
             MissingImageError: no record of this image.
+            CorruptStoreError: its shard was removed or damaged after the store was opened.
         """
         number, start, stop, _, _ = self._locate(image_id)
         return {name: t[start:stop].clone() for name, t in self._shard(number).items()}
@@ -255,7 +279,12 @@ class RecordStore:
             self._opened, self._process = {}, os.getpid()
         if number not in self._opened:
             path = self.folder / self._shards[number]["file"]
-            self._opened[number] = open_tensors(path)
+            try:
+                self._opened[number] = open_tensors(path)
+            except (OSError, SafetensorError) as error:
+                raise CorruptStoreError(
+                    f"{path} cannot be read any more ({error}); {_MEND}"
+                ) from None
         return self._opened[number]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -263,8 +292,8 @@ class RecordStore:
 
 
 _MEND = (
-    "tools/verify_store.py lists all faults. Remove the damaged file and manifest.json and run the "
-    "command that made the store: it makes that shard again."
+    "tools/verify_store.py lists all faults. Remove the damaged file and run the command that made "
+    "the store: it makes that shard again."
 )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,12 +15,14 @@ from vild.storage.errors import StoreError
 from vild.storage.layout import (
     FORMAT,
     MANIFEST,
+    ShardEntry,
     StoreSpec,
     file_digests,
     images_digest,
     manifest_digest,
     read_entry,
     read_json,
+    shard_name,
 )
 from vild.storage.reader import open_tensors
 
@@ -44,34 +45,46 @@ def store_faults(
     try:
         manifest = read_json(path)
         spec = StoreSpec.from_json(manifest["spec"], str(path))
-        shards = manifest["shards"]
+        entries = [ShardEntry.from_json(shard, str(path)) for shard in manifest["shards"]]
+        digest = manifest_digest(manifest["spec"], manifest["shards"])
     except FileNotFoundError:
         return [f"{path} is missing: the store is not finished"]
-    except (StoreError, KeyError, TypeError) as error:
-        return [f"{path}: {error}"]
+    except StoreError as error:
+        return [str(error)]
+    except OSError as error:
+        return [f"{path} cannot be read ({error})"]
+    except (KeyError, TypeError) as error:
+        return [f"{path}: expected a manifest with a spec and shards, got {error!r}"]
     faults = []
     if manifest.get("format") != FORMAT:
         faults.append(f"{path}: expected the format {FORMAT!r}, got {manifest.get('format')!r}")
-    if manifest.get("digest") != manifest_digest(manifest["spec"], shards):
+    if manifest.get("digest") != digest:
         faults.append(f"{path} was changed: its digest is not that of its content")
-    images = [image for shard in shards for image in shard["images"]]
+    images = [image for entry in entries for image in entry.images]
     if len(images) != spec.images or images_digest(images) != spec.images_sha256:
         faults.append(f"{path}: its images are not those that the store was begun for")
     if len(set(images)) != len(images):
         faults.append(f"{path}: an image is in it more than once")
-    named = {shard["file"] for shard in shards}
+    names = [shard_name(number) for number in range(spec.shards)]
+    if names != [entry.file for entry in entries]:
+        faults.append(f"{path}: its shards are not {names[0]} to {names[-1]}")
     faults += [
         f"{file} belongs to no store"
         for file in sorted(folder.glob("*.safetensors"))
-        if file.name not in named
+        if file.name not in names
     ]
-    for shard in tqdm(shards, unit="shard", disable=not progress):
-        faults += _shard_faults(folder / shard["file"], shard, spec, check)
+    for name, entry in tqdm(
+        list(zip(names, entries, strict=False)), unit="shard", disable=not progress
+    ):
+        try:
+            faults += _shard_faults(folder / name, entry, spec, check)
+        except OSError as error:
+            faults.append(f"{folder / name} cannot be read ({error})")
     return faults
 
 
 def _shard_faults(
-    path: Path, shard: dict[str, Any], spec: StoreSpec, check: RecordCheck | None
+    path: Path, expected: ShardEntry, spec: StoreSpec, check: RecordCheck | None
 ) -> Iterator[str]:
     if not path.is_file():
         yield f"{path} is missing"
@@ -82,11 +95,13 @@ def _shard_faults(
         yield str(error)
         return
     header, data = file_digests(path)
-    if header != shard["header_sha256"]:
+    if header != expected.header_sha256:
         yield f"{path}: the checksum of its header is wrong"
-    if data != shard["data_sha256"]:
+    if data != expected.data_sha256:
         yield f"{path}: the checksum of its data is wrong"
-    if (entry.images, entry.rows) != (shard["images"], shard["rows"]):
+    if entry.spec_sha256 not in (None, spec.sha256):
+        yield f"{path}: it was made by a run with other options than the manifest gives"
+    if (entry.images, entry.rows) != (expected.images, expected.rows):
         yield f"{path}: its images are not those that the manifest gives"
         return
     try:
@@ -96,9 +111,9 @@ def _shard_faults(
         return
     rows = sum(entry.rows)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    expected = {name: field.shape(rows) for name, field in spec.fields.items()}
-    if shapes != expected:
-        yield f"{path}: expected the arrays {expected}, got {shapes}"
+    wanted = {name: field.shape(rows) for name, field in spec.fields.items()}
+    if shapes != wanted:
+        yield f"{path}: expected the arrays {wanted}, got {shapes}"
         return
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -110,5 +125,9 @@ def _shard_faults(
         entry.images, entry.rows, zip(entry.heights, entry.widths, strict=True), strict=True
     ):
         record = {name: tensor[start : start + count] for name, tensor in tensors.items()}
-        yield from (f"{path}: image {image!r}: {fault}" for fault in check(record, size))
+        try:
+            yield from (f"{path}: image {image!r}: {fault}" for fault in check(record, size))
+        except KeyError as error:  # the kind in the manifest is not that of the arrays
+            yield f"{path}: expected an array {error}, got {sorted(record)}"
+            return
         start += count

@@ -30,6 +30,8 @@ from vild.storage.layout import (
     ImageId,
     ShardEntry,
     StoreSpec,
+    create_json,
+    file_state,
     images_digest,
     manifest_digest,
     read_entry,
@@ -125,6 +127,7 @@ class ShardBuilder:
             "heights": heights,
             "widths": widths,
             "failed": self._failed,
+            "spec_sha256": self._spec.sha256,
         }
         write_shard(path, arrays, described)
 
@@ -138,7 +141,8 @@ class StoreWriter:
         images: ids of all images, in order.
 
     Raises:
-        StoreMismatchError: the folder holds a store of another spec.
+        StoreMismatchError: the folder holds a store of another spec. Of several processes that
+            start at the same time with different ones, the first decides.
         OSError: the folder cannot be written.
     """
 
@@ -146,25 +150,30 @@ class StoreWriter:
         self, folder: str | os.PathLike[str], spec: StoreSpec, images: Sequence[ImageId]
     ) -> None:
         self.folder, self.spec, self._images = Path(folder), spec, list(images)
-        self._written: set[str] = set()
+        self._written: dict[str, list[int]] = {}  # states of the shards of this very process
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / SPEC
-        if path.exists():
-            StoreSpec.from_json(read_json(path), str(path)).require_equal(spec, self.folder)
-        elif any(self.folder.glob("shard_*")) or (self.folder / MANIFEST).exists():
-            raise StoreError(f"{self.folder} has shards but no {SPEC}: not a folder to write to")
-        else:
-            write_json(path, spec.to_json())
+        # looked for before the spec, which other processes write before they write shards
+        shards = sorted(self.folder.glob("shard_*"))
+        begun = shards or (self.folder / MANIFEST).exists()
+        if not path.exists():
+            if begun and not (shards and all(map(self._is_own, shards))):
+                raise StoreError(
+                    f"{self.folder} has shards but no {SPEC}: not a folder to write to. Name "
+                    "another folder, or remove this one if its content is not needed any more."
+                )
+            create_json(path, spec.to_json())
+        StoreSpec.from_json(read_json(path), str(path)).require_equal(spec, self.folder)
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether the manifest is written."""
-        return (self.folder / MANIFEST).exists()
+    def _is_own(self, shard: Path) -> bool:
+        """Whether a shard was made by this very spec."""
+        try:
+            return read_entry(shard).spec_sha256 == self.spec.sha256
+        except CorruptStoreError:
+            return False
 
     def pending(self, rank: int = 0, world_size: int = 1) -> list[int]:
         """Shards of one rank that are still to be made; broken ones are among them."""
-        if self.is_finished:
-            return []
         return [n for n in range(rank, self.spec.shards, world_size) if self._entry(n) is None]
 
     def images_of(self, shard: int) -> list[ImageId]:
@@ -178,21 +187,23 @@ class StoreWriter:
 
         Raises:
             StoreBusyError: another process makes this very shard.
-            StoreError: the file could not be written (full disk).
+            StoreError: the file cannot be written, as on a full disk.
         """
         path = self.folder / shard_name(number)
         with self._lock(path.stem, f"shard {number} of {self.folder} is being written"):
             remove_leftovers(path)
+            if self._entry(number) is None:  # the store is not finished any more, if it was
+                (self.folder / MANIFEST).unlink(missing_ok=True)
             builder = ShardBuilder(self.spec, self.images_of(number))
             yield builder
             try:
                 builder.write(path)
             except OSError as error:
                 raise StoreError(
-                    f"{path} could not be written ({error}). What was written before is whole: "
-                    "make room or mend the folder and run the same command again."
+                    f"{path} could not be written ({error.strerror or error}). What was written "
+                    "before is whole: make room or mend the folder and run the same command again."
                 ) from error
-            self._written.add(path.name)
+            self._written[path.name] = file_state(path)
 
     @contextmanager
     def _lock(self, name: str, message: str) -> Iterator[None]:
@@ -206,34 +217,43 @@ class StoreWriter:
                 f"{message} by another process. If two runs were meant to share the work, give "
                 "them different --machine-rank; otherwise let the other one finish."
             ) from None
+        except (OSError, NotImplementedError) as error:
+            raise StoreError(
+                f"{folder}: its files cannot be locked ({error}). Make the store on another disk "
+                "and copy it."
+            ) from None
         try:
             yield
         finally:
             lock.release()
 
-    def finish(self, made_by: Mapping[str, str]) -> bool:
+    def finish(self, made_by: Mapping[str, str], part: tuple[int, int] | None = None) -> bool:
         """Write the manifest if every shard is there.
 
         Args:
             made_by: versions of the software, for the record.
+            part: (rank, number of processes) whose shards have to be there.
+
+        Raises:
+            StoreError: a shard of ``part`` is missing or damaged, or one was made by a run with
+                other options.
+            OSError: the manifest cannot be written.
 
         Returns:
             whether the store is finished; False while other ranks still work.
         """
-        if self.is_finished:
-            return True
         entries = [self._entry(number) for number in range(self.spec.shards)]
-        if any(entry is None for entry in entries):
+        missing = [number for number, entry in enumerate(entries) if entry is None]
+        lost = [number for number in missing if part and number % part[1] == part[0]]
+        if lost:
+            raise StoreError(
+                f"{self.folder / shard_name(lost[0])} was written but is missing or damaged now. "
+                "Find out what removes or changes files there and run the same command again."
+            )
+        if missing:
             return False
         shards = [asdict(entry) for entry in entries if entry is not None]
         spec = self.spec.to_json()
-        # only what this very process wrote is known to be right; the rest is checked when opened
-        checked = {
-            name: [stat.st_size, stat.st_mtime_ns]
-            for name in sorted(self._written)
-            for stat in [(self.folder / name).stat()]
-        }
-        write_json(self.folder / CHECKED, checked)
         manifest = {
             "format": FORMAT,
             "digest": manifest_digest(spec, shards),
@@ -241,22 +261,36 @@ class StoreWriter:
             "made_by": dict(made_by),
             "shards": shards,
         }
+        if self._manifest_digest() == manifest["digest"]:
+            return True
+        # only what this very process wrote is known to be right; the rest is checked when opened
+        checked = {"digest": manifest["digest"], "shards": self._written}
+        write_json(self.folder / CHECKED, checked)
         write_json(self.folder / MANIFEST, manifest)
         shutil.rmtree(self.folder / LOCKS, ignore_errors=True)
         return True
 
-    def retry_failed(self) -> int:
-        """Take back every shard with an image that failed, so that it is made again.
+    def _manifest_digest(self) -> str | None:
+        """The digest of an intact manifest; None where it is missing or damaged."""
+        try:
+            manifest = read_json(self.folder / MANIFEST)
+            actual = manifest_digest(manifest["spec"], manifest["shards"])
+            return actual if (manifest["format"], manifest["digest"]) == (FORMAT, actual) else None
+        except (FileNotFoundError, StoreError, KeyError, TypeError):
+            return None
+
+    def retry_failed(self, rank: int = 0, world_size: int = 1) -> int:
+        """Take back every shard of one rank with an image that failed, so that it is made again.
 
         Returns:
             the number of images concerned.
         """
-        (self.folder / MANIFEST).unlink(missing_ok=True)
         failed = 0
-        for number in range(self.spec.shards):
+        for number in range(rank, self.spec.shards, world_size):
             entry = self._entry(number)
             if entry is not None and entry.failed:
                 failed += len(entry.failed)
+                (self.folder / MANIFEST).unlink(missing_ok=True)
                 (self.folder / entry.file).unlink()
         return failed
 
@@ -273,6 +307,11 @@ class StoreWriter:
         if entry.images != self.images_of(number):
             raise StoreError(
                 f"{path} holds other images than this run's shard {number}; remove the file"
+            )
+        if entry.spec_sha256 not in (None, self.spec.sha256):
+            raise StoreError(
+                f"{path} was made by a run with other options than {self.folder / SPEC}; remove "
+                "the file and run the same command again"
             )
         return entry
 
