@@ -1,12 +1,19 @@
-"""Files: a kill at any moment of writing leaves the old one or the new one, never half."""
+"""Write files atomically, check outputs before the work, and read text and arrays."""
 
 from __future__ import annotations
 
 import codecs
+import errno
+import hashlib
 import os
+import re
+import shutil
+import socket
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,29 +27,194 @@ _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
 )
 
+# names of temporary files: see _temporary
+_TEMPORARY = re.compile(
+    r"\.(?P<stem>.+)\.vild-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}(?P<suffix>\.[^.]*)?"
+)
+_STALE = 24 * 3600  # seconds without a write, for files of writers that cannot be looked up
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_DISK_ERRORS = {*_FULL, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE}
+
 
 @contextmanager
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside ``target`` that becomes it when the block ends without an error.
+    """Yield a temporary path beside ``target`` that becomes it when the block ends without error.
 
-    The file is flushed to disk before it is renamed; after an error it is removed.
+    The file is flushed to disk before it is renamed; after an error it is removed. What killed
+    processes left in the folder is removed by the first call of a process for that folder.
 
     Args:
         target: file to write; its folder is made.
+
+    Raises:
+        OSError: the file cannot be written; the message names ``target`` and, on a full disk, the
+            space that is free.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Keeps the ending, which some writers look at. Random, since the processes of several machines
-    # may share the folder.
-    temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:12]}{target.suffix}")
+    _remove_stale_once(os.path.abspath(target.parent))
+    temporary = _temporary(target)
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
         _sync_folder(target.parent)
+    except Exception as error:
+        cause = _write_error(error, temporary)
+        if cause is None:
+            raise
+        raise _naming(cause, target) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that became read-only
+            temporary.unlink(missing_ok=True)
+
+
+def require_writable_folder(folder: str | os.PathLike[str], what: str) -> None:
+    """Check before the work that files can be written in a folder, which is made if missing.
+
+    Args:
+        folder: where files will be written.
+        what: the option or setting that names it, for the error ("--out-dir").
+
+    Raises:
+        ValueError: it cannot be made or written, or its disk is full.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        _try_writing(Path(folder, "check"))
+    except OSError as error:
+        raise ValueError(
+            f"expected {what} to be a folder that can be written, got {folder} ({_reason(error)})"
+        ) from None
+
+
+def require_writable_file(path: str | os.PathLike[str], what: str) -> None:
+    """Check before the work that :func:`atomic_path` can write a file; its folder is made.
+
+    Args:
+        path: file that will be written, or replaced.
+        what: the option or setting that names it, for the error ("--out").
+
+    Raises:
+        ValueError: its folder cannot be made or written, its disk is full, or the path is a folder
+            or a device.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise IsADirectoryError(
+                errno.EISDIR, "it is a folder" if path.is_dir() else "it is not a regular file"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _try_writing(path)
+    except OSError as error:
+        raise ValueError(
+            f"expected {what} to be a file that can be written, got {path} ({_reason(error)})"
+        ) from None
+
+
+def _try_writing(target: Path) -> None:
+    """Write a block under a temporary name of ``target`` and remove it."""
+    temporary = _temporary(target)
+    try:
+        with temporary.open("xb") as file:
+            file.write(bytes(4096))  # an empty file can be made on a full disk, too
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, FileExistsError):  # of mkdir
+        return f"{error.filename} is a file"
+    return error.strerror or str(error)
+
+
+@cache
+def _host() -> str:
+    """Return 8 hexadecimal digits that differ between machines, restarts and PID namespaces."""
+    words = [socket.gethostname()]
+    with suppress(OSError):  # Linux alone has these
+        words.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+        words.append(str(os.stat("/proc/self/ns/pid").st_ino))
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]
+
+
+def _temporary(target: Path) -> Path:
+    """Return a new name beside ``target`` that names its writer, so that leftovers are recognised.
+
+    It keeps the ending, which some writers look at.
+    """
+    own = f"vild-{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    return target.with_name(f".{target.stem}.{own}{target.suffix}")
+
+
+@lru_cache(maxsize=1024)
+def _remove_stale_once(folder: str) -> None:
+    """Remove temporary files whose writers are dead.
+
+    The writers of another machine or container cannot be looked up: their files are removed once
+    nothing was written to them for a day.
+    """
+    for path, found in _temporaries(Path(folder)):
+        with suppress(OSError):
+            idle = time.time() - path.stat().st_mtime
+            own = found["host"] == _host()
+            if idle > _STALE or (own and not _is_alive(int(found["process"]))):
+                path.unlink()
+
+
+def _temporaries(folder: Path) -> list[tuple[Path, re.Match[str]]]:
+    """Return the temporary files in a folder, with the parts of their names."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    matches = ((name, _TEMPORARY.fullmatch(name)) for name in names if ".vild-" in name)
+    return [(folder / name, match) for name, match in matches if match is not None]
+
+
+def _is_alive(process: int) -> bool:
+    if os.name != "posix":  # where os.kill would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        pass
+    return True
+
+
+def _write_error(error: BaseException, temporary: Path) -> OSError | None:
+    """Return the error of the system behind an error of writing ``temporary``, or None.
+
+    torch and safetensors replace it by errors of their own.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            unnamed = cause.filename is None and cause.errno in _DISK_ERRORS
+            named = cause.filename is not None and Path(os.fsdecode(cause.filename)) == temporary
+            return cause if unnamed or named else None
+        number = re.search(r"\(os error (\d+)\)", str(cause))
+        if type(cause).__name__ == "SafetensorError" and number:
+            return OSError(int(number[1]), os.strerror(int(number[1])))
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _naming(error: OSError, target: Path) -> OSError:
+    """Return an error of the same kind that names ``target`` and, on a full disk, what is free."""
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        with suppress(OSError):
+            free = shutil.disk_usage(target.parent).free
+            reason += f" ({free / 1e9:.2f} GB free)"
+    return OSError(error.errno, reason, str(target))
 
 
 def _sync_folder(folder: Path) -> None:
@@ -117,9 +289,10 @@ def decode_text(content: bytes, expected: str) -> str:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove the temporary files that killed processes left of ``target``.
+    """Remove the temporary files of ``target``, whoever wrote them.
 
     Only for a caller that knows that nobody writes it now.
     """
-    for leftover in target.parent.glob(f".{target.stem}.*{target.suffix}"):
-        leftover.unlink(missing_ok=True)
+    for path, found in _temporaries(target.parent):
+        if f"{found['stem']}{found['suffix']}" == target.name:
+            path.unlink(missing_ok=True)

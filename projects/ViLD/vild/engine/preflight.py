@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from detectron2.utils import comm
 
 from vild.config import check_ranges
 from vild.data import Vocabulary, require_split
+from vild.data.files import require_writable_folder
 from vild.engine.loading import build_test_proposals, is_vild
 from vild.evaluation.evaluator import Protocol
 from vild.modeling import load_text_embeddings
@@ -43,7 +43,8 @@ def check_before_training(cfg: CfgNode, resume: bool = False) -> None:
     check_test_proposals(cfg)
     if not (resume and Path(cfg.OUTPUT_DIR, "last_checkpoint").is_file()):
         _check_weights(cfg.MODEL.WEIGHTS)
-    _check_writable(cfg.OUTPUT_DIR)
+    if comm.is_main_process():
+        require_writable_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR")
 
 
 def check_test_sets(cfg: CfgNode) -> None:
@@ -119,17 +120,3 @@ def _check_weights(weights: str) -> None:
             f"expected MODEL.WEIGHTS to name a checkpoint to begin with, but there is no file "
             f"{weights}. Leave it empty ('') for random weights"
         )
-
-
-def _check_writable(folder: str) -> None:
-    if not comm.is_main_process():
-        return
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"expected OUTPUT_DIR to be a folder that can be written, got {folder} "
-            f"({error.strerror})"
-        ) from None
