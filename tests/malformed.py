@@ -26,7 +26,7 @@ def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def _png_header(width: int, height: int) -> bytes:
+def png_header(width: int, height: int) -> bytes:
     """A PNG that promises a size, and has hardly any data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -63,10 +63,10 @@ PICTURES: dict[str, tuple[Callable[[], bytes], str]] = {
     "half.webp": (lambda: _encoded(_picture(), "WEBP")[:60], "cannot read the picture"),
     "no_end.jpg": (lambda: _encoded(_picture(), "JPEG")[:-2], "cut short or damaged"),
     "flipped.png": (lambda: _flipped(_encoded(_picture(), "PNG")), "cut short or damaged"),
-    "bomb.png": (lambda: _png_header(20_000, 20_000), "too large"),
-    "large.png": (lambda: _png_header(9_000, 9_000), "9000 x 9000 pixels"),
-    "lying.png": (lambda: _png_header(500, 400), "cut short or damaged"),
-    "no_size.png": (lambda: _png_header(0, 10), "cannot read the picture"),
+    "bomb.png": (lambda: png_header(20_000, 20_000), "too large"),
+    "large.png": (lambda: png_header(9_000, 9_000), "9000 x 9000 pixels"),
+    "lying.png": (lambda: png_header(500, 400), "cut short or damaged"),
+    "no_size.png": (lambda: png_header(0, 10), "cannot read the picture"),
     "drawing.svg": (lambda: b'<svg xmlns="http://www.w3.org/2000/svg"/>', "no picture of a kind"),
     "script.svg": (lambda: b"<svg onload=alert(1)></svg>", "no picture of a kind"),
     "text.jpg": (lambda: b"this is text\n" * 40, "no picture of a kind"),

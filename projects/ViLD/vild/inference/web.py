@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vild.data import Vocabulary, read_image
 from vild.data.images import UnreadableImageError
@@ -30,8 +30,8 @@ from vild.inference.predictor import OpenVocabularyPredictor, read_words
 logger = logging.getLogger(__name__)
 
 VISITORS = 8  # answers in progress at the same time
-# Pillow reads many rarer formats; some declare a smaller size than they decode to
-IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+# Pillow reads many rarer formats; some are decoded as they are opened, whatever their size
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 LOWEST_SCORE = 0.01  # detections below are not kept for other thresholds
 _KEPT_FILES = 64  # json files waiting for gradio to copy them; more than visitors
 _DECODED_AT_ONCE = 2  # a decoder needs some 10 bytes a pixel
@@ -259,16 +259,21 @@ def _check_header(file: Path, side: int) -> None:
     Raises:
         UnreadableImageError: as said.
     """
+    Image.init()
     try:
-        with Image.open(file) as image:
-            kind, width, height = image.format, image.width, image.height
-    except Exception:  # read_image says what is wrong with it
-        return
-    if kind not in (*IMAGE_FORMATS, "EPS"):  # of EPS, too, read_image says more
+        # AVIF needs a library; of EPS, too, read_image says what is wrong
+        known = [kind for kind in (*IMAGE_FORMATS, "EPS") if kind in Image.OPEN]
+        with Image.open(file, formats=known) as image:
+            width, height = image.size
+    except UnidentifiedImageError:
+        if not file.stat().st_size:
+            return  # as above
         raise UnreadableImageError(
-            f"cannot read the picture {file}: expected one of {', '.join(IMAGE_FORMATS)}, got "
-            f"{kind}. Convert it to PNG or JPEG."
-        )
+            f"cannot read the picture {file}: it is no picture of a kind that this page reads "
+            f"({', '.join(IMAGE_FORMATS)}). Convert it to PNG or JPEG."
+        ) from None
+    except Exception:  # as above
+        return
     if max(width, height) > side:
         raise UnreadableImageError(
             f"cannot read the picture {file}: expected sides of at most {side} pixels, got "

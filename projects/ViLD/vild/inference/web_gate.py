@@ -117,9 +117,19 @@ class Gate:
             await self.app(scope, receive, send_guarded)
             return
         status, reason = refusal
+        if status == 413:
+            await self._discard_body(receive)
         kind = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
         await send_guarded({"type": "http.response.start", "status": status, "headers": kind})
         await send_guarded({"type": "http.response.body", "body": f"{reason}\n".encode()})
+
+    async def _discard_body(self, receive: Receive) -> None:
+        """Read a body that is too large, so that the browser sees the answer."""
+        size, more = 0, True
+        while more and size < 10 * self.max_bytes:
+            message = await receive()
+            size += len(message.get("body", b""))
+            more = message.get("more_body", False)
 
     def _refusal(self, scope: Message) -> tuple[int, str] | None:
         """Return the status and the reason if a request is refused."""
@@ -139,8 +149,8 @@ class Gate:
         length = headers.get(b"content-length", "")
         if b"transfer-encoding" in headers or not length.isdecimal():
             return 411, "expected a request with its Content-Length"
-        if int(length) > self.max_bytes:
-            return 413, f"expected at most {self.max_bytes} bytes, got {length[:20]}"
+        if len(length) > 15 or int(length) > self.max_bytes:
+            return 413, f"expected at most {self.max_bytes} bytes, got {length:.15}"
         return None
 
 
