@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-r"""A web page: drop a picture, type words, see what is found.
+r"""Serve a web page: drop an image, type words, see what is detected.
 
 python tools/web_demo.py --config-file configs/shapes/vild_ensemble.yaml \
     --words "striped red star, plain blue heart" --opts MODEL.WEIGHTS model_final.pth
@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--words", default="", help="words that the page begins with; see demo.py")
-    parser.add_argument("--examples", nargs="+", default=[], help="pictures that it offers")
+    parser.add_argument("--examples", nargs="+", default=[], help="images that it offers")
     parser.add_argument("--confidence-threshold", type=fraction, default=0.3, help="0.3 by default")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument(
@@ -86,7 +86,7 @@ def build_page(
             with gr.Column(scale=1):
                 sizes = f"{limits.upload_mb} MB and {limits.megapixels} megapixels"
                 picture = gr.File(
-                    label=f"Picture, up to {sizes}",
+                    label=f"Image, up to {sizes}",
                     type="filepath",
                     elem_id="picture",
                 )
@@ -102,7 +102,7 @@ def build_page(
                 )
                 button = gr.Button("Detect", variant="primary", elem_id="detect")
                 if examples:
-                    gr.Examples([[str(file)] for file in examples], picture, label="Pictures")
+                    gr.Examples([[str(file)] for file in examples], picture, label="Examples")
             with gr.Column(scale=2):
                 message = gr.Textbox(label="Result", interactive=False, elem_id="message")
                 drawn = gr.Image(
@@ -112,7 +112,9 @@ def build_page(
                     buttons=["download", "fullscreen"],
                     elem_id="drawn",
                 )
-                gr.Markdown("★ and warm colours: novel classes, which it has no annotations of.")
+                gr.Markdown(
+                    "★ and warm colours mark novel classes, which the detector was not trained on."
+                )
                 vocabulary = gr.HighlightedText(
                     label="What it looks for",
                     color_map={"novel": "orange", "base": "blue"},

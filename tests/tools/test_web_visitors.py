@@ -223,7 +223,7 @@ def test_odd_words_over_http(number: int, page: ServedPage) -> None:
     begin = time.perf_counter()
     said = ask(page, f"odd{number}", [None, ODD_WORDS[number], 0.3])
     assert "process_completed" in said
-    assert "Drop a picture first." in said
+    assert "Drop an image first." in said
     assert time.perf_counter() - begin < 20
 
 
@@ -249,7 +249,7 @@ def test_a_thousand_requests_in_parallel(page: ServedPage) -> None:
         list(pool.map(visit, range(1000)))
     assert page.process.poll() is None
     assert status(page.address) == 200
-    assert "Drop a picture first." in ask(page, "last", [None, "crow", 0.3])
+    assert "Drop an image first." in ask(page, "last", [None, "crow", 0.3])
 
 
 @pytest.mark.slow

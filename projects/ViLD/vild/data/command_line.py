@@ -36,8 +36,15 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def comma_list(text: str) -> list[str]:
-    """The words of ``--novel "a, b"``; for argparse's ``type``."""
-    return split_words(text)
+    """Return the words of ``--novel "a, b"``; for argparse's ``type``.
+
+    Raises:
+        argparse.ArgumentTypeError: see :func:`vild.data.vocabulary.split_words`.
+    """
+    try:
+        return split_words(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def fraction(text: str) -> float:

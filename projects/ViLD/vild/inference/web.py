@@ -128,7 +128,7 @@ class PageDetector:
         """
         try:
             if not file:
-                return Answer("Drop a picture first.")
+                return Answer("Drop an image first.")
             words = self._read_words(text or "")
             threshold = _as_fraction(threshold)
             detected = self._detect(Path(file), words)
@@ -141,7 +141,7 @@ class PageDetector:
             return Answer(f"error: {error}")
         except Exception:
             logger.exception("a visitor's image or words could not be worked on")
-            return Answer("error: the server failed at this picture; its log says why.")
+            return Answer("error: the server failed at this image; its log says why.")
 
     def _read_words(self, text: str) -> Vocabulary:
         words = split_words(text)
