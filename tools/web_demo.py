@@ -25,7 +25,7 @@ from vild.inference import OpenVocabularyPredictor
 from vild.inference.inputs import find_pictures
 from vild.inference.web import VISITORS, Limits, PageDetector
 from vild.inference.web_folder import private_folder
-from vild.inference.web_gate import Gate, ServedHosts
+from vild.inference.web_gate import Gate, ServedHosts, require_free_address
 
 try:
     import gradio as gr
@@ -141,13 +141,18 @@ def build_page(
     return page
 
 
+def in_url(host: str) -> str:
+    """Return a host as URLs and gradio have it."""
+    return f"[{host}]" if ":" in host else host
+
+
 def serve(page: gr.Blocks, limits: Limits, hosts: ServedHosts, args: argparse.Namespace) -> None:
     """Serve the page until Ctrl-C or SIGTERM."""
     # one file and what a form adds to it, or words
     gate = Middleware(Gate, hosts=hosts, max_bytes=(limits.upload_mb + 1) * 2**20)
     page.queue(max_size=32)
     page.launch(
-        server_name=args.host,
+        server_name=in_url(args.host),
         server_port=args.port,
         max_file_size=f"{limits.upload_mb}mb",
         theme=gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
@@ -177,7 +182,9 @@ def main() -> int:
                 f"expected at most {limits.words} words on this page, got {len(words)}: raise "
                 "--max-words"
             )
+        args.host = args.host.strip("[]")  # of an IPv6 address
         hosts = ServedHosts(args.host, args.allowed_host)
+        require_free_address(args.host, args.port)
         examples = find_pictures(args.examples) if args.examples else []
         predictor = OpenVocabularyPredictor(cfg, words, precision=args.precision)
         text = join_words(words.names) if words is not None else ""
@@ -189,7 +196,7 @@ def main() -> int:
             os.environ["GRADIO_RUN_HISTORY"] = "False"  # browsers need not keep visitors' images
             detector = PageDetector(predictor, folder / "found", limits)
             page = build_page(detector, text, args.confidence_threshold, examples)
-            print(f"http://{args.host}:{args.port} (Ctrl-C ends it)", flush=True)
+            print(f"http://{in_url(args.host)}:{args.port} (Ctrl-C ends it)", flush=True)
             serve(page, limits, hosts, args)
     except KeyboardInterrupt:
         return 0

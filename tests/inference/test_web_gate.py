@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from vild.inference.web_gate import FILE_POLICY, PAGE_POLICY, Gate, ServedHosts
+from vild.inference.web_gate import (
+    FILE_POLICY,
+    PAGE_POLICY,
+    Gate,
+    ServedHosts,
+    require_free_address,
+)
 
 LOCAL = ServedHosts("127.0.0.1")
 
@@ -112,3 +118,15 @@ def test_bodies_are_limited_and_unused_parts_are_closed() -> None:
         assert ask(method="POST", **more)[0] == 411
     for path in ("process_recording", "vibe-edit/", "proxy=http://a"):
         assert ask(path=f"/gradio_api/{path}")[0] == 404
+
+
+def test_the_address_is_checked() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for address, number in (("127.0.0.1", port), ("192.0.2.1", 0), ("", 0), ("\ud800", 0)):
+            with pytest.raises(ValueError, match=f"expected a free --port {number} on --host "):
+                require_free_address(address, number)
+    with pytest.raises(ValueError, match="expected a free --port 70000 on --host 127"):
+        require_free_address("127.0.0.1", 70_000)
+    require_free_address("127.0.0.1", port)
+    require_free_address("0.0.0.0", port)

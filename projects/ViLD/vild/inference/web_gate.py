@@ -7,6 +7,7 @@ are refused here, before the web framework stores or runs anything.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import re
 import socket
@@ -152,6 +153,30 @@ class Gate:
         if len(length) > 15 or int(length) > self.max_bytes:
             return 413, f"expected at most {self.max_bytes} bytes, got {length:.15}"
         return None
+
+
+def require_free_address(address: str, port: int) -> None:
+    """Check that a server can listen on an address and a port.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    try:
+        if not address.strip():
+            raise OSError(errno.EINVAL, "the host is empty")
+        if port > 65535:
+            raise OSError(errno.EINVAL, "ports end at 65535")
+        family, kind, _, _, place = socket.getaddrinfo(
+            address.strip("[]"), port, type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"expected a free --port {port} on --host {address}: {reason}. Choose another one"
+        ) from None
 
 
 def host_name(host: str) -> str | None:
