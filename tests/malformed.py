@@ -26,7 +26,7 @@ def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def _png_header(width: int, height: int) -> bytes:
+def png_header(width: int, height: int) -> bytes:
     """A PNG that promises a size, and has hardly any data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -63,10 +63,10 @@ PICTURES: dict[str, tuple[Callable[[], bytes], str]] = {
     "half.webp": (lambda: _encoded(_picture(), "WEBP")[:60], "cannot read the picture"),
     "no_end.jpg": (lambda: _encoded(_picture(), "JPEG")[:-2], "cut short or damaged"),
     "flipped.png": (lambda: _flipped(_encoded(_picture(), "PNG")), "cut short or damaged"),
-    "bomb.png": (lambda: _png_header(20_000, 20_000), "too large"),
-    "large.png": (lambda: _png_header(9_000, 9_000), "9000 x 9000 pixels"),
-    "lying.png": (lambda: _png_header(500, 400), "cut short or damaged"),
-    "no_size.png": (lambda: _png_header(0, 10), "cannot read the picture"),
+    "bomb.png": (lambda: png_header(20_000, 20_000), "too large"),
+    "large.png": (lambda: png_header(9_000, 9_000), "9000 x 9000 pixels"),
+    "lying.png": (lambda: png_header(500, 400), "cut short or damaged"),
+    "no_size.png": (lambda: png_header(0, 10), "cannot read the picture"),
     "drawing.svg": (lambda: b'<svg xmlns="http://www.w3.org/2000/svg"/>', "no picture of a kind"),
     "script.svg": (lambda: b"<svg onload=alert(1)></svg>", "no picture of a kind"),
     "text.jpg": (lambda: b"this is text\n" * 40, "no picture of a kind"),
@@ -111,7 +111,16 @@ WORDS: dict[str, tuple[str, str]] = {
     "a tag": ("<script>alert(1)</script>", FINE),
     "a path": ("../../etc/passwd", FINE),
     "braces": ("{}, {0}, %s, \\n", FINE),
-    "controls": ("crow\x00\x07, owl\u202e", FINE),
+    "zero": ("crow\x00\x07, owl", r"with the character '\x00': remove it"),
+    "escape": ("owl, \x1bcrow", r"with the character '\x1b': remove it"),
+    "half a character": ("\ud800, owl", r"with the character '\ud800': remove it"),
+    "marks of direction": ("\u202ecrow\u200f, \u2066owl\u2069", FINE),
+    "no width": ("cr\u200bow\u200d, owl\ufeff", FINE),
+    "no width twice": ("cr\u200bow, crow", "have the same prompts"),
+    "one line of a megabyte": ("x" * 1_000_000, "at most 200 are allowed"),
+    "empty lines": ("\n" * 300_000, "expected words"),
+    "a list of Python": ("['crow', 'owl']", "without brackets or quotes around them"),
+    "a list of JSON": ('["crow", "owl"]', "without brackets or quotes around them"),
     "an accent apart": ("cafe\u0301", FINE),
     "other case": ("Crow, crow", "have the same prompts"),
     "quoted": ('"crow, hooded", owl', FINE),

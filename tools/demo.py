@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-r"""Detect anything that can be named, in images, a video or what a webcam sees.
+r"""Detect anything that can be named, in images, a video or a webcam's frames.
 
 python tools/demo.py --config-file configs/LVIS/vild_ensemble_r50_fpn_lsj.yaml \
     --input photos --vocabulary "red kite, osprey" --output found \
@@ -7,14 +7,15 @@ python tools/demo.py --config-file configs/LVIS/vild_ensemble_r50_fpn_lsj.yaml \
 python tools/demo.py --config-file ... --video-input walk.mp4 --output found.mp4 --opts ...
 
 Words of --vocabulary count as novel, unless the detector was trained on them as base classes or
---novel says otherwise. Pictures that cannot be read are reported at the end. Exit code: 0, or 3
-where there were such pictures, or 2 for an error.
+--novel says otherwise. Exit code: 0 if everything asked for was written; 3 if images failed or a
+video ended early, which are listed at the end; 2 for any other error.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -29,15 +30,21 @@ from tqdm import tqdm
 
 from vild.config import read_config, register_datasets
 from vild.data import fraction, positive_int, read_image
-from vild.data.files import atomic_path
+from vild.data.command_line import path
+from vild.data.display import shown_size
+from vild.data.files import atomic_path, require_writable_file, require_writable_folder
 from vild.inference import OpenVocabularyPredictor, PictureWriter, draw_detections
 from vild.inference.arguments import add_vocabulary_arguments, predictor_from_arguments
-from vild.inference.inputs import SUFFIXES, find_pictures
-from vild.inference.named import NamedDetectionsWriter
+from vild.inference.inputs import SUFFIXES, VIDEO_SUFFIXES, find_pictures
+from vild.inference.named import NamedDetectionsWriter, require_format
 from vild.inference.pictures import safe_stem
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi")
+VIDEO_OUTPUTS = (".mp4", ".mkv", ".avi")
+
+
+# of a video's frames: containers announce their number from the duration
+_LEAST_READ = 0.9
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,40 +55,102 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config-file", required=True, metavar="FILE")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", help="files, folders or patterns ('photos/*.jpg')")
-    source.add_argument("--video-input", type=Path, help="a video")
+    source.add_argument("--video-input", type=path, help="a video")
     source.add_argument("--webcam", action="store_true", help="the first camera, until Ctrl-C")
     add_vocabulary_arguments(parser)
     parser.add_argument("--confidence-threshold", type=fraction, default=0.3, help="0.3 by default")
     parser.add_argument(
-        "--output", type=Path, help="folder for images, file for one image or for the video"
+        "--output", type=path, help="folder for images, file for one image or for the video"
     )
-    parser.add_argument("--results", type=Path, help=".json (COCO's results format) or .csv")
+    parser.add_argument("--results", type=path, help=".json (COCO's results format) or .csv")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--max-frames", type=positive_int, help="of a video or a webcam")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     return parser
 
 
+def check_outputs(args: argparse.Namespace, files: list[Path]) -> None:
+    """Check before the model is loaded that what is found can be written.
+
+    Args:
+        args: of the command line.
+        files: the images; empty for a video.
+
+    Raises:
+        ValueError: an ending of another kind, an input that would be overwritten, or a place that
+            cannot be written.
+    """
+    if args.results is not None:
+        require_format(args.results)
+        require_writable_file(args.results, "--results")
+    if args.output is None:
+        if args.results is None and not args.input:
+            raise ValueError("expected --output FILE.mp4 or --results FILE for a video")
+        return
+    if not files:
+        if args.output.suffix.lower() not in VIDEO_OUTPUTS:
+            raise ValueError(f"expected a video as {', '.join(VIDEO_OUTPUTS)}, got {args.output}")
+        if args.video_input is not None and _is_same_file(args.output, args.video_input):
+            raise ValueError(f"expected another file as --output than the video, got {args.output}")
+        require_writable_file(args.output, "--output")
+    elif _is_folder(args.output):
+        for file, target in _targets(args.output, files).items():
+            if _is_same_file(target, file):
+                raise ValueError(
+                    f"expected another folder as --output than that of the images, got "
+                    f"{args.output}: {file} would be overwritten"
+                )
+        require_writable_folder(args.output, "--output")
+    else:
+        _check_image_output(args.output, files)
+        require_writable_file(args.output, "--output")
+
+
+def _check_image_output(output: Path, files: list[Path]) -> None:
+    if output.suffix.lower() not in IMAGE_SUFFIXES:
+        raise ValueError(
+            f"expected a folder, or one of {', '.join(IMAGE_SUFFIXES)} for one image, got {output}"
+        )
+    if len(files) > 1:
+        raise ValueError(
+            f"expected a folder as --output for {len(files)} images, got the file {output}"
+        )
+    if _is_same_file(output, files[0]):
+        raise ValueError(f"expected another file as --output than the image itself, got {output}")
+
+
+def _is_folder(output: Path) -> bool:
+    suffix = output.suffix.lower()
+    return output.is_dir() or not (suffix in SUFFIXES or suffix in VIDEO_SUFFIXES)
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
+
+
+def _targets(folder: Path, files: list[Path]) -> dict[Path, Path]:
+    """Return the file in the folder for each image."""
+    names = _unique_names(files)
+    return {file: folder / f"{safe_stem(names[file])}.jpg" for file in files}
+
+
 def detect_pictures(
     predictor: OpenVocabularyPredictor,
     args: argparse.Namespace,
+    files: list[Path],
     results: NamedDetectionsWriter | None,
 ) -> dict[Path, str]:
-    """Detect in images one by one; return those that failed, with the reason.
-
-    Raises:
-        ValueError: no image, or ``--output`` names a file that cannot take what is found.
-    """
-    files, failed = find_pictures(args.input), {}
+    """Detect in images one by one; return those that failed, with the reason."""
+    failed: dict[Path, str] = {}
     write = _picture_writer(predictor, args, files)
-    for file in tqdm(files, unit="picture", disable=None):
+    for file in tqdm(files, unit="image", disable=None):
         try:
             found = predictor(np.ascontiguousarray(read_image(file)[:, :, ::-1]))
             found = found[found.scores >= args.confidence_threshold]
             if write is not None:
                 write(file, found)
-        except (ValueError, OSError) as error:
-            failed[file] = str(error)
+        except (ValueError, OSError, MemoryError) as error:
+            failed[file] = str(error) or f"not enough memory for {file}"
             continue
         if results is not None:
             results.add(str(file), found)
@@ -97,37 +166,20 @@ def _picture_writer(
     output, threshold = args.output, args.confidence_threshold
     if output is None:
         return None
-    suffix = output.suffix.lower()
-    if output.is_dir() or not (suffix in SUFFIXES or suffix in VIDEO_SUFFIXES):
+    if _is_folder(output):
         names = _unique_names(files)
-        for file in files:
-            target = output / f"{safe_stem(names[file])}.jpg"
-            if target.exists() and target.samefile(file):
-                raise ValueError(
-                    f"expected another folder as --output than that of the images, got {output}: "
-                    f"{file} would be overwritten"
-                )
         writer = PictureWriter(output, predictor.vocabulary, threshold=threshold)
 
         def write_into_folder(file: Path, found: Instances) -> None:
             writer.write({"image_id": names[file], "file_name": str(file)}, found)
 
         return write_into_folder
-    if suffix not in IMAGE_SUFFIXES:
-        raise ValueError(
-            f"expected a folder, or one of {', '.join(IMAGE_SUFFIXES)} for one image, got {output}"
-        )
-    if len(files) > 1:
-        raise ValueError(
-            f"expected a folder as --output for {len(files)} images, got the file {output}"
-        )
-    if output.exists() and output.samefile(files[0]):
-        raise ValueError(f"expected another file as --output than the image itself, got {output}")
 
     def write_file(file: Path, found: Instances) -> None:
         drawn = draw_detections(read_image(file), found, predictor.vocabulary, threshold=threshold)
         with atomic_path(output) as temporary:
-            options = {"quality": 90, "subsampling": 0} if suffix in (".jpg", ".jpeg") else {}
+            is_jpeg = output.suffix.lower() in (".jpg", ".jpeg")
+            options = {"quality": 90, "subsampling": 0} if is_jpeg else {}
             Image.fromarray(drawn).save(temporary, **options)
 
     return write_file
@@ -149,20 +201,14 @@ def detect_video(
     predictor: OpenVocabularyPredictor,
     args: argparse.Namespace,
     results: NamedDetectionsWriter | None,
-) -> None:
-    """A video or a webcam, frame by frame.
+) -> str | None:
+    """Detect in a video or a webcam's frames; return what is missing, if the video ended early.
 
     Raises:
         ValueError: it cannot be opened, or has no frame.
+        OSError: the video with the detections cannot be written.
     """
     source = 0 if args.webcam else str(args.video_input)
-    if not args.webcam and not args.video_input.is_file():
-        raise ValueError(f"expected a video at {args.video_input}: no such file")
-    if args.output is None and results is None:
-        raise ValueError("expected --output FILE.mp4 or --results FILE for a video")
-    output = None if args.webcam else args.output
-    if output is not None and output.exists() and output.samefile(args.video_input):
-        raise ValueError(f"expected another file as --output than the video, got {output}")
     capture = cv2.VideoCapture(source)
     try:
         if not capture.isOpened():
@@ -188,11 +234,14 @@ def detect_video(
                 bar.update()
             if number < 0:
                 raise ValueError(f"expected frames in {source}, found none: is it a whole video?")
+        if number + 1 < _LEAST_READ * total and not args.webcam:
+            return f"{source}: expected about {total} frames, could read {number + 1}"
     except KeyboardInterrupt:
         if not args.webcam:
             raise
     finally:
         capture.release()
+    return None
 
 
 def _frames(capture: cv2.VideoCapture, limit: int | None) -> Iterator[np.ndarray]:
@@ -207,10 +256,9 @@ def _frames(capture: cv2.VideoCapture, limit: int | None) -> Iterator[np.ndarray
 
 @contextmanager
 def _video_writer(path: Path, rate: float):  # type: ignore[no-untyped-def]
-    """A function that appends a frame (H, W, 3) BGR; all have the size of the first."""
-    if path.suffix.lower() not in VIDEO_SUFFIXES:
-        raise ValueError(f"expected a video as .mp4, .mkv or .avi, got {path}")
+    """Yield a function that appends a frame (H, W, 3) BGR; all have the size of the first."""
     opened: list[cv2.VideoWriter] = []
+    frames = [0]
     with atomic_path(path) as temporary:
 
         def write(frame: np.ndarray) -> None:
@@ -223,12 +271,31 @@ def _video_writer(path: Path, rate: float):  # type: ignore[no-untyped-def]
                 if not opened[0].isOpened():
                     raise ValueError(f"OpenCV cannot write a video to {path}")
             opened[0].write(frame[: size[1], : size[0]])
+            frames[0] += 1
 
         try:
             yield write
         finally:
             for writer in opened:
                 writer.release()
+        _check_video(temporary, path, frames[0])
+
+
+def _check_video(temporary: Path, path: Path, frames: int) -> None:
+    """Check that the frames are in the file: OpenCV does not report that a disk is full.
+
+    Raises:
+        OSError: they are not.
+    """
+    capture = cv2.VideoCapture(str(temporary))
+    found = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+    capture.release()
+    if found < _LEAST_READ * frames:
+        free = shown_size(shutil.disk_usage(path.parent).free)
+        raise OSError(
+            f"expected {frames} frames in {path}, {found} were written: is the disk full? "
+            f"{free} are free"
+        )
 
 
 def main() -> int:
@@ -236,8 +303,12 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     parser = build_parser()
     args = parser.parse_args()
-    failed: dict[Path, str] = {}
+    failed: list[str] = []
     try:
+        if args.video_input is not None and not args.video_input.is_file():
+            raise ValueError(f"expected a video at {args.video_input}: no such file")
+        files = find_pictures(args.input) if args.input else []
+        check_outputs(args, files)
         cfg = read_config(args.config_file, args.opts)
         register_datasets(cfg)
         predictor = predictor_from_arguments(cfg, args, args.precision)
@@ -248,15 +319,15 @@ def main() -> int:
                     NamedDetectionsWriter(args.results, predictor.vocabulary)
                 )
             if args.input:
-                failed = detect_pictures(predictor, args, results)
+                failed += detect_pictures(predictor, args, files, results).values()
             else:
-                detect_video(predictor, args, results)
+                failed += filter(None, [detect_video(predictor, args, results)])
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
-    for path in (args.output, args.results):
-        if path is not None and path.exists():  # one image may have failed
-            print(f"wrote {path}")
-    for reason in failed.values():
+    for written in (args.output, args.results):
+        if written is not None and written.exists():  # the only image may have failed
+            print(f"wrote {written}")
+    for reason in failed:
         print(f"failed: {reason}", file=sys.stderr)
     return 3 if failed else 0
 

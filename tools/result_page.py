@@ -28,9 +28,14 @@ from vild.data import (
     Vocabulary,
     add_data_arguments,
     find_split,
+    fraction,
+    positive_int,
     read_image,
     register_from_arguments,
 )
+from vild.data.command_line import path
+from vild.data.display import shown_size
+from vild.data.files import require_writable_file
 from vild.embeddings import EmbeddingStore
 from vild.engine.progress import shown_time
 from vild.engine.regions import compare_regions
@@ -60,18 +65,22 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--run", action="append", required=True, metavar="NAME=FOLDER", help="may be repeated"
     )
-    parser.add_argument("--out", type=Path, required=True, help="html file")
+    parser.add_argument("--out", type=path, required=True, help="html file")
     parser.add_argument("--title", default="ViLD: open-vocabulary detection")
     parser.add_argument("--task", choices=("bbox", "segm"), default="bbox", help="of all figures")
-    parser.add_argument("--pictures", type=int, default=10, help="how many")
-    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that is drawn")
+    parser.add_argument("--pictures", type=positive_int, default=10, help="how many")
+    parser.add_argument(
+        "--threshold", type=fraction, default=0.3, help="lowest score that is drawn"
+    )
     group = parser.add_argument_group("heat map of region against text embeddings")
     group.add_argument("--config-file", help="of the detector whose regions are shown")
     group.add_argument("--weights", help="its checkpoint")
     group.add_argument("--regions", help="store of the teacher's embeddings of the data set")
-    group.add_argument("--region-pictures", type=int, default=200, help="how many are looked at")
+    group.add_argument(
+        "--region-pictures", type=positive_int, default=200, help="how many are looked at"
+    )
     group.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of its configuration")
-    parser.add_argument("--stages", type=Path, help="records of tools/quickstart.py, for times")
+    parser.add_argument("--stages", type=path, help="records of tools/quickstart.py, for times")
     add_data_arguments(parser)
     return parser
 
@@ -178,14 +187,11 @@ def similarity_section(args: argparse.Namespace) -> PageSection:
 
 def stage_section(stages: list[Record]) -> PageSection:
     """Commands, times and memory."""
-    rows = [
-        (s.title, s.command, shown_time(s.seconds), f"{s.peak_bytes / 2**30:.2f} GiB")
-        for s in stages
-    ]
+    rows = [(s.title, s.command, shown_time(s.seconds), shown_size(s.peak_bytes)) for s in stages]
     total = sum(s.seconds for s in stages)
     peak = max((s.peak_bytes for s in stages), default=0)
     text = (
-        f"{shown_time(total)} in all, at most {peak / 2**30:.2f} GiB of memory. Each command can "
+        f"{shown_time(total)} in all, at most {shown_size(peak)} of memory. Each command can "
         "be repeated by itself."
     )
     table = PageTable(("stage", "command", "time", "memory"), tuple(rows), numbers=2, code=True)
@@ -197,13 +203,16 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = build_parser()
     args = parser.parse_args()
-    bad = [run for run in args.run if "=" not in run]
+    bad = [run for run in args.run if not all(part.strip() for part in run.partition("="))]
     if bad:
         parser.error(f"expected --run NAME=FOLDER, got {bad[0]!r}")
     if bool(args.config_file) != bool(args.regions) or bool(args.regions) != bool(args.weights):
         parser.error("--config-file, --weights and --regions go together")
     folders = {name: Path(folder) for name, folder in (run.split("=", 1) for run in args.run)}
+    if len(folders) < len(args.run):
+        parser.error("expected another NAME for every --run, got one twice")
     try:
+        require_writable_file(args.out, "--out")
         register_from_arguments(args)
         runs = read_runs(list(folders.values()), list(folders))
         first, lead = table_section(runs, args.dataset, args.task)

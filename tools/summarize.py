@@ -14,8 +14,8 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from pathlib import Path
 
+from vild.data.command_line import path
 from vild.inference.runs import TASKS, read_runs
 from vild.inference.summary import build_tables, to_markdown, write_summary
 
@@ -25,9 +25,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, nargs="+", help="folder of a run, or file of its metrics")
+    parser.add_argument("run", type=path, nargs="+", help="folder of a run, or file of its metrics")
     parser.add_argument("--names", nargs="+", help="one a run; the folders' by default")
-    parser.add_argument("--out-dir", type=Path, required=True)
+    parser.add_argument("--out-dir", type=path, required=True)
     parser.add_argument(
         "--task", choices=TASKS, help="what the paper reports by default: masks, or boxes on COCO"
     )

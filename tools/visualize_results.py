@@ -14,13 +14,21 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from pathlib import Path
 from typing import Any
 
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
-from vild.data import Vocabulary, add_data_arguments, find_split, register_from_arguments
+from vild.data import (
+    Vocabulary,
+    add_data_arguments,
+    find_split,
+    fraction,
+    positive_int,
+    register_from_arguments,
+)
+from vild.data.command_line import path
+from vild.data.files import require_writable_folder
 from vild.inference import PictureWriter, instances_from_results, read_results_by_picture
 
 
@@ -30,10 +38,14 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dataset", required=True, help="registered data set of the results")
-    parser.add_argument("--results", type=Path, required=True, help="json of the detections")
-    parser.add_argument("--out-dir", type=Path, required=True)
-    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that is drawn")
-    parser.add_argument("--limit", type=int, help="draw this many pictures, the first ones")
+    parser.add_argument("--results", type=path, required=True, help="json of the detections")
+    parser.add_argument("--out-dir", type=path, required=True)
+    parser.add_argument(
+        "--threshold", type=fraction, default=0.3, help="lowest score that is drawn"
+    )
+    parser.add_argument(
+        "--limit", type=positive_int, help="draw this many pictures, the first ones"
+    )
     parser.add_argument("--images", nargs="+", metavar="ID", help="draw these pictures")
     parser.add_argument("--no-ground-truth", action="store_true", help="draw the detections alone")
     add_data_arguments(parser)
@@ -44,10 +56,8 @@ def choose(records: list[dict[str, Any]], args: argparse.Namespace) -> list[dict
     """The records to draw, in the data set's order.
 
     Raises:
-        ValueError: an image that the data set lacks, or a limit below 1.
+        ValueError: an image that the data set lacks.
     """
-    if args.limit is not None and args.limit < 1:
-        raise ValueError(f"expected a --limit of at least 1, got {args.limit}")
     if args.images:
         wanted = set(args.images)
         absent = sorted(wanted - {str(record["image_id"]) for record in records})
@@ -63,6 +73,7 @@ def main() -> int:
     parser = build_parser()
     args = parser.parse_args()
     try:
+        require_writable_folder(args.out_dir, "--out-dir")
         register_from_arguments(args)
         records = find_split(args.dataset)
         rows = MetadataCatalog.get(args.dataset).thing_dataset_id_to_contiguous_id

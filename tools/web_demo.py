@@ -1,18 +1,21 @@
 #!/usr/bin/env python
-r"""A web page: drop a picture, type words, see what is found.
+r"""Serve a web page: drop an image, type words, see what is detected.
 
 python tools/web_demo.py --config-file configs/shapes/vild_ensemble.yaml \
     --words "striped red star, plain blue heart" --opts MODEL.WEIGHTS model_final.pth
 
-It listens on this machine alone unless --host says otherwise (0.0.0.0: on all addresses). Needs the
-extra `demo` (gradio).
+By default only this machine can reach it. --host 0.0.0.0 serves all addresses; docs/FAQ.md says
+what to put in front of it then. Needs the extra `demo` (gradio).
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
+import signal
 import sys
+import tempfile
 from pathlib import Path
 
 from vild.config import read_config, register_datasets
@@ -20,10 +23,13 @@ from vild.data import Vocabulary, fraction, positive_int
 from vild.data.vocabulary import join_words
 from vild.inference import OpenVocabularyPredictor
 from vild.inference.inputs import find_pictures
-from vild.inference.web import Limits, PageDetector
+from vild.inference.web import VISITORS, Limits, PageDetector
+from vild.inference.web_folder import private_folder
+from vild.inference.web_gate import Gate, ServedHosts, require_free_address
 
 try:
     import gradio as gr
+    from starlette.middleware import Middleware
 except ImportError:
     sys.exit("error: expected gradio, which draws the page: pip install -e '.[demo]'")
 
@@ -41,9 +47,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--words", default="", help="words that the page begins with; see demo.py")
-    parser.add_argument("--examples", nargs="+", default=[], help="pictures that it offers")
+    parser.add_argument("--examples", nargs="+", default=[], help="images that it offers")
     parser.add_argument("--confidence-threshold", type=fraction, default=0.3, help="0.3 by default")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="further host name of the page, such as that of a reverse proxy; may be repeated",
+    )
     parser.add_argument("--port", type=positive_int, default=7860)
     parser.add_argument("--browser", action="store_true", help="open it in a browser")
     parser.add_argument("--max-upload-mb", type=positive_int, default=default.upload_mb)
@@ -73,7 +86,7 @@ def build_page(
             with gr.Column(scale=1):
                 sizes = f"{limits.upload_mb} MB and {limits.megapixels} megapixels"
                 picture = gr.File(
-                    label=f"Picture, up to {sizes}",
+                    label=f"Image, up to {sizes}",
                     type="filepath",
                     elem_id="picture",
                 )
@@ -89,7 +102,7 @@ def build_page(
                 )
                 button = gr.Button("Detect", variant="primary", elem_id="detect")
                 if examples:
-                    gr.Examples([[str(file)] for file in examples], picture, label="Pictures")
+                    gr.Examples([[str(file)] for file in examples], picture, label="Examples")
             with gr.Column(scale=2):
                 message = gr.Textbox(label="Result", interactive=False, elem_id="message")
                 drawn = gr.Image(
@@ -99,7 +112,9 @@ def build_page(
                     buttons=["download", "fullscreen"],
                     elem_id="drawn",
                 )
-                gr.Markdown("★ and warm colours: novel classes, which it has no annotations of.")
+                gr.Markdown(
+                    "★ and warm colours mark novel classes, which the detector was not trained on."
+                )
                 vocabulary = gr.HighlightedText(
                     label="What it looks for",
                     color_map={"novel": "orange", "base": "blue"},
@@ -120,25 +135,34 @@ def build_page(
             [picture, text, score],
             [message, drawn, vocabulary, table, download],
             trigger_mode="always_last",
+            concurrency_limit=VISITORS,
             api_visibility="private",
         )
     return page
 
 
-def serve(page: gr.Blocks, limits: Limits, host: str, port: int, browser: bool) -> None:
-    """Serve the page until Ctrl-C."""
+def in_url(host: str) -> str:
+    """Return a host as URLs and gradio have it."""
+    return f"[{host}]" if ":" in host else host
+
+
+def serve(page: gr.Blocks, limits: Limits, hosts: ServedHosts, args: argparse.Namespace) -> None:
+    """Serve the page until Ctrl-C or SIGTERM."""
+    # one file and what a form adds to it, or words
+    gate = Middleware(Gate, hosts=hosts, max_bytes=(limits.upload_mb + 1) * 2**20)
     page.queue(max_size=32)
     page.launch(
-        server_name=host,
-        server_port=port,
+        server_name=in_url(args.host),
+        server_port=args.port,
         max_file_size=f"{limits.upload_mb}mb",
         theme=gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
+        app_kwargs={"middleware": [gate]},
         footer_links=[],
         share=False,
         ssr_mode=False,
         enable_monitoring=False,
         quiet=True,
-        inbrowser=browser,
+        inbrowser=args.browser,
     )
 
 
@@ -147,7 +171,7 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     parser = build_parser()
     args = parser.parse_args()
-    limits = Limits(args.max_upload_mb, args.max_megapixels, args.max_words)
+    limits = Limits(args.max_upload_mb, args.max_megapixels, words=args.max_words)
     try:
         cfg = read_config(args.config_file, args.opts)
         register_datasets(cfg)
@@ -158,14 +182,24 @@ def main() -> int:
                 f"expected at most {limits.words} words on this page, got {len(words)}: raise "
                 "--max-words"
             )
-        predictor = OpenVocabularyPredictor(cfg, words, precision=args.precision)
+        args.host = args.host.strip("[]")  # of an IPv6 address
+        hosts = ServedHosts(args.host, args.allowed_host)
+        require_free_address(args.host, args.port)
         examples = find_pictures(args.examples) if args.examples else []
+        predictor = OpenVocabularyPredictor(cfg, words, precision=args.precision)
         text = join_words(words.names) if words is not None else ""
-        page = build_page(
-            PageDetector(predictor, limits), text, args.confidence_threshold, examples
-        )
-        print(f"http://{args.host}:{args.port} (Ctrl-C ends it)", flush=True)
-        serve(page, limits, args.host, args.port, args.browser)
+        # end as by Ctrl-C, so that the folder is removed
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with private_folder(os.environ.get("GRADIO_TEMP_DIR")) as folder:
+            tempfile.tempdir = str(folder)
+            os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")
+            os.environ["GRADIO_RUN_HISTORY"] = "False"  # browsers need not keep visitors' images
+            detector = PageDetector(predictor, folder / "found", limits)
+            page = build_page(detector, text, args.confidence_threshold, examples)
+            print(f"http://{in_url(args.host)}:{args.port} (Ctrl-C ends it)", flush=True)
+            serve(page, limits, hosts, args)
+    except KeyboardInterrupt:
+        return 0
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     return 0

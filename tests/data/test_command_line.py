@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from vild.data import find_split, positive_float, positive_int, require_split
+from vild.data import comma_list, find_split, positive_float, positive_int, require_split
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "nan", "many", ""])
@@ -29,3 +29,9 @@ def test_an_unknown_split_is_refused_with_near_misses() -> None:
         require_split("lvis_v1_vla", "a registered split in DATASETS.TEST")
     with pytest.raises(ValueError, match=r"got 'xyz'.*Registered: \['.*'lvis_v1_val'"):
         find_split("xyz")
+
+
+def test_a_list_of_a_program_is_no_comma_list() -> None:
+    assert comma_list('a, "b, c"') == ["a", "b, c"]
+    with pytest.raises(argparse.ArgumentTypeError, match="without brackets or quotes around them"):
+        comma_list("['a', 'b']")

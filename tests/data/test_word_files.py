@@ -95,7 +95,10 @@ REFUSED = {
     ),
     "json flags as text": ("a.json", '[{"name": "a", "novel": "false"}]', "true or false"),
     "json frequencies": ("a.json", '[{"name": "a", "frequency": "rare"}]', "'r', 'c' or 'f'"),
-    "html": ("a.txt", "<!DOCTYPE html>\n<html>\n", "looks like JSON, markup or code"),
+    "html": ("a.txt", "<!DOCTYPE html>\n<html>\n", "got a page or a drawing in HTML, XML or SVG"),
+    "html as csv": ("a.csv", "\n <html>\n404\n</html>\n", "got a page or a drawing"),
+    "html as json": ("a.json", "<!-- a page --><p>", "is not a json file"),
+    "xml as yaml": ("a.yaml", "<?xml version='1.0'?>\n", "got a page or a drawing"),
     "html by its ending": ("a.html", "cat\n", r"expected a vocabulary as a \.json"),
     "quoted": ("a.txt", '"cat",\n"dog"\n', "a quoted list"),
     "python": ("a.txt", "CLASSES = (\n'cat',\n)\n", "a configuration"),
@@ -121,6 +124,11 @@ REFUSED = {
     "yolo with truth values": ("a.yaml", "names: [yes, no]\n", "got True; put it in quotes"),
     "yolo with a file": ("a.yaml", "names: coco.names\n", "expected a list of names"),
     "a configuration": ("a.yaml", "MODEL:\n  WEIGHTS: x\n", r"under 'names', got the keys"),
+    "yolo with an index twice": (
+        *("a.yaml", "names: {0: cat, 0: dog}\n"),
+        "the key '0' occurs more than once",
+    ),
+    "yaml with names twice": ("a.yaml", "names: [cat]\nnames: [dog]\n", "'names' occurs more"),
     "broken yaml": ("a.yaml", "names: [cat\n", "is not valid yaml: "),
     "words as yaml": ("a.yaml", "cat\ndog\n", "under 'names', got 'cat"),
     "a data set": (
@@ -134,6 +142,12 @@ REFUSED = {
     "csv of two names": ("a.csv", "name,class\nTom,cat\nRex,dog\n", "got 2 among"),
     "csv with more": ("a.csv", "name,novel\ncat,1\n", "got the column 'novel'; use a .json"),
     "ragged csv": ("a.csv", "id,name\n1,cat,3\n", "expected 2 columns as in the first line, got 3"),
+    "csv in another order": (
+        *("a.csv", "id,name\n2,dog\n1,cat\n"),
+        "expected ids that increase in the column 'id', got 1 after 2",
+    ),
+    "csv with an id twice": ("a.csv", "name;class_id\ncat;1\ndog;1\n", "got 1 after 1"),
+    "csv of a shuffled table": ("a.csv", ",name\n4,cat\n3,dog\n", "in the column '', got 3 after"),
     "csv of boxes": ("a.csv", "file,class\na,cat\nb,cat\n", "the class 'cat' is there 2 times"),
 }  # fmt: skip
 

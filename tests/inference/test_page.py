@@ -90,6 +90,13 @@ def test_class_ap_is_read_and_drawn(tmp_path: Path) -> None:
         read_class_ap(tmp_path / "none.csv")
 
 
+def test_names_of_runs_are_no_formulas() -> None:
+    figure = plot_class_ap([ClassAP("crow", False, 50.0)], {"crow": 30.0}, (r"$\frac$", "$a$"))
+    figure.canvas.draw()
+    texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert texts == [r"\$a\$", r"\$\frac\$, base: mean 50.0"]
+
+
 def test_similarities_have_novel_classes_last() -> None:
     matrix = np.arange(9.0).reshape(3, 3)
     figure = plot_similarities(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
@@ -181,14 +181,54 @@ def test_the_second_start_with_the_same_words_encodes_nothing(
     assert again.encoder.encoded == 1
 
 
-def test_words_of_a_model_without_text_embeddings_on_this_machine(
-    folder: Path, tmp_path: Path
-) -> None:
-    gone = config(folder, MODEL__VILD__TEXT_EMBEDDINGS=str(tmp_path / "gone.safetensors"))
-    predictor = OpenVocabularyPredictor(gone, WORDS, cache=tmp_path)
+def test_words_of_a_model_without_text_embeddings(folder: Path, tmp_path: Path) -> None:
+    without = config(folder, MODEL__VILD__TEXT_EMBEDDINGS="")
+    predictor = OpenVocabularyPredictor(without, WORDS, cache=tmp_path)
     assert predictor.vocabulary.names == tuple(WORDS)
+    assert all(predictor.vocabulary.novel)
     with pytest.raises(ValueError, match=r"expected words to detect, or MODEL\.VILD\.TEXT"):
-        OpenVocabularyPredictor(gone, cache=tmp_path)
+        OpenVocabularyPredictor(without, cache=tmp_path)
+
+
+def test_missing_text_embeddings_are_an_error(folder: Path, tmp_path: Path) -> None:
+    """Without them, every word would count as novel, and get other scores."""
+    gone = config(folder, MODEL__VILD__TEXT_EMBEDDINGS=str(tmp_path / "gone.safetensors"))
+    for words in (None, WORDS):
+        with pytest.raises(ValueError, match=r"expected text embeddings at .*gone\.safetensors"):
+            OpenVocabularyPredictor(gone, words, cache=tmp_path)
+
+
+@pytest.mark.parametrize("batch_size", [0, 1.5, "8", None, float("nan")])
+def test_impossible_batch_sizes(folder: Path, batch_size: Any) -> None:
+    with pytest.raises(ValueError, match="expected a batch of 1 or more images, got"):
+        OpenVocabularyPredictor(config(folder), WORDS, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("cfg", [get_cfg(), None, "model.yaml", CfgNode()])
+def test_configurations_without_vild(cfg: Any) -> None:
+    with pytest.raises(ValueError, match=r"expected a configuration (with MODEL\.VILD|\(CfgNode)"):
+        OpenVocabularyPredictor(cfg, WORDS)
+
+
+def test_an_empty_path_is_no_cache(folder: Path) -> None:
+    with pytest.raises(ValueError, match="expected a folder as the cache, got an empty path"):
+        OpenVocabularyPredictor(config(folder), WORDS, cache="")
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (Image.new("RGB", (0, 10)), "expected an image with pixels, got one of 0 x 10"),
+        (np.zeros((0, 10, 3), np.uint8), r"expected images of shape \(H, W, 3\)"),
+        (np.zeros((1, 50_000, 3), np.uint8), "less long and thin than 50000 x 1 pixels"),
+        (Image.new("L", (1, 50_000)), "less long and thin than 1 x 50000 pixels"),
+        ("", "expected the path of an image, got an empty one"),
+    ],
+)
+def test_images_without_extent(folder: Path, image: Any, message: str) -> None:
+    predictor = OpenVocabularyPredictor(config(folder), WORDS, cache=folder / "cache")
+    with pytest.raises(ValueError, match=message):
+        predictor(image)
 
 
 def test_half_precision_finds_nearly_the_same(folder: Path) -> None:

@@ -45,6 +45,21 @@ def test_markdown_of_lvis() -> None:
     )
 
 
+def test_names_are_text_in_markdown() -> None:
+    name = "a|b\n| `x` <img src=x onerror=alert(1)> *z* _y_ [l](javascript:1) $m$ lvis_v1 \\"
+    (line,) = to_markdown(build_tables([lvis(name)])).splitlines()[4:]
+    expected = (
+        r"a\|b \| \`x\` &lt;img src=x onerror=alert(1)&gt; \*z\* \_y\_ \[l\](javascript:1) \$m\$ "
+        r"lvis_v1 \\"
+    )
+    assert line.startswith(f"| {expected} | lvis_v1_val | measured |")
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"])
+def test_names_are_no_formulas_in_csv(name: str) -> None:
+    assert f"\n'{name}," in to_csv(build_tables([lvis(name)]))
+
+
 def test_csv_of_two_kinds() -> None:
     assert to_csv(build_tables([lvis("a,b"), coco()])) == (
         "method,data,figures,task,APr,APc,APf,AP,AP50 novel,AP50 base,AP50 all\n"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +14,11 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+from PIL import Image
 
 import demo
 from vild.inference.inputs import find_pictures
+from vild.inference.named import NamedDetectionsWriter
 
 from .. import malformed, small_shapes
 
@@ -88,11 +92,7 @@ def test_a_folder_with_a_broken_picture(
 
 def test_a_video(run: Run, photos: Path, tmp_path: Path, opts: list[str]) -> None:
     video, out, results = tmp_path / "walk.mp4", tmp_path / "out.mp4", tmp_path / "out.json"
-    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"mp4v"), 5.0, (160, 160))
-    picture = cv2.imread(str(photos / "a.png"))
-    for shift in range(4):
-        writer.write(np.roll(picture, shift * 10, axis=1))
-    writer.release()
+    make_video(video, photos / "a.png", 4)
     arguments = ("--config-file", CONFIG, "--video-input", video, "--vocabulary", WORDS)
     files = ("--confidence-threshold", "0", "--output", out, "--results", results)
     assert run(demo, *arguments, *files, "--max-frames", "3", *opts) == 0
@@ -124,6 +124,22 @@ def test_a_video(run: Run, photos: Path, tmp_path: Path, opts: list[str]) -> Non
         (("--video-input", "{photos}/gone.mp4"), "no such file"),
         (("--video-input", "{photos}/notes.txt", "--results", "a.json"), "OpenCV cannot open it"),
         (("--video-input", "{photos}/notes.txt"), "expected --output FILE.mp4 or --results"),
+        (
+            ("--video-input", "{photos}/a.png", "--output", "a.jpg"),
+            "expected a video as .mp4, .mkv",
+        ),
+        (("--input", "{photos}/walk.mp4"), "use --video-input {photos}/walk.mp4"),
+        (("--input", ""), "expected images, got the empty path ''"),
+        (("--input", "{photos}", "--output", ""), "argument --output: expected a path, got ''"),
+        (("--input", "{photos}", "--results", " "), "argument --results: expected a path, got ' '"),
+        (("--video-input", ""), "argument --video-input: expected a path, got ''"),
+        (("--input", "{photos}", "--novel", "['a']"), "without brackets or quotes around them"),
+        (("--input", "{photos}", "--vocabulary", "['a', 'b']"), "without brackets or quotes"),
+        (
+            ("--input", "{photos}", "--results", "{photos}/a.png/a.csv"),
+            "expected --results to be a",
+        ),
+        (("--input", "{photos}", "--output", "{photos}/notes.txt/a"), "expected --output to be a"),
     ],
 )
 def test_impossible_arguments(
@@ -136,10 +152,106 @@ def test_impossible_arguments(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(photos.parent)
+    (photos / "walk.mp4").touch()
     given = [argument.format(photos=photos) for argument in arguments]
     assert run(demo, "--config-file", CONFIG, *given, *opts) == 2
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert message.format(photos=photos) in said
+    assert said.splitlines()[-1].startswith(("error: ", "demo: error: "))
     assert not list(photos.parent.glob("*.json"))
+
+
+def test_outputs_are_checked_before_the_model_is_loaded(
+    run: Run,
+    photos: Path,
+    opts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(demo, "predictor_from_arguments", lambda *_: 1 / 0)
+    common = ("--config-file", CONFIG, "--input", photos)
+    for more in (("--output", photos / "a.png"), ("--results", photos), ("--results", "a.xml")):
+        assert run(demo, *common, *more, *opts) == 2
+        assert capsys.readouterr().err.startswith("error: expected ")
+
+
+def test_a_full_disk_is_one_line_with_the_file(
+    run: Run,
+    photos: Path,
+    tmp_path: Path,
+    opts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(NamedDetectionsWriter, "add", full)
+    given = ("--config-file", CONFIG, "--input", photos / "a.png", "--vocabulary", WORDS)
+    assert run(demo, *given, "--results", tmp_path / "found.json", *opts) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert "No space left on device" in said
+    assert str(tmp_path / "found.json") in said
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert run(demo, *given, "--output", tmp_path / "found.png", *opts) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("failed: ")
+    assert str(tmp_path / "found.png") in said
+    assert not list(tmp_path.glob("*found*"))
+
+
+def make_video(file: Path, picture: Path, frames: int) -> None:
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), 5.0, (160, 160))
+    for shift in range(frames):
+        writer.write(np.roll(cv2.imread(str(picture)), shift * 10, axis=1))
+    writer.release()
+
+
+def test_a_video_that_ends_early_is_reported(
+    run: Run, photos: Path, tmp_path: Path, opts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    video, results = tmp_path / "walk.avi", tmp_path / "found.csv"
+    make_video(video, photos / "a.png", 12)
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    given = ("--config-file", CONFIG, "--video-input", video, "--vocabulary", WORDS)
+    assert run(demo, *given, "--results", results, *opts) == 3
+    said = capsys.readouterr()
+    assert re.fullmatch(rf"failed: {video}: expected about 12 frames, could read \d\n", said.err)
+    assert f"wrote {results}" in said.out
+    # those that were asked for are all there
+    assert run(demo, *given, "--results", results, "--max-frames", "1", *opts) == 0
+
+
+@pytest.mark.parametrize("kind", [".mp4", ".mkv", ".avi"])
+@pytest.mark.parametrize("frames", [1, 7])
+def test_frames_that_were_not_written_are_an_error(
+    kind: str, frames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / f"out{kind}"
+
+    def write_all() -> None:
+        with demo._video_writer(out, 5.0) as write:
+            for _ in range(frames):
+                write(np.zeros((64, 64, 3), np.uint8))
+
+    write_all()
+    before = out.read_bytes()
+    # as on a full disk: OpenCV says nothing
+    monkeypatch.setattr(cv2.VideoWriter, "release", lambda _: None)
+    with pytest.raises(OSError, match=rf"expected {frames} frames in .*{kind}, \d were written"):
+        write_all()
+    assert out.read_bytes() == before
+
+
+def test_formulas_in_a_csv(run: Run, photos: Path, tmp_path: Path, opts: list[str]) -> None:
+    results = tmp_path / "found.csv"
+    given = ("--config-file", CONFIG, "--input", photos / "a.png", "--results", results)
+    words = ("--vocabulary", "=1+1", "--confidence-threshold", "0")
+    assert run(demo, *given, *words, *opts) == 0
+    with results.open(encoding="utf-8", newline="") as file:
+        assert {line["class"] for line in csv.DictReader(file)} == {"'=1+1"}
 
 
 def test_inputs_are_files_patterns_and_folders(photos: Path) -> None:

@@ -92,7 +92,6 @@ def test_without_detections_the_ground_truth_is_there(draw: Draw, small: SmallDa
     ("more", "entries", "message"),
     [
         (["--images", "99"], [], "no image 99"),
-        (["--limit", "0"], [], "--limit of at least 1"),
         ([], [{"image_id": 99, "category_id": 1, "score": 1, "bbox": [0, 0, 1, 1]}], "got 99"),
         (
             [],
@@ -114,6 +113,32 @@ def test_errors_are_one_line(
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert message in error
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--limit", "0", "expected an integer of at least 1, got '0'"),
+        ("--threshold", "nan", "expected a number from 0 to 1, got 'nan'"),
+        ("--threshold", "30", "expected a number from 0 to 1, got '30'"),
+        ("--out-dir", "", "expected a path, got ''"),
+        ("--results", "", "expected a path, got ''"),
+    ],
+)
+def test_options_out_of_range(
+    draw: Draw, capsys: pytest.CaptureFixture[str], option: str, value: str, message: str
+) -> None:
+    assert draw(option, value, entries=[]) == 2
+    assert f"argument {option}: {message}\n" in capsys.readouterr().err
+
+
+def test_the_folder_is_checked_before_the_work(
+    draw: Draw, small: SmallData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert draw("--out-dir", str(small.picture(1)), entries=[]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: expected --out-dir to be a folder that can be written, got ")
+    assert error.count("\n") == 1
 
 
 def test_results_with_empty_masks_and_scores_as_text(small: SmallData, draw: Draw) -> None:

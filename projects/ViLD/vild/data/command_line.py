@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, TypeVar
 
 from detectron2.data import DatasetCatalog
@@ -36,8 +37,26 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def comma_list(text: str) -> list[str]:
-    """The words of ``--novel "a, b"``; for argparse's ``type``."""
-    return split_words(text)
+    """Return the words of ``--novel "a, b"``; for argparse's ``type``.
+
+    Raises:
+        argparse.ArgumentTypeError: see :func:`vild.data.vocabulary.split_words`.
+    """
+    try:
+        return split_words(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def path(text: str) -> Path:
+    """Convert text to a path; for argparse's ``type``.
+
+    Raises:
+        argparse.ArgumentTypeError: empty text, which would mean the current folder.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"expected a path, got {text!r}")
+    return Path(text)
 
 
 def fraction(text: str) -> float:

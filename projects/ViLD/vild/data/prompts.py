@@ -5,6 +5,7 @@ Rules: ViLD's appendix D and its public demo (cleaning, articles, "This is").
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
@@ -12,19 +13,26 @@ from importlib import resources
 
 MAX_NAME_LENGTH = 200  # characters of a class name; CLIP reads 77 tokens
 SINGLE_TEMPLATE = "a photo of {article} {}."
+# Marks of direction, soft hyphens and spaces of no width, which copied text may hold; joiners alone
+# mean something within emoji and some scripts.
+_INVISIBLE = re.compile(
+    "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]"
+    "|(?<![^\x00-\x7f])[\u200c\u200d]+|[\u200c\u200d]+(?![^\x00-\x7f])"
+)
 
 
 def clean_name(name: str) -> str:
     """Return a class name as the prompts spell it. Names that are equal here share their prompts.
 
-    Lower case; Unicode in NFKC; ``_`` becomes a space and ``/`` becomes " or "; no trailing dot;
-    single spaces.
+    Lower case; Unicode in NFKC, without invisible characters; ``_`` becomes a space and ``/``
+    becomes " or "; no trailing dot; single spaces.
 
     >>> clean_name("Bow_(decorative_ribbons)")
     'bow (decorative ribbons)'
     """
     # once more after lower(), which can give letters and accents that compose
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).lower())
+    text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", name))
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
     text = text.replace("_", " ").replace("/", " or ")
     return " ".join(text.split()).rstrip(". ")
 

@@ -21,7 +21,11 @@ from vild.data.word_files import FILE_ENDINGS, classes_of_json, read_classes
 SHORT_NAMES = {"lvis": "lvis_v1_val", "coco": "coco_2017_ovd_val"}
 _SPLIT_ENDINGS = ("_train", "_val", "_test", "_base", "_trainval", "_minival")
 # a quoted word, which may hold the signs that separate words, or one without quotes
-_WORDS = re.compile(r'\s*"([^"\n]*)"\s*(?=[,;\n]|$)|([^,;\n]+)')
+_WORDS = re.compile(r'[^\S\n]*"([^"\n]*)"[^\S\n]*(?=[,;\n]|$)|([^,;\n]+)')
+# a word of a list in Python or JSON
+_LISTED = re.compile("\\[.*\\]|'.*'|\u2018.*\u2019|\u201c.*\u201d|`.*`")
+# control characters except white space, and halves of characters
+_NOT_TEXT = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,8 @@ class Vocabulary:
         novel: K flags; True for classes without training annotations.
 
     Raises:
-        ValueError: no class, an empty, over-long or repeated name, two names with the same prompts
-            (:func:`vild.data.clean_name`), or lists of unequal length.
+        ValueError: no class, an empty, over-long or repeated name, one with control characters, two
+            names with the same prompts (:func:`vild.data.clean_name`), or lists of unequal length.
     """
 
     names: tuple[str, ...]
@@ -52,17 +56,23 @@ class Vocabulary:
                     f"{len(self.names)} names"
                 )
         for name in self.names:
-            if not clean_name(name):
-                raise ValueError(f"expected words for every class, got the name {name!r}")
             if len(name) > MAX_NAME_LENGTH:
                 raise ValueError(
                     f"the name {name[:40] + '…'!r} has {len(name)} characters; at most "
                     f"{MAX_NAME_LENGTH} are allowed"
                 )
+            if not clean_name(name):
+                raise ValueError(f"expected words for every class, got the name {name!r}")
         self._check_unique()
         for name, synonyms in zip(self.names, self.synonyms, strict=True):
             if not synonyms or synonyms[0] != name:
                 raise ValueError(f"the synonyms of {name!r} must begin with the name itself")
+            for word in synonyms:
+                if odd := _NOT_TEXT.search(word):
+                    raise ValueError(
+                        f"expected text as the name of a class, got {word[:40]!r} with the "
+                        f"character {odd[0]!r}: remove it"
+                    )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -227,20 +237,38 @@ def split_words(text: str) -> list[str]:
         text: words separated by commas, semicolons or line breaks; in double quotes a word may
             hold these. Empty words are left out.
 
+    Raises:
+        ValueError: a list in the syntax of Python or JSON, or a word that was cut within brackets.
+
     >>> split_words('cat, "bow, tie"; red panda')
     ['cat', 'bow, tie', 'red panda']
     """
-    found = (quoted or bare for quoted, bare in _WORDS.findall(text))
-    return [word.strip() for word in found if word.strip()]
+    words = []
+    for quoted, bare in _WORDS.findall(text):
+        if _is_cut(bare.strip()):
+            raise ValueError(
+                f"expected words separated by commas, without brackets or quotes around them, got "
+                f"{bare.strip()[:40]!r}: put a word that has these in double quotes"
+            )
+        words.append((quoted or bare).strip())
+    return [word for word in words if word]
 
 
 def join_words(words: Iterable[str]) -> str:
-    """Return a comma list that :func:`split_words` reads back; words with separators are quoted.
+    """Return a comma list that :func:`split_words` reads back; words are quoted where needed.
 
     >>> join_words(["cat", "bow, tie"])
     'cat, "bow, tie"'
     """
-    return ", ".join(f'"{word}"' if re.search("[,;\n]", word) else word for word in words)
+    return ", ".join(
+        f'"{word}"' if re.search("[,;\n]", word) or _is_cut(word) else word for word in words
+    )
+
+
+def _is_cut(word: str) -> bool:
+    """Return whether a word looks like a part of a list, or was separated within brackets."""
+    unbalanced = any(word.count(left) != word.count(right) for left, right in ("()", "[]", "{}"))
+    return unbalanced or _LISTED.fullmatch(word) is not None
 
 
 def _words(names: object, what: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from vild.data.files import read_text
+from vild.data.yaml_loader import UniqueKeyLoader
 
 KINDS = (
     "a .json, a .txt with one class per line, a .yaml with 'names', a .csv, or a .safetensors of "
@@ -41,6 +43,10 @@ _NAME_COLUMNS = (
     *("names", "classes", "labels", "categories", "object", "objects", "display_name"),
 )
 _RICH_COLUMNS = ("synonyms", "novel", "frequency")
+_ID_COLUMNS = (
+    *("id", "ids", "index", "idx", "number", "no", "class_id", "category_id", "label_id"),
+    *("class_index", "label_index", ""),
+)
 _DATASET_KEYS = ("train", "val", "test")
 
 # "0: cat", "1. cat", "1) cat", "1,cat", "1 cat", "n02121808 cat"
@@ -69,6 +75,7 @@ def read_classes(path: str | os.PathLike[str]) -> list[Item]:
       refused.
     - ``.yaml``, ``.yml``: ``names``, a list or ``{index: name}`` (YOLO's data.yaml), or a list.
     - ``.csv``, ``.tsv``: one column, or a header with a column ``name``, ``class`` or ``label``.
+      The numbers of a column ``id`` have to increase, since classes are counted by their lines.
     - ``.safetensors``: the vocabulary of text embeddings.
 
     Returns:
@@ -91,6 +98,11 @@ def read_classes(path: str | os.PathLike[str]) -> list[Item]:
     text = read_text(path, "a vocabulary")
     if not text.strip():
         raise ValueError(f"expected a vocabulary at {path}, got an empty file")
+    if re.match(r"\s*<[!?]?[a-z]", text, re.IGNORECASE):
+        raise ValueError(
+            f"{path}: expected a vocabulary, got a page or a drawing in HTML, XML or SVG: was an "
+            "error page saved under this name? Download the file again"
+        )
     return _READERS[kind](text, str(path))
 
 
@@ -179,7 +191,7 @@ def _names(names: Any, where: str) -> list[str]:
 
 def _classes_of_yaml(text: str, where: str) -> list[Item]:
     try:
-        contents = yaml.safe_load(text)
+        contents = yaml.load(text, UniqueKeyLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not valid yaml: {' '.join(str(error).split())}") from None
     if isinstance(contents, list):
@@ -234,7 +246,27 @@ def _classes_of_csv(text: str, where: str) -> list[Item]:
             f"{where}: expected one column of names, called 'name', 'class' or 'label' in the "
             f"first line, got {len(of_words)} among {_shown(rows[0])}"
         )
+    _require_increasing_ids(header, rows[1:], where)
     return [{"name": row[of_words[0]]} for row in rows[1:]]
+
+
+def _require_increasing_ids(header: list[str], rows: list[list[str]], where: str) -> None:
+    """Refuse a csv whose ids would be in another order than the classes.
+
+    Raises:
+        ValueError: as said.
+    """
+    for index in (index for index, column in enumerate(header) if column in _ID_COLUMNS):
+        cells = [row[index] for row in rows]
+        if not all(re.fullmatch(r"\d{1,18}", cell) for cell in cells):
+            continue
+        for before, after in pairwise(map(int, cells)):
+            if after <= before:
+                raise ValueError(
+                    f"{where}: expected ids that increase in the column {header[index]!r}, got "
+                    f"{after} after {before}; classes are counted by their lines. Sort the lines, "
+                    "or remove the column"
+                )
 
 
 def _classes_of_text(text: str, where: str) -> list[Item]:

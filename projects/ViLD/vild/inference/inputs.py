@@ -11,6 +11,9 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".avif", ".jp2"),
     *(".tif", ".tiff", ".gif", ".ppm", ".pgm"),
 )
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp"),
+)
 
 
 def find_pictures(inputs: Sequence[str]) -> list[Path]:
@@ -22,10 +25,14 @@ def find_pictures(inputs: Sequence[str]) -> list[Path]:
             "._" files that macOS keeps beside others are skipped.
 
     Raises:
-        ValueError: an input that names nothing.
+        ValueError: an input that names nothing, or a video.
     """
     found: dict[Path, None] = {}
     for text in inputs:
+        if not text.strip():  # it would mean the current folder
+            raise ValueError(f"expected images, got the empty path {text!r}")
+        if Path(text).suffix.lower() in VIDEO_SUFFIXES and Path(text).is_file():
+            raise ValueError(f"expected images, got the video {text}: use --video-input {text}")
         path = Path(text)
         if path.is_dir():
             own = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())

@@ -13,6 +13,7 @@ from typing import Any
 from detectron2.structures import Instances
 
 from vild.data import Vocabulary
+from vild.data.display import csv_cell
 from vild.data.files import atomic_path
 from vild.evaluation import coco_results
 
@@ -26,7 +27,7 @@ class NamedDetectionsWriter:
     A ``.json`` is in COCO's results format: ``image_id`` counts the pictures from 1,
     ``category_id`` the classes of the vocabulary from 1; ``file_name`` and ``category_name`` say
     which they are, and ``frame`` is there for videos. A ``.csv`` has a line a detection, without
-    masks.
+    masks; a name that a spreadsheet would run as a formula begins with an apostrophe.
 
     Args:
         path: file to write; its ending says which of the two.
@@ -38,9 +39,7 @@ class NamedDetectionsWriter:
 
     def __init__(self, path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:
         self.path, self.vocabulary, self.detections = Path(path), vocabulary, 0
-        self._kind = self.path.suffix.lower()
-        if self._kind not in FORMATS:
-            raise ValueError(f"expected a file of detections as one of {FORMATS}, got {path}")
+        self._kind = require_format(self.path)
         self._stack, self._pictures = ExitStack(), 0
 
     def __enter__(self) -> NamedDetectionsWriter:
@@ -77,7 +76,8 @@ class NamedDetectionsWriter:
                 shown = "" if frame is None else frame
                 numbers = [f"{v:.2f}" for v in entry["bbox"]]
                 novel = int(self.vocabulary.novel[entry["category_id"] - 1])
-                row = [file, shown, entry["category_name"], novel, f"{entry['score']:.4f}"]
+                name = csv_cell(entry["category_name"])
+                row = [csv_cell(file), shown, name, novel, f"{entry['score']:.4f}"]
                 csv.writer(self._file).writerow([*row, *numbers])
             else:
                 place = (
@@ -86,6 +86,18 @@ class NamedDetectionsWriter:
                 text = json.dumps({**place, **entry}, ensure_ascii=False)
                 self._file.write((",\n" if self.detections else "\n") + text)
             self.detections += 1
+
+
+def require_format(path: Path) -> str:
+    """Return the ending of a file of detections, in lower case.
+
+    Raises:
+        ValueError: it is not among :data:`FORMATS`.
+    """
+    kind = path.suffix.lower()
+    if kind not in FORMATS:
+        raise ValueError(f"expected a file of detections as one of {FORMATS}, got {path}")
+    return kind
 
 
 def named_detections(

@@ -59,6 +59,8 @@ def plot_class_ap(
     Returns:
         a figure of 12 inches.
     """
+    # a $ is no mark of a formula
+    own_label, other_label = (label.replace("$", "\\$") for label in labels)
     known = [c for c in classes if not math.isnan(c.ap)]
     shown = sorted(known, key=lambda c: (c.novel, -c.ap))
     figure = Figure(figsize=(12, 4.4), facecolor="white", layout="constrained")
@@ -69,7 +71,7 @@ def plot_class_ap(
             continue
         xs, heights = zip(*own, strict=True)
         mean = float(np.mean(heights))
-        label = f"{labels[0]}, {kind}: mean {mean:.1f}"
+        label = f"{own_label}, {kind}: mean {mean:.1f}"
         axes.bar(xs, heights, color=colour, width=0.8, label=label)
         ends = (xs[0] - 0.5, xs[-1] + 0.5)
         axes.plot(ends, (mean, mean), color=colour, linewidth=1, linestyle=":")
@@ -80,7 +82,7 @@ def plot_class_ap(
             *("_k",),
             markersize=9,
             markeredgewidth=2,
-            label=labels[1],
+            label=other_label,
         )
     axes.set_xticks(
         range(len(shown)), [c.name for c in shown], rotation=90, size=7, parse_math=False

@@ -52,8 +52,9 @@ class OpenVocabularyPredictor:
             ``MODEL.VILD.TEXT_EMBEDDINGS`` says so.
 
     Raises:
-        ValueError: a checkpoint that is missing or of another model, a detector that cannot do
-            without precomputed proposals, no vocabulary, or see :meth:`set_vocabulary`.
+        ValueError: a configuration without ``MODEL.VILD``, a checkpoint that is missing or of
+            another model, a detector that needs precomputed proposals, text embeddings that are
+            missing, no vocabulary, or see :meth:`set_vocabulary`.
     """
 
     def __init__(
@@ -68,22 +69,31 @@ class OpenVocabularyPredictor:
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"expected a precision of {sorted(PRECISIONS)}, got {precision!r}")
-        if batch_size < 1:
-            raise ValueError(f"expected a batch of 1 or more images, got {batch_size}")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"expected a batch of 1 or more images, got {batch_size!r}")
+        if cache is not None and not os.fspath(cache):
+            raise ValueError("expected a folder as the cache, got an empty path")
+        _check(cfg)
         cfg = cfg.clone()
         cfg.defrost()
-        _check(cfg)
         if not torch.cuda.is_available():
             cfg.MODEL.DEVICE = "cpu"
         self.batch_size, self._dtype = batch_size, PRECISIONS[precision]
         file = cfg.MODEL.VILD.TEXT_EMBEDDINGS
-        known = TextEmbeddings.load(file) if file and Path(file).is_file() else None
+        if file and not Path(file).is_file():
+            # without them every word would count as novel, which changes scores
+            raise ValueError(
+                f"expected text embeddings at {file} (MODEL.VILD.TEXT_EMBEDDINGS), which say what "
+                "the detector was trained on: no such file. Make them with "
+                "tools/extract_text_embeddings.py, or set the key to '' if all words are novel"
+            )
+        known = TextEmbeddings.load(file) if file else None
         self.encoder = _encoder(cfg, known, cache)
         self.base_classes = _base_classes(known)
         if known is None and vocabulary is None:
             raise ValueError(
-                f"expected words to detect, or MODEL.VILD.TEXT_EMBEDDINGS to name their "
-                f"embeddings, got neither ({file or 'no file named'!r})"
+                "expected words to detect, or MODEL.VILD.TEXT_EMBEDDINGS to name their "
+                "embeddings, got neither"
             )
         text = self._embed(vocabulary, novel) if vocabulary is not None else known
         self.model = _build(cfg, text)
@@ -184,8 +194,14 @@ class OpenVocabularyPredictor:
 def _pixels(picture: object) -> np.ndarray:
     """Return an image as (H, W, 3) uint8 RGB."""
     if isinstance(picture, str | os.PathLike):
+        if not os.fspath(picture):
+            raise ValueError("expected the path of an image, got an empty one")
         return read_image(picture)
     if isinstance(picture, Image.Image):
+        if 0 in picture.size:
+            raise ValueError(
+                f"expected an image with pixels, got one of {picture.width} x {picture.height}"
+            )
         return image_pixels(picture)
     if picture is None:
         raise ValueError(
@@ -212,7 +228,17 @@ def prepare_picture(cfg: CfgNode, picture: np.ndarray) -> Tensor:
 
     Returns:
         (3, H', W') uint8, resized, channels as ``INPUT.FORMAT`` says.
+
+    Raises:
+        ValueError: an image so long that its short side would vanish.
     """
+    height, width = picture.shape[:2]
+    limits = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    if limits[0] and min(T.ResizeShortestEdge.get_output_shape(height, width, *limits)) < 1:
+        raise ValueError(
+            f"expected an image less long and thin than {width} x {height} pixels: its short side "
+            f"vanishes when it is resized to INPUT.MAX_SIZE_TEST, {limits[1]}"
+        )
     sizes = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST)
     pixels = picture if cfg.INPUT.FORMAT == "RGB" else picture[:, :, ::-1]
     pixels = np.ascontiguousarray(pixels)
@@ -257,6 +283,13 @@ def _base_classes(known: TextEmbeddings | None) -> frozenset[str]:
 
 
 def _check(cfg: CfgNode) -> None:
+    if not isinstance(cfg, CfgNode):
+        raise ValueError(f"expected a configuration (CfgNode), got {type(cfg).__name__}")
+    if "VILD" not in cfg.get("MODEL", {}):
+        raise ValueError(
+            "expected a configuration with MODEL.VILD, got one without: read it by "
+            "vild.config.read_config"
+        )
     variant = cfg.MODEL.VILD.VARIANT
     if variant in WITH_TEACHER or cfg.MODEL.LOAD_PROPOSALS:
         raise ValueError(

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from vild.data.display import csv_cell, markdown_cell
 from vild.data.files import atomic_path
 from vild.inference.runs import Run, read_runs
 
@@ -183,7 +184,7 @@ def to_markdown(tables: Sequence[Table]) -> str:
         ]
         for row in table.rows:
             cells = [row.method, row.data or MISSING, row.origin, *map(_shown, row.values)]
-            cells = [cell.replace("|", "\\|") for cell in cells]
+            cells = list(map(markdown_cell, cells))
             if row.published:
                 cells = [f"*{cell}*" for cell in cells]
             lines.append(f"| {' | '.join(cells)} |")
@@ -204,7 +205,8 @@ def to_csv(tables: Sequence[Table]) -> str:
             values = dict(zip(table.headings, row.values, strict=True))
             cells = [values.get(heading, math.nan) for heading in headings]
             shown = ["" if math.isnan(v) else f"{v:.3f}" for v in cells]
-            writer.writerow([row.method, row.data, row.origin, table.task, *shown])
+            texts = map(csv_cell, (row.method, row.data, row.origin, table.task))
+            writer.writerow([*texts, *shown])
     return text.getvalue()
 
 
@@ -358,6 +360,7 @@ def _draw_table(axes: Axes, table: Table, height: float, colours: Colours) -> No
 
 
 def _cut(text: str, room: int) -> str:
+    text = " ".join(text.split())  # on one line
     return text if len(text) <= room else f"{text[: room - 1]}…"
 
 

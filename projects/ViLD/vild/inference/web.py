@@ -1,34 +1,41 @@
-"""What is behind a web page that detects words in pictures. No web library here.
+"""The detector behind the web page, without the page itself.
 
-A page is open to whoever reaches it: sizes are limited, what is given is never trusted, and every
-failure is a message.
+A page is open to whoever reaches it: sizes are limited, input is never trusted, and every failure
+is a message.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import tempfile
+import os
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from detectron2.structures import Boxes, Instances
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vild.data import Vocabulary, read_image
 from vild.data.images import UnreadableImageError
 from vild.data.vocabulary import split_words
+from vild.embeddings import TextEmbeddings
 from vild.inference.drawing import MAX_SIDE, draw_detections
 from vild.inference.named import named_detections
-from vild.inference.predictor import OpenVocabularyPredictor
+from vild.inference.predictor import OpenVocabularyPredictor, read_words
 
 logger = logging.getLogger(__name__)
 
+VISITORS = 8  # answers in progress at the same time
+# Pillow reads many rarer formats; some are decoded as they are opened, whatever their size
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 LOWEST_SCORE = 0.01  # detections below are not kept for other thresholds
-_KEPT_FILES = 16  # json files that wait for their download
+_KEPT_FILES = 64  # json files waiting for gradio to copy them; more than visitors
+_DECODED_AT_ONCE = 2  # a decoder needs some 10 bytes a pixel
+_WORDS_AT_ONCE = 64  # embedded before another visitor's words have their turn
 
 
 @dataclass(frozen=True)
@@ -37,13 +44,16 @@ class Limits:
 
     Attributes:
         upload_mb: largest file, in megabytes.
-        megapixels: largest picture.
+        megapixels: largest image.
+        side: longest side of an image, in pixels. Resizing a strip of millions of pixels takes
+            gigabytes, even if it has few pixels.
         words: most words at a time; new ones have to be embedded, prompt by prompt.
         detections: most that are shown.
     """
 
     upload_mb: int = 20
     megapixels: int = 50
+    side: int = 20_000
     words: int = 1000
     detections: int = 100
 
@@ -80,26 +90,36 @@ class _Detected:
 
 
 class PageDetector:
-    """Answers a page, one visitor at a time.
+    """Answers the visitors of a page.
+
+    Images are read and words are embedded in each visitor's thread; only the model itself, which
+    has one vocabulary at a time, and drawing serve one visitor after the other.
 
     Args:
         predictor: its vocabulary changes with every visitor's words.
+        folder: of the json files that visitors download; it is made.
         limits: what is accepted.
     """
 
-    def __init__(self, predictor: OpenVocabularyPredictor, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        predictor: OpenVocabularyPredictor,
+        folder: str | os.PathLike[str],
+        limits: Limits | None = None,
+    ) -> None:
         self.predictor, self.limits = predictor, limits or Limits()
-        # one model with one vocabulary at a time, whatever the server does with its threads
-        self._lock = threading.Lock()
+        self._model = threading.Lock()
+        self._decoding = threading.BoundedSemaphore(_DECODED_AT_ONCE)
+        self._next, self._embedding = threading.Lock(), threading.Lock()
+        self._text: TextEmbeddings | None = None  # what the model has now, if that is known
         self._last: tuple[tuple[bytes, tuple[str, ...]], _Detected] | None = None
-        self._folder = tempfile.TemporaryDirectory(prefix="vild-page-")
-        self._files = 0
+        self._folder, self._files = Path(folder), 0
 
     def answer(self, file: str | None, text: str | None, threshold: float) -> Answer:
-        """Detect words in a picture.
+        """Detect words in an image.
 
         Args:
-            file: of the picture, or None.
+            file: path of the image, or None.
             text: words; see :func:`vild.data.vocabulary.split_words`.
             threshold: lowest score.
 
@@ -108,47 +128,78 @@ class PageDetector:
         """
         try:
             if not file:
-                return Answer("Drop a picture first.")
+                return Answer("Drop an image first.")
             words = self._read_words(text or "")
-            with self._lock:
-                return self._show(self._detect(Path(file), words), Path(file).name, threshold)
+            threshold = _as_fraction(threshold)
+            detected = self._detect(Path(file), words)
+            with self._model:  # matplotlib draws in one thread at a time
+                return self._show(detected, Path(file).name, threshold)
         except UnreadableImageError as error:
-            # the visitor's name of the file is the last part; where the server keeps it is not told
+            # show the visitor's file name, do not reveal the server's path
             return Answer(f"error: {error}".replace(str(file), Path(str(file)).name))
         except ValueError as error:
             return Answer(f"error: {error}")
         except Exception:
-            logger.exception("a visitor's picture or words could not be worked on")
-            return Answer("error: the server failed at this picture; its log says why.")
+            logger.exception("a visitor's image or words could not be worked on")
+            return Answer("error: the server failed at this image; its log says why.")
 
-    def _read_words(self, text: str) -> tuple[str, ...]:
-        words = tuple(split_words(text))
+    def _read_words(self, text: str) -> Vocabulary:
+        words = split_words(text)
         if not words:
             raise ValueError("expected words to look for, separated by commas, got none.")
         if len(words) > self.limits.words:
             raise ValueError(
                 f"expected at most {self.limits.words} words on this page, got {len(words)}."
             )
-        Vocabulary.from_names(words)  # says what is wrong with them before a picture is read
-        return words
+        names = Vocabulary.from_names(words)  # refuses bad words before the image is read
+        return read_words(names.names, None, self.predictor.base_classes)
 
-    def _detect(self, file: Path, words: tuple[str, ...]) -> _Detected:
-        key = file.read_bytes(), words
-        if self._last is not None and self._last[0] == key:
-            return self._last[1]  # only the threshold has changed
-        whole = read_image(file, max_pixels=self.limits.megapixels * 1_000_000)
-        pixels = _at_most(whole, MAX_SIDE)
-        if self._last is None or self._last[0][1] != words:
-            self._last = None  # nothing says which words are set, should this picture fail
-            self.predictor.set_vocabulary(words)
-        begin = time.perf_counter()
-        found = self.predictor(np.ascontiguousarray(pixels[:, :, ::-1]))
-        seconds = time.perf_counter() - begin
-        found = found[found.scores >= LOWEST_SCORE][: self.limits.detections]
-        scale = pixels.shape[1] / whole.shape[1]
-        detected = _Detected(pixels, found, scale, self.predictor.vocabulary, seconds)
-        self._last = key, detected
+    def _detect(self, file: Path, words: Vocabulary) -> _Detected:
+        key = file.read_bytes(), words.names
+        last = self._last
+        if last is not None and last[0] == key:
+            return last[1]  # only the threshold has changed
+        pixels, scale = self._read(file)
+        text = self._text
+        if text is None or text.vocabulary.names != words.names:
+            text = self._embed(words)
+        with self._model:
+            if self._text is not text:
+                self._text = None  # unknown if setting it fails
+                self.predictor.set_vocabulary(text)
+                self._text = text
+            begin = time.perf_counter()
+            found = self.predictor(np.ascontiguousarray(pixels[:, :, ::-1]))
+            seconds = time.perf_counter() - begin
+            found = found[found.scores >= LOWEST_SCORE][: self.limits.detections]
+            detected = _Detected(pixels, found, scale, words, seconds)
+            self._last = key, detected
         return detected
+
+    def _read(self, file: Path) -> tuple[np.ndarray, float]:
+        """Return an image of at most ``MAX_SIDE`` pixels a side, and its scale."""
+        _check_header(file, self.limits.side)
+        with self._decoding:
+            whole = read_image(file, max_pixels=self.limits.megapixels * 1_000_000)
+            pixels = _at_most(whole, MAX_SIDE)
+        return pixels, pixels.shape[1] / whole.shape[1]
+
+    def _embed(self, words: Vocabulary) -> TextEmbeddings:
+        """Embed words in slices, in turns with other visitors."""
+        parts = []
+        for start in range(0, len(words), _WORDS_AT_ONCE):
+            rows = slice(start, start + _WORDS_AT_ONCE)
+            part = Vocabulary(words.names[rows], words.synonyms[rows], words.novel[rows])
+            # The thread that waits holds ``_next``, so that this one cannot take a second turn
+            # before it: a lock by itself has no order.
+            with self._next:
+                self._embedding.acquire()
+            try:
+                parts.append(self.predictor.encoder.embed(part))
+            finally:
+                self._embedding.release()
+        rows_of_all = torch.cat([part.embeddings for part in parts])
+        return replace(parts[0], embeddings=rows_of_all, vocabulary=words)
 
     def _show(self, detected: _Detected, name: str, threshold: float) -> Answer:
         found, vocabulary = detected.instances, detected.vocabulary
@@ -177,9 +228,9 @@ class PageDetector:
 
     def _save(self, entries: list[dict[str, object]]) -> str:
         # a folder each, so that the visitor's file has a plain name
-        folder = Path(self._folder.name, str(self._files % _KEPT_FILES))
+        folder = self._folder / str(self._files % _KEPT_FILES)
         self._files += 1
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         file = folder / "detections.json"
         file.write_text(json.dumps(entries, ensure_ascii=False, indent=1), encoding="utf-8")
         return str(file)
@@ -190,9 +241,9 @@ def _counted(number: int, what: str) -> str:
 
 
 def _at_most(picture: np.ndarray, side: int) -> np.ndarray:
-    """The picture, smaller where its long side has over ``side`` pixels.
+    """Shrink an image whose long side has more than ``side`` pixels.
 
-    Masks of many objects at the size of a camera's picture would take gigabytes.
+    Masks of many objects at the size of a camera's image would take gigabytes.
     """
     height, width = picture.shape[:2]
     if max(height, width) <= side:
@@ -200,3 +251,37 @@ def _at_most(picture: np.ndarray, side: int) -> np.ndarray:
     scale = side / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     return np.array(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+
+
+def _check_header(file: Path, side: int) -> None:
+    """Refuse an image by its format or by the sides that it declares, before it is decoded.
+
+    Raises:
+        UnreadableImageError: as said.
+    """
+    Image.init()
+    try:
+        # AVIF needs a library; of EPS, too, read_image says what is wrong
+        known = [kind for kind in (*IMAGE_FORMATS, "EPS") if kind in Image.OPEN]
+        with Image.open(file, formats=known) as image:
+            width, height = image.size
+    except UnidentifiedImageError:
+        if not file.stat().st_size:
+            return  # as above
+        raise UnreadableImageError(
+            f"cannot read the picture {file}: it is no picture of a kind that this page reads "
+            f"({', '.join(IMAGE_FORMATS)}). Convert it to PNG or JPEG."
+        ) from None
+    except Exception:  # as above
+        return
+    if max(width, height) > side:
+        raise UnreadableImageError(
+            f"cannot read the picture {file}: expected sides of at most {side} pixels, got "
+            f"{width} x {height}. Make it smaller."
+        )
+
+
+def _as_fraction(threshold: object) -> float:
+    if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+        raise ValueError(f"expected a lowest score from 0 to 1, got {threshold!r:.40}.")
+    return float(threshold)
