@@ -101,6 +101,7 @@ def test_leftovers_of_one_target_are_not_those_of_another(tmp_path):
     assert len(temporaries(tmp_path)) == 2
     remove_leftovers(tmp_path / "par[t].json")
     assert temporaries(tmp_path) == [".part.x.vild-00000000-1-00000000.json"]
+    remove_leftovers(tmp_path / "gone" / "part.json")
 
 
 def write_bytes(path):

@@ -27,10 +27,9 @@ _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
 )
 
-# names of temporary files: see _temporary
-_TEMPORARY = re.compile(
-    r"\.(?P<stem>.+)\.vild-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}(?P<suffix>\.[^.]*)?"
-)
+# in the names of temporary files: see _temporary
+_MARK = r"vild-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}"
+_TEMPORARY = re.compile(rf"\..+\.{_MARK}(\.[^.]*)?")
 _STALE = 24 * 3600  # seconds without a write, for files of writers that cannot be looked up
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DISK_ERRORS = {*_FULL, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE}
@@ -210,22 +209,18 @@ def _remove_stale_once(folder: str) -> None:
     The writers of another machine or container cannot be looked up: their files are removed once
     nothing was written to them for a day.
     """
-    for path, found in _temporaries(Path(folder)):
-        with suppress(OSError):
-            idle = time.time() - path.stat().st_mtime
-            own = found["host"] == _host()
-            if idle > _STALE or (own and not _is_alive(int(found["process"]))):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with suppress(OSError):  # a folder that can only be written
+        for name in os.listdir(folder):
+            found = _TEMPORARY.fullmatch(name)
+            if found is not None:
+                _remove_if_stale(Path(folder, name), found["host"], int(found["process"]))
 
 
-def _temporaries(folder: Path) -> list[tuple[Path, re.Match[str]]]:
-    """Return the temporary files in a folder, with the parts of their names."""
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return []
-    matches = ((name, _TEMPORARY.fullmatch(name)) for name in names if ".vild-" in name)
-    return [(folder / name, match) for name, match in matches if match is not None]
+def _remove_if_stale(path: Path, host: str, process: int) -> None:
+    with suppress(OSError):
+        idle = time.time() - path.stat().st_mtime
+        if idle > _STALE or (host == _host() and not _is_alive(process)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _is_alive(process: int) -> bool:
@@ -334,6 +329,8 @@ def remove_leftovers(target: Path) -> None:
 
     Only for a caller that knows that nobody writes it now.
     """
-    for path, found in _temporaries(target.parent):
-        if f"{found['stem']}{found['suffix']}" == target.name:
-            path.unlink(missing_ok=True)
+    marks = rf"({_MARK}|[0-9a-f]{{12}})"  # digits alone: of earlier versions
+    own = re.compile(rf"\.{re.escape(target.stem)}\.{marks}{re.escape(target.suffix)}")
+    for name in os.listdir(target.parent) if target.parent.is_dir() else ():
+        if own.fullmatch(name):
+            target.with_name(name).unlink(missing_ok=True)
