@@ -79,6 +79,13 @@ def test_arrays_and_numbers_of_numpy_are_read(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "a.pth")
 
 
+def test_the_versions_of_modules_are_kept(tmp_path: Path) -> None:
+    """By them torch and Detectron2 load the checkpoints of their earlier versions."""
+    state = Detector().state_dict()
+    torch.save({"model": state}, tmp_path / "a.pth")
+    assert read_checkpoint(tmp_path / "a.pth")["model"]._metadata == state._metadata
+
+
 def training_state() -> dict[str, Any]:
     """What a training writes: weights, the optimizer's state and plain values."""
     model = Detector()

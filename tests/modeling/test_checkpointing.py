@@ -175,10 +175,20 @@ def test_a_stage_that_only_one_has_is_no_fault(tmp_path: Path) -> None:
         AtomicCheckpointer(Residual(**ours)).load(file, checkpointables=[])
 
 
-def test_a_resnet_of_another_kind_is_refused(tmp_path: Path) -> None:
-    WRITERS["pth"](state_dict(Residual(3, res3=4)), tmp_path / "model.pth")
-    with pytest.raises(ValueError, match=r"other shapes \(backbone\.bottom_up\.res3\.0\.weight"):
-        AtomicCheckpointer(Residual(res3=4)).load(str(tmp_path / "model.pth"), checkpointables=[])
+@pytest.mark.parametrize("ending", ["pth", "pkl"])
+def test_a_resnet_of_another_kind_is_refused(ending: str, tmp_path: Path) -> None:
+    file, state = tmp_path / f"model.{ending}", state_dict(Residual(res3=4))
+    write = as_zoo_backbone if ending == "pkl" else WRITERS["pth"]
+    write(state, file)
+    AtomicCheckpointer(Residual(res3=4)).load(str(file), checkpointables=[])
+    other = {f"backbone.bottom_up.res3.0.{key}.weight": torch.ones(2, 2) for key in ("norm", "x")}
+    write({**state, **other}, file)
+    with pytest.raises(ValueError, match=r"other layers \(.*res3\.0\.x\.weight\): another kind"):
+        AtomicCheckpointer(Residual(res3=4)).load(str(file), checkpointables=[])
+    state["backbone.bottom_up.res3.0.weight"] = torch.ones(3, 3, 1, 1)
+    write(state, file)
+    with pytest.raises(ValueError, match=r"other layers \(.*res3\.0\.weight\): another kind"):
+        AtomicCheckpointer(Residual(res3=4)).load(str(file), checkpointables=[])
 
 
 def test_advice_about_a_damaged_checkpoint_fits_what_was_asked_for(tmp_path: Path) -> None:

@@ -188,9 +188,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
                     f"{stage}, got {len(held[stage])}: set MODEL.RESNETS.DEPTH to the checkpoint's "
                     "depth, or use a checkpoint of the configuration's"
                 )
-        if odd := [name for name in self.misshapen if _blocks([name])]:
+        # convolutions of the stages that both have; Detectron2 passes over what does not fit
+        unused = [n for n in self.unexpected if n.endswith(".weight") and "norm" not in n]
+        odd = [n for n in (*self.misshapen, *unused) if _blocks([n]).keys() & wanted.keys()]
+        if odd and _blocks(self.model.state_dict().keys() & set(given)):
             raise ValueError(
-                f"expected a checkpoint of the configuration's ResNet, got one with other shapes "
+                f"expected a checkpoint of the configuration's ResNet, got one with other layers "
                 f"({_some(odd)}): another kind of ResNet. Compare MODEL.RESNETS"
             )
 

@@ -59,13 +59,19 @@ def load_plain(file: IO[bytes], more: Names | None = None) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Arrays in place of their stand-ins, also in the lists, tuples and dicts of ``value``."""
+    """Put arrays in place of their stand-ins, also in the lists, tuples and dicts of ``value``.
+
+    Dicts and lists are changed in place: torch notes versions in an attribute of its dicts.
+    """
     if isinstance(value, Array):
         return value.value
     if isinstance(value, dict):
-        return {plain(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(plain(item) for item in value)
+        for key, item in value.items():
+            value[key] = plain(item)
+    elif isinstance(value, list):
+        value[:] = map(plain, value)
+    elif type(value) is tuple:
+        return tuple(map(plain, value))
     return value
 
 
