@@ -41,25 +41,26 @@ def detector(opts: list[str], tmp_path_factory: pytest.TempPathFactory) -> PageD
 def test_a_visitor_does_not_wait_for_the_words_of_another(
     detector: PageDetector, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, embed = threading.Event(), CachedTextEncoder.embed
+    begun, answered, embed = threading.Event(), threading.Event(), CachedTextEncoder.embed
 
     def slow(self: CachedTextEncoder, vocabulary, *more):  # type: ignore[no-untyped-def]
         if vocabulary.names[0].startswith("slow"):
             begun.set()
-            time.sleep(0.2)
+            answered.wait(0.5)
         return embed(self, vocabulary, *more)
 
     monkeypatch.setattr(CachedTextEncoder, "embed", slow)
-    many = ", ".join(f"slow {number}" for number in range(640))  # ten slices
+    many = ", ".join(f"slow {number}" for number in range(1000))  # 16 slices
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(detector.answer, str(picture), many, 0.05)
         assert begun.wait(30)
         second = detector.answer(str(picture), "a new word, owl", 0.05)
         assert not first.done()
+        answered.set()
         assert "of 2 words" in second.message
         assert [name for name, _ in second.words] == ["a new word", "owl"]
-        assert "of 640 words" in first.result().message
-        assert len(first.result().words) == 640
+        assert "of 1000 words" in first.result().message
+        assert len(first.result().words) == 1000
 
 
 def test_words_in_slices_are_the_same_as_at_once(detector: PageDetector, picture: Path) -> None:
