@@ -1,0 +1,102 @@
+#!/usr/bin/env python
+r"""Kill, damage, race and starve every command of the project, and check what it promises.
+
+python tools/fault_campaign.py --seed 0 --out report.json
+python tools/fault_campaign.py --parts kills,races
+python tools/fault_campaign.py --list
+python tools/fault_campaign.py --seed 0 --case "kills/text embeddings/random-3"
+
+Offline, on two CPU cores. docs/RELIABILITY.md says what is promised and what the last run found.
+Exit code: 0, or 1 where a promise was broken, or 2 for an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of delays, offsets and flips (0)")
+    parser.add_argument(
+        "--parts",
+        default="kills,corruptions,races,malicious,full-disk",
+        help="comma list; all by default",
+    )
+    parser.add_argument("--case", action="append", metavar="NAME", help="run these cases alone")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="run each Nth case")
+    parser.add_argument("--list", action="store_true", help="show the names of the cases")
+    parser.add_argument("--jobs", type=int, default=2, help="cases at a time")
+    parser.add_argument("--out", type=Path, help="json report")
+    memory = Path("/dev/shm")
+    parser.add_argument(
+        "--work-dir",
+        type=Path,
+        default=memory if os.access(memory, os.W_OK) else None,
+        help="where temporary folders go: by default memory, where flushing takes no time",
+    )
+    return parser
+
+
+def main() -> int:
+    """Command line entry; returns the exit code."""
+    parser = build_parser()
+    args = parser.parse_args()
+    # before anything imports torch: a process with threads could not be forked
+    os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    from fault_campaign_parts.bench import ROOT, prepare
+    from fault_campaign_parts.campaign import PARTS, all_cases, make_bench, run_cases
+    from fault_campaign_parts.report import machine, table
+
+    parts = tuple(args.parts.split(","))
+    if args.case:
+        parts = tuple({name.partition("/")[0] for name in args.case})
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"expected parts among {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
+    out = args.out.absolute() if args.out else None
+    os.chdir(ROOT)
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="fault_campaign_", dir=args.work_dir) as folder:
+        bench = prepare(Path(folder) / "bench")
+        bench.folder.mkdir()
+        try:
+            make_bench(bench)
+            cases = all_cases(bench, parts, args.jobs)
+        except ValueError as error:
+            parser.exit(2, f"error: {error}\n")
+        if args.case:
+            names = {case.name for case in cases}
+            if missing := [name for name in args.case if name not in names]:
+                parser.error(f"expected a case that --list shows, got {missing[0]!r}")
+            cases = [case for case in cases if case.name in args.case]
+        cases = cases[:: args.every]
+        if args.list:
+            print("\n".join(case.name for case in cases))
+            return 0
+        results = run_cases(cases, args.seed, args.jobs, Path(folder) / "cases")
+    failures = [(result["case"], problem) for result in results for problem in result["problems"]]
+    seconds = time.monotonic() - begin
+    print(table(results))
+    print(f"\n{len(results)} cases, seed {args.seed}, {seconds / 60:.1f} minutes; {machine()}")
+    for name, problem in failures:
+        print(f"FAILED {name}: {problem}")
+    if args.case:
+        print("\n".join(f"{result['case']}: {note}" for result in results for note in result["notes"]))
+    if out:
+        report = {"seed": args.seed, "minutes": round(seconds / 60, 2), "machine": machine()}
+        out.write_text(json.dumps({**report, "results": results}, indent=1), encoding="utf-8")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

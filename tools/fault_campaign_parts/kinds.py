@@ -1,0 +1,394 @@
+"""Every kind of file that the project reads: where one is, and a reader that gives a digest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+from fault_campaign_parts.artefacts import digest, digests, tree_digest
+from fault_campaign_parts.bench import ROOT, TRAIN, VAL, Bench, script
+from fault_campaign_parts.commands import (
+    VOCABULARIES,
+    download_archives,
+    fill_word_cache,
+    run_stages,
+)
+from PIL import Image
+from safetensors.torch import save_file
+
+from vild.config import read_config
+from vild.data import Vocabulary, read_image, register_custom
+from vild.data.inspection import inspect_custom
+from vild.embeddings import EmbeddingStore, TextEmbeddings, import_embeddings
+from vild.embeddings.cache import CachedTextEncoder
+from vild.embeddings.store import embedding_faults
+from vild.embeddings.teacher import SHAPES_FOLDER, Teacher
+from vild.evaluation import evaluate_results
+from vild.inference.runs import read_runs
+from vild.modeling import load_weights
+from vild.proposals import ProposalStore, read_detectron2_proposals
+from vild.storage import store_faults
+
+OWN = "files of the project"
+OTHERS = "data of others, without checksums"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of file.
+
+    Attributes:
+        name: in reports.
+        make: writes undamaged files into a folder.
+        files: pattern of those that are damaged.
+        read: digest of all that the project reads of them; may write to the folder. Raises
+            ValueError or OSError, or SystemExit with a code, where damage is found.
+        count: damaged copies in a full campaign.
+        group: ``OWN``: damage must be found or harmless. ``OTHERS``: it must not end in a
+            traceback; a changed digit cannot be found by anybody.
+        keep_times: the damaged file keeps its time of change, as on a failing disk.
+    """
+
+    name: str
+    make: Callable[[Path], None]
+    files: str
+    read: Callable[[Path], str]
+    count: int = 40
+    group: str = OWN
+    keep_times: bool = False
+
+
+def all_kinds(bench: Bench) -> list[Kind]:
+    """The table of kinds."""
+
+    def copied(source: Path) -> Callable[[Path], None]:
+        return lambda folder: _copy(source, folder)
+
+    proposals, embeddings = copied(bench.proposals), copied(bench.embeddings)
+    return [
+        Kind("proposals: shard", proposals, "shard_*", read_proposals, 60),
+        Kind("embeddings: shard", embeddings, "shard_*", read_embeddings, 60),
+        Kind("embeddings: shard, by verify_store", embeddings, "shard_*", verify, 60, OWN, True),
+        Kind("store: manifest", embeddings, "manifest.json", read_embeddings, 60),
+        Kind("store: record of checks", embeddings, ".checked.json", read_embeddings),
+        Kind("unfinished store: spec", unfinished(bench), "*/spec.json", resume_store(bench)),
+        Kind("unfinished store: shard", unfinished(bench), "*/shard_*", resume_store(bench)),
+        Kind("checkpoint (.pth)", copied(bench.detector), "*.pth", detector(bench), 80),
+        Kind("checkpoint to resume from", begun(bench), "*.pth", resume(bench), 40),
+        Kind("last_checkpoint", begun(bench), "last_checkpoint", resume(bench), 20),
+        Kind("checkpoint (.safetensors)", plain_weights(bench), "*.safetensors", detector(bench)),
+        Kind("text embeddings", copied(bench.text), "*.safetensors", read_text, 80),
+        Kind("word cache", cached_words, "cache/*.safetensors", read_words, 60),
+        Kind("weights of a teacher", teacher_folder, "*.safetensors", read_teacher, 30),
+        Kind("download: part", partial(begun_download, bench), "*/*.part", downloaded(bench), 30),
+        Kind("download: zip", whole_download(bench), "*/*.zip", downloaded(bench), 20),
+        Kind("recipe of shapes", dataset(bench), "*/shapes.json", remade, 20),
+        Kind("records of stages", finished_stages, "stages/*.json", rerun_stages, 30),
+        Kind("annotations", annotations(bench), "*.json", read_annotations, 80, OTHERS),
+        Kind("dataset yaml", annotations(bench), "*.yaml", read_annotations, 40, OTHERS),
+        Kind("results", copied(bench.results), "*.json", read_results, 60, OTHERS),
+        Kind("metrics of a run", copied_metrics(bench), "*.json", read_metrics, 30, OTHERS),
+        Kind("PNG", copied(bench.image), "*.png", read_pixels, 60, OTHERS),
+        Kind("JPEG", jpeg(bench), "*.jpg", read_pixels, 40, OTHERS),
+        Kind("configuration yaml", configuration, "*.yaml", read_yaml, 40, OTHERS),
+        Kind("Detectron2's proposals", proposals_file(bench), "*.pkl", read_pickle, 60, OTHERS),
+        Kind("word list (.csv)", word_list("csv"), "words.*", read_list, 30, OTHERS),
+        Kind("word list (.json)", word_list("json"), "words.*", read_list, 20, OTHERS),
+        Kind("embeddings of others (.npy)", matrix, "*.npy", read_matrix, 30, OTHERS),
+    ]
+
+
+def _copy(source: Path, folder: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+    else:
+        shutil.copy2(source, folder)
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    (file,) = folder.glob(pattern)
+    return file
+
+
+def read_proposals(folder: Path) -> str:
+    """All records."""
+    store = ProposalStore(folder)
+    return tree_digest([store.digest, {str(image): store.arrays(image) for image in store}])
+
+
+def read_embeddings(folder: Path) -> str:
+    """All records."""
+    store = EmbeddingStore(folder)
+    return tree_digest([store.digest, {str(image): store.arrays(image) for image in store}])
+
+
+def verify(folder: Path) -> str:
+    """Faults that tools/verify_store.py prints."""
+    if faults := store_faults(folder, embedding_faults):
+        raise ValueError(faults[0])
+    return read_embeddings(folder)
+
+
+def unfinished(bench: Bench) -> Callable[[Path], None]:
+    """A store whose last shard and manifest are missing."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(bench.converted / TRAIN, folder / TRAIN)
+        for name in ("manifest.json", ".checked.json", "shard_00003.safetensors"):
+            (folder / TRAIN / name).unlink(missing_ok=True)
+
+    return make
+
+
+def resume_store(bench: Bench) -> Callable[[Path], str]:
+    """Finish it."""
+
+    def read(folder: Path) -> str:
+        _run(*bench.convert_command(folder))
+        return read_proposals(folder / TRAIN)
+
+    return read
+
+
+def _run(*words: object) -> None:
+    """Run a script; SystemExit only where it failed."""
+    try:
+        script(*words)()
+    except SystemExit as stop:
+        if stop.code:
+            raise
+
+
+def detector(bench: Bench) -> Callable[[Path], str]:
+    """Load weights to detect with."""
+
+    def read(folder: Path) -> str:
+        options = bench.options()
+        cfg = read_config(ROOT / "configs/shapes/vild_ensemble.yaml", options)
+        model = build_model(cfg)
+        load_weights(model, str(next(f for f in folder.iterdir() if f.is_file())))
+        return tree_digest(dict(model.state_dict()))
+
+    return read
+
+
+def plain_weights(bench: Bench) -> Callable[[Path], None]:
+    """The detector's weights alone."""
+
+    def make(folder: Path) -> None:
+        weights = torch.load(bench.detector, weights_only=False)["model"]
+        save_file({n: t.contiguous() for n, t in weights.items()}, folder / "model.safetensors")
+
+    return make
+
+
+def begun(bench: Bench) -> Callable[[Path], None]:
+    """A training that can be resumed."""
+
+    def make(folder: Path) -> None:
+        shutil.copy2(bench.detector.with_name("model_0000001.pth"), folder)
+        (folder / "last_checkpoint").write_text("model_0000001.pth", encoding="utf-8")
+
+    return make
+
+
+def resume(bench: Bench) -> Callable[[Path], str]:
+    """Resume it for a step."""
+
+    def read(folder: Path) -> str:
+        _run(*bench.train_command(folder, "ensemble", 3))
+        return digest(folder / "model_final.pth", folder)
+
+    return read
+
+
+def read_text(folder: Path) -> str:
+    """Text embeddings with all that they say."""
+    found = TextEmbeddings.load(_only(folder, "*.safetensors"))
+    words = found.vocabulary
+    about = (words.names, words.synonyms, words.novel, found.temperature, found.teacher)
+    about += (found.fingerprint, found.templates, found.synonyms)
+    return tree_digest([found.embeddings, about])
+
+
+def cached_words(folder: Path) -> None:
+    """A cache with words."""
+    fill_word_cache(folder)
+
+
+def read_words(folder: Path) -> str:
+    """Embed the words again."""
+    encoder = CachedTextEncoder(
+        *("vild-shapes", None), templates="single", folder=folder / "cache", device="cpu"
+    )
+    found = [encoder.embed(Vocabulary.from_names(words)).embeddings for words in VOCABULARIES]
+    return tree_digest(found)
+
+
+def teacher_folder(folder: Path) -> None:
+    """A teacher as a folder."""
+    for file in SHAPES_FOLDER.iterdir():
+        if file.is_file():
+            shutil.copy2(file, folder)
+
+
+def read_teacher(folder: Path) -> str:
+    """Embed by the teacher that a detector learned from."""
+    meant = Teacher.load("vild-shapes", device="cpu").fingerprint
+    encoder = CachedTextEncoder(
+        f"local-dir:{folder}",
+        None,
+        fingerprint=meant,
+        templates="single",
+        folder=folder / "cache",
+        device="cpu",
+    )
+    return tree_digest(encoder.embed(Vocabulary.from_names(["red circle"])).embeddings)
+
+
+def begun_download(bench: Bench, folder: Path) -> None:
+    """Half of an archive."""
+    (folder / "data").mkdir()
+    content = (bench.folder / "archives/zips/images.zip").read_bytes()
+    (folder / "data/images.zip.part").write_bytes(content[: len(content) // 2])
+
+
+def whole_download(bench: Bench) -> Callable[[Path], None]:
+    """An archive that is not unpacked yet."""
+
+    def make(folder: Path) -> None:
+        (folder / "data").mkdir()
+        shutil.copy2(bench.folder / "archives/zips/images.zip", folder / "data")
+
+    return make
+
+
+def downloaded(bench: Bench) -> Callable[[Path], str]:
+    """Download and unpack the rest."""
+
+    def read(folder: Path) -> str:
+        if code := download_archives(bench, folder):
+            raise SystemExit(code)
+        return tree_digest(digests(folder))
+
+    return read
+
+
+def dataset(bench: Bench) -> Callable[[Path], None]:
+    """The whole dataset."""
+    return lambda folder: _copy(bench.shapes, folder / "shapes")
+
+
+def remade(folder: Path) -> str:
+    """Make it again, where it is not known to be the one that is asked for."""
+    _run(*Bench(folder).shapes_command(folder / "shapes", "--workers", "1"))
+    return tree_digest(digests(folder / "shapes"))
+
+
+def finished_stages(folder: Path) -> None:
+    """An experiment that is done."""
+    run_stages(folder)
+
+
+def rerun_stages(folder: Path) -> str:
+    """Run it again: what is out of doubt is skipped, the rest is done again."""
+    run_stages(folder)
+    return tree_digest({f.name: f.read_bytes() for f in sorted(folder.glob("stage*.txt"))})
+
+
+def annotations(bench: Bench) -> Callable[[Path], None]:
+    """A dataset of one's own."""
+
+    def make(folder: Path) -> None:
+        shutil.copy2(bench.shapes / "annotations/val.json", folder / "val.json")
+        images = json.dumps(str(bench.shapes / "val"))
+        text = f"name: mine\nval:\n  json: val.json\n  images: {images}\nnovel: []\n"
+        (folder / "mine.yaml").write_text(text, encoding="utf-8")
+
+    return make
+
+
+def read_annotations(folder: Path) -> str:
+    """Inspect it and read it as training does."""
+    report = inspect_custom(folder / "mine.yaml", "none")
+    names = register_custom(folder / "mine.yaml")
+    records = {name: DatasetCatalog.get(name) for name in names}
+    return tree_digest([repr(report.errors), records])
+
+
+def read_results(folder: Path) -> str:
+    """Measure them."""
+    return tree_digest(repr(evaluate_results(VAL, _only(folder, "*.json"))))
+
+
+def copied_metrics(bench: Bench) -> Callable[[Path], None]:
+    """The metrics of an evaluation."""
+    return lambda folder: _copy(bench.results.with_name(f"{VAL}_metrics.json"), folder)
+
+
+def read_metrics(folder: Path) -> str:
+    """As tools/summarize.py does."""
+    return tree_digest(repr([(run.name, run.results) for run in read_runs([_only(folder, "*")])]))
+
+
+def jpeg(bench: Bench) -> Callable[[Path], None]:
+    """An image as a camera has it."""
+    return lambda folder: Image.open(bench.image).convert("RGB").save(folder / "image.jpg")
+
+
+def read_pixels(folder: Path) -> str:
+    """Its pixels."""
+    return tree_digest(np.asarray(read_image(_only(folder, "*"))))
+
+
+def configuration(folder: Path) -> None:
+    """A configuration without a base."""
+    shutil.copy2(ROOT / "configs/Base-ViLD-R50-FPN.yaml", folder)
+
+
+def read_yaml(folder: Path) -> str:
+    """All its values."""
+    return tree_digest(read_config(_only(folder, "*.yaml")).dump())
+
+
+def proposals_file(bench: Bench) -> Callable[[Path], None]:
+    """Proposals in Detectron2's format."""
+    return lambda folder: _copy(bench.folder / "proposals.pkl", folder)
+
+
+def read_pickle(folder: Path) -> str:
+    """Its boxes."""
+    return tree_digest([tuple(r) for r in read_detectron2_proposals(_only(folder, "*.pkl"), True)])
+
+
+def word_list(ending: str) -> Callable[[Path], None]:
+    """Words as a file."""
+    words = [f"class {number}" for number in range(20)]
+    entries = [{"name": word, "synonyms": [word, f"a {word}"]} for word in words]
+    text = json.dumps(entries) if ending == "json" else "\n".join(["name", *words])
+    return lambda folder: (folder / f"words.{ending}").write_text(text, encoding="utf-8") and None
+
+
+def read_list(folder: Path) -> str:
+    """The words."""
+    words = Vocabulary.load(str(_only(folder, "words.*")))
+    return tree_digest((words.names, words.synonyms, words.novel))
+
+
+def matrix(folder: Path) -> None:
+    """Embeddings as others publish them."""
+    np.save(folder / "clip.npy", np.random.default_rng(0).normal(size=(60, 64)).astype(np.float32))
+
+
+def read_matrix(folder: Path) -> str:
+    """Import them."""
+    found = import_embeddings(_only(folder, "*.npy"), Vocabulary.load(VAL), "somebody", 0.01, "kd")
+    return tree_digest(found.embeddings)
