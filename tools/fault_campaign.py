@@ -71,7 +71,7 @@ def main() -> int:
         bench.folder.mkdir()
         try:
             make_bench(bench)
-            cases = all_cases(bench, parts, args.jobs)
+            cases = all_cases(bench, parts)
         except ValueError as error:
             parser.exit(2, f"error: {error}\n")
         if args.case:
@@ -91,7 +91,9 @@ def main() -> int:
     for name, problem in failures:
         print(f"FAILED {name}: {problem}")
     if args.case:
-        print("\n".join(f"{result['case']}: {note}" for result in results for note in result["notes"]))
+        print(
+            "\n".join(f"{result['case']}: {note}" for result in results for note in result["notes"])
+        )
     if out:
         report = {"seed": args.seed, "minutes": round(seconds / 60, 2), "machine": machine()}
         out.write_text(json.dumps({**report, "results": results}, indent=1), encoding="utf-8")

@@ -42,9 +42,9 @@ def leftovers(folder: Path) -> list[str]:
 
 def is_ignored(path: Path) -> bool:
     """Whether a file does not count as an artefact."""
-    return any(
-        fnmatch(part, pattern) for part in path.parts for pattern in IGNORED
-    ) or any(_TEMPORARY.search(part) for part in path.parts)
+    return any(fnmatch(part, pattern) for part in path.parts for pattern in IGNORED) or any(
+        _TEMPORARY.search(part) for part in path.parts
+    )
 
 
 def digest(file: Path, folder: Path) -> str:

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -21,8 +21,11 @@ from fault_campaign_parts.bench import Bench, script
 from fault_campaign_parts.children import run
 from fault_campaign_parts.commands import Command, all_commands, make_archives
 from fault_campaign_parts.corruptions import corruption_cases
+from fault_campaign_parts.full_disk import full_disk_cases
 from fault_campaign_parts.kills import Reference, kill_cases, reference
 from fault_campaign_parts.kinds import all_kinds
+from fault_campaign_parts.malicious import malicious_cases
+from fault_campaign_parts.races import all_races, race_cases
 from fault_campaign_parts.report import Case, Result
 
 PARTS = ("kills", "corruptions", "races", "malicious", "full-disk")
@@ -44,24 +47,27 @@ def make_bench(bench: Bench) -> None:
         raise ValueError(f"the archives could not be made: {outcome.text[-2000:]}")
 
 
-def all_cases(bench: Bench, parts: Sequence[str], jobs: int) -> list[Case]:
+def all_cases(bench: Bench, parts: Sequence[str]) -> list[Case]:
     """The cases of some parts, in the order of the report.
 
     Raises:
         ValueError: a command fails undisturbed.
     """
-    cases: list[Case] = []
-    if "kills" in parts:
-        commands = all_commands(bench)
-        references = measure(commands, bench, jobs)
-        cases += kill_cases(commands, references)
-    if "corruptions" in parts:
-        cases += corruption_cases(all_kinds(bench))
-    return cases
+    commands = all_commands(bench)
+    needed = {"kills", "full-disk"} & set(parts)
+    references = measure(commands, bench) if needed else {}
+    makers: dict[str, Callable[[], list[Case]]] = {
+        "kills": lambda: kill_cases(commands, references),
+        "corruptions": lambda: corruption_cases(all_kinds(bench)),
+        "races": lambda: race_cases(all_races(bench)),
+        "malicious": lambda: malicious_cases(bench),
+        "full-disk": lambda: full_disk_cases(commands, references),
+    }
+    return [case for part in PARTS if part in parts for case in makers[part]()]
 
 
-def measure(commands: Sequence[Command], bench: Bench, jobs: int) -> dict[str, Reference]:
-    """Undisturbed runs of commands, as the cases of a first round.
+def measure(commands: Sequence[Command], bench: Bench) -> dict[str, Reference]:
+    """Undisturbed runs of commands.
 
     Raises:
         ValueError: one of them fails.

@@ -62,11 +62,11 @@ class Outcome:
         if any(line.startswith("Traceback (most recent call last)") for line in lines):
             return f"a traceback: {last}"
         if self.code:
-            begin = [number for number, line in enumerate(lines) if "error:" in line]
-            if not begin:
+            told = [n for n, line in enumerate(lines) if "error:" in line or "failed:" in line]
+            if not told:
                 return f"exit code {self.code} without a line that says error: {last!r}"
-            if begin[-1] < len(lines) - 1:
-                return f"an error of {len(lines) - begin[-1]} lines: {lines[begin[-1]][:200]}"
+            if told[-1] < len(lines) - 1:
+                return f"an error of {len(lines) - told[-1]} lines: {lines[told[-1]][:200]}"
         return ""
 
 
@@ -174,6 +174,19 @@ class Child:
         for file in (self._log, self._passed):
             file.unlink(missing_ok=True)
         return Outcome(os.waitstatus_to_exitcode(status), text, took, timed_out, tuple(passed))
+
+
+def guarded(target: Target) -> Target:
+    """A target that is no command of its own, with the errors of one."""
+
+    def guard() -> int:
+        try:
+            return target() or 0
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", flush=True)
+            return 2
+
+    return guard
 
 
 def run(target: Target, folder: Path, boundaries: Boundaries | None = None) -> Outcome:

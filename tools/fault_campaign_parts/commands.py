@@ -15,7 +15,7 @@ from time import sleep
 import convert_official_checkpoint
 import torch
 from fault_campaign_parts.bench import Bench, script
-from fault_campaign_parts.children import Target
+from fault_campaign_parts.children import Target, guarded
 
 from vild.data import Vocabulary, download
 from vild.embeddings.cache import CachedTextEncoder
@@ -60,7 +60,9 @@ def all_commands(bench: Bench) -> list[Command]:
         Command("make_shapes", one(lambda f: bench.shapes_command(f / "shapes", "--workers", "1"))),
         Command("text embeddings", one(lambda f: bench.text_command(f / "text.safetensors"))),
         Command(
-            "word cache", lambda f: [partial(fill_word_cache, f)], changing=("cache/*.safetensors",)
+            "word cache",
+            lambda f: [guarded(partial(fill_word_cache, f))],
+            changing=("cache/*.safetensors",),
         ),
         Command(
             "extract_proposals", one(lambda f: bench.proposals_command(f, "--detectron2-pickle"))
@@ -78,13 +80,16 @@ def all_commands(bench: Bench) -> list[Command]:
             )
             for variant in VARIANTS
         ),
-        Command(
-            "train_net --eval-only", one(bench.evaluate_command), changing=("config.yaml",)
-        ),
+        Command("train_net --eval-only", one(bench.evaluate_command), changing=("config.yaml",)),
         Command("demo", one(bench.demo_command)),
         Command("export_model", one(bench.export_command), 6),
         Command("convert_official_checkpoint", lambda f: [partial(convert_official, bench, f)]),
-        Command("download", lambda f: [partial(download_archives, bench, f)], 12, ("data/*.zip",)),
+        Command(
+            "download",
+            lambda f: [guarded(partial(download_archives, bench, f))],
+            12,
+            ("data/*.zip",),
+        ),
         # a stage here is a small script: a kill more costs no import of torch
         Command("stages of an experiment", lambda f: [partial(run_stages, f)], 8, starved=False),
     ]
@@ -138,7 +143,7 @@ def make_archives(bench: Bench) -> None:
                 archive.writestr(entry, content.numpy().tobytes())
 
 
-def download_archives(bench: Bench, folder: Path) -> int:
+def download_archives(bench: Bench, folder: Path) -> None:
     """Fetch and unpack them from a server in a thread of this process."""
     zips = bench.folder / "archives"
     download.ARCHIVES = tuple(
@@ -151,12 +156,7 @@ def download_archives(bench: Bench, folder: Path) -> int:
         for name in ("annotations", "images")
     )
     with serving(zips) as address:
-        try:
-            download.fetch("coco", folder / "data", archive_base=address)
-        except (ValueError, OSError) as error:  # as datasets/check_datasets.py does
-            print(f"error: {error}", flush=True)
-            return 1
-    return 0
+        download.fetch("coco", folder / "data", archive_base=address)
 
 
 class serving:  # noqa: N801
@@ -186,6 +186,8 @@ class serving:  # noqa: N801
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        # a client that gives up is no news
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
 
     def __enter__(self) -> str:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from fault_campaign_parts.children import Outcome, run
+from fault_campaign_parts.children import Outcome, Target, guarded, run
 from fault_campaign_parts.kinds import OWN, Kind
 from fault_campaign_parts.mutations import damage
 from fault_campaign_parts.report import Case, Result
@@ -82,17 +82,11 @@ def read(kind: Kind, folder: Path, note: Path) -> tuple[str, Outcome]:
     return (note.read_text(encoding="utf-8") if note.exists() else ""), outcome
 
 
-def _reading(reader: Callable[[Path], str], folder: Path, note: Path) -> Callable[[], int]:
-    def target() -> int:
+def _reading(reader: Callable[[Path], str], folder: Path, note: Path) -> Target:
+    def target() -> None:
         pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
         limit = pages * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        try:
-            digest = reader(folder)
-        except (ValueError, OSError) as error:  # as the commands do
-            print(f"error: {error}", flush=True)
-            return 2
-        note.write_text(digest, encoding="utf-8")
-        return 0
+        note.write_text(reader(folder), encoding="utf-8")
 
-    return target
+    return guarded(target)
