@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -85,9 +86,13 @@ def main() -> int:
             return 0
         results = run_cases(cases, args.seed, args.jobs, Path(folder) / "cases")
     failures = [(result["case"], problem) for result in results for problem in result["problems"]]
-    seconds = time.monotonic() - begin
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    times = {
+        "minutes": round((time.monotonic() - begin) / 60, 1),
+        "cpu_minutes": round((usage.ru_utime + usage.ru_stime) / 60, 1),
+    }
     print(table(results))
-    print(f"\n{len(results)} cases, seed {args.seed}, {seconds / 60:.1f} minutes; {machine()}")
+    print(f"\n{len(results)} cases, seed {args.seed}, {times}; {machine()}")
     for name, problem in failures:
         print(f"FAILED {name}: {problem}")
     if args.case:
@@ -95,7 +100,7 @@ def main() -> int:
             "\n".join(f"{result['case']}: {note}" for result in results for note in result["notes"])
         )
     if out:
-        report = {"seed": args.seed, "minutes": round(seconds / 60, 2), "machine": machine()}
+        report = {"seed": args.seed, **times, "machine": machine()}
         out.write_text(json.dumps({**report, "results": results}, indent=1), encoding="utf-8")
     return 1 if failures else 0
 

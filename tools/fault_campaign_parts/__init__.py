@@ -1,1 +1,1 @@
-"""The parts of ``tools/fault_campaign.py``: faults that are injected, and what must survive them."""
+"""The parts of ``tools/fault_campaign.py``: faults, and what must survive them."""

@@ -1,4 +1,4 @@
-"""The commands that are killed, starved of disk space and raced: how each is run, what it leaves."""
+"""The commands that are killed and starved of disk space: how each is run, what it leaves."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from time import sleep
 
-import convert_official_checkpoint
 import torch
+
+import convert_official_checkpoint
 from fault_campaign_parts.bench import Bench, script
 from fault_campaign_parts.children import Target, guarded
-
 from vild.data import Vocabulary, download
 from vild.embeddings.cache import CachedTextEncoder
 from vild.engine.stages import Stage, StageRunner, run_or_exit
@@ -33,7 +33,7 @@ class Command:
     Attributes:
         name: in reports.
         make: from its folder to the targets that run side by side, one for each process.
-        kills: random kills in a full campaign, and the most boundaries that are struck.
+        kills: cases with kills at random moments in a full campaign.
         changing: files that change while it runs, or are removed at its end, so that a killed run
             may leave another state of them.
         starved: whether the full-disk part runs it.
@@ -119,7 +119,7 @@ def convert_official(bench: Bench, folder: Path) -> None:
     raise SystemExit(tool.main())
 
 
-class _as_it_is:  # noqa: N801  (stands for a context manager that is a function)
+class _as_it_is:
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -159,7 +159,7 @@ def download_archives(bench: Bench, folder: Path) -> None:
         download.fetch("coco", folder / "data", archive_base=address)
 
 
-class serving:  # noqa: N801
+class serving:
     """A server of a folder's files that knows ranges and takes its time."""
 
     def __init__(self, folder: Path) -> None:

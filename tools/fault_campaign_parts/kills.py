@@ -84,12 +84,9 @@ def kill_cases(commands: list[Command], references: Mapping[str, Reference]) -> 
             cases.append(add(f"kills/{command.name}/random-{number}", run, 3 * own.seconds))
         if len(command.make(Path())) > 1:
             continue
-        total = len(own.boundaries)
-        most = 3 * command.kills
-        struck = sorted({round(i * (total - 1) / (most - 1)) for i in range(most)})
-        for number in struck if total > most else range(total):
-            run = partial(kill_at_boundary, command, own, number)
-            cases.append(add(f"kills/{command.name}/boundary-{number}", run, 2 * own.seconds))
+        for boundary in range(len(own.boundaries)):
+            run = partial(kill_at_boundary, command, own, boundary)
+            cases.append(add(f"kills/{command.name}/boundary-{boundary}", run, 2 * own.seconds))
     return cases
 
 

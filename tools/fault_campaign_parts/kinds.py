@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
+from PIL import Image
+from safetensors.torch import save_file
+
 from fault_campaign_parts.artefacts import digest, digests, tree_digest
 from fault_campaign_parts.bench import ROOT, TRAIN, VAL, Bench, script
 from fault_campaign_parts.commands import (
@@ -21,9 +24,6 @@ from fault_campaign_parts.commands import (
     fill_word_cache,
     run_stages,
 )
-from PIL import Image
-from safetensors.torch import save_file
-
 from vild.config import read_config
 from vild.data import Vocabulary, read_image, register_custom
 from vild.data.inspection import inspect_custom

@@ -16,7 +16,6 @@ from fault_campaign_parts.children import Child, Gate, Outcome, Target, guarded,
 from fault_campaign_parts.commands import VOCABULARIES, download_archives, run_stages
 from fault_campaign_parts.kinds import read_proposals
 from fault_campaign_parts.report import Case, Result
-
 from vild.data import Vocabulary
 from vild.embeddings.cache import CachedTextEncoder
 from vild.proposals import ProposalStore
