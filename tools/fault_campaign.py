@@ -21,6 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from fault_campaign_parts import PARTS
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -30,8 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of delays, offsets and flips (0)")
     parser.add_argument(
         "--parts",
-        default="kills,corruptions,races,malicious,full-disk",
-        help="comma list; all by default",
+        default=",".join(PARTS),
+        help=f"comma list of {', '.join(PARTS)}; all by default",
     )
     parser.add_argument("--case", action="append", metavar="NAME", help="run these cases alone")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="run each Nth case")
@@ -52,18 +54,17 @@ def main() -> int:
     """Command line entry; returns the exit code."""
     parser = build_parser()
     args = parser.parse_args()
+    names = tuple(args.case or ())
+    parts = {name.partition("/")[0] for name in names} or set(args.parts.split(","))
+    if unknown := parts - set(PARTS):
+        parser.error(f"expected parts among {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     # before anything imports torch: a process with threads could not be forked
     os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
     os.environ["PYTHONWARNINGS"] = "ignore"
     from fault_campaign_parts.bench import ROOT, prepare
-    from fault_campaign_parts.campaign import PARTS, all_cases, make_bench, run_cases
+    from fault_campaign_parts.campaign import all_cases, make_bench, run_cases
     from fault_campaign_parts.report import machine, table
 
-    parts = tuple(args.parts.split(","))
-    if args.case:
-        parts = tuple({name.partition("/")[0] for name in args.case})
-    if unknown := set(parts) - set(PARTS):
-        parser.error(f"expected parts among {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     out = args.out.absolute() if args.out else None
     os.chdir(ROOT)
     begin = time.monotonic()
@@ -72,14 +73,9 @@ def main() -> int:
         bench.folder.mkdir()
         try:
             make_bench(bench)
-            cases = all_cases(bench, parts)
+            cases = all_cases(bench, tuple(parts), names)
         except ValueError as error:
             parser.exit(2, f"error: {error}\n")
-        if args.case:
-            names = {case.name for case in cases}
-            if missing := [name for name in args.case if name not in names]:
-                parser.error(f"expected a case that --list shows, got {missing[0]!r}")
-            cases = [case for case in cases if case.name in args.case]
         cases = cases[:: args.every]
         if args.list:
             print("\n".join(case.name for case in cases))
@@ -95,7 +91,7 @@ def main() -> int:
     print(f"\n{len(results)} cases, seed {args.seed}, {times}; {machine()}")
     for name, problem in failures:
         print(f"FAILED {name}: {problem}")
-    if args.case:
+    if names:
         print(
             "\n".join(f"{result['case']}: {note}" for result in results for note in result["notes"])
         )

@@ -17,6 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from fault_campaign_parts import PARTS
 from fault_campaign_parts.bench import Bench, script
 from fault_campaign_parts.children import run
 from fault_campaign_parts.commands import Command, all_commands, make_archives
@@ -28,7 +29,6 @@ from fault_campaign_parts.malicious import malicious_cases
 from fault_campaign_parts.races import all_races, race_cases
 from fault_campaign_parts.report import Case, Result
 
-PARTS = ("kills", "corruptions", "races", "malicious", "full-disk")
 PATIENCE = 600  # seconds for one case
 
 
@@ -47,13 +47,19 @@ def make_bench(bench: Bench) -> None:
         raise ValueError(f"the archives could not be made: {outcome.text[-2000:]}")
 
 
-def all_cases(bench: Bench, parts: Sequence[str]) -> list[Case]:
+def all_cases(bench: Bench, parts: Sequence[str], names: Sequence[str] = ()) -> list[Case]:
     """The cases of some parts, in the order of the report.
 
+    Args:
+        bench: the workshop.
+        parts: of ``PARTS``.
+        names: of the cases that are wanted; all by default.
+
     Raises:
-        ValueError: a command fails undisturbed.
+        ValueError: a command fails undisturbed, or there is no case of a name.
     """
-    commands = all_commands(bench)
+    subjects = {name.split("/")[1] for name in names if name.count("/")}
+    commands = [c for c in all_commands(bench) if not names or c.name in subjects]
     needed = {"kills", "full-disk"} & set(parts)
     references = measure(commands, bench) if needed else {}
     makers: dict[str, Callable[[], list[Case]]] = {
@@ -63,7 +69,11 @@ def all_cases(bench: Bench, parts: Sequence[str]) -> list[Case]:
         "malicious": lambda: malicious_cases(bench),
         "full-disk": lambda: full_disk_cases(commands, references),
     }
-    return [case for part in PARTS if part in parts for case in makers[part]()]
+    cases = [case for part in PARTS if part in parts for case in makers[part]()]
+    known = {case.name for case in cases}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"expected a case that --list shows, got {unknown[0]!r}")
+    return [case for case in cases if not names or case.name in names]
 
 
 def measure(commands: Sequence[Command], bench: Bench) -> dict[str, Reference]:

@@ -128,6 +128,8 @@ class Child:
             os.dup2(log, 1)
             os.dup2(log, 2)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            sys.stdout = os.fdopen(1, "w", 1, "utf-8", closefd=False)
+            sys.stderr = os.fdopen(2, "w", 1, "utf-8", closefd=False)
             if gate is not None:
                 gate.pass_through()
             if boundaries is not None:
