@@ -1,3 +1,3 @@
-"""The parts of ``tools/fault_campaign.py``: faults, and what must survive them."""
+"""The fault campaign: injected faults, and the checks of what they leave behind."""
 
 PARTS = ("kills", "corruptions", "races", "malicious", "full-disk")

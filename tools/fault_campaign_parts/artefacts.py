@@ -1,4 +1,4 @@
-"""What a command left, as digests that two runs can be compared by."""
+"""Digests of the files that a command wrote, to compare two runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-# logs, curves and times differ between any two runs; so do the locks and the memory of checks
+# logs, curves, times, locks and records of checks differ between any two runs
 IGNORED = (
     *("log.txt*", "metrics.json", "events.out.tfevents.*", "*.lock", ".locks", ".lock"),
     *(".checked.json", "stages", "*.part"),
@@ -23,7 +23,7 @@ _TEMPORARY = re.compile(r"^\.|\.making-\d+$|\.part$")
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Digest of every artefact below a folder, by its relative path."""
+    """Return the digest of every artefact below a folder, by relative path."""
     found = {}
     for file in sorted(folder.rglob("*")):
         if file.is_file() and not is_ignored(file.relative_to(folder)):
@@ -32,7 +32,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Temporary files that are still there."""
+    """List the temporary files that remain below a folder."""
     return [
         file.relative_to(folder).as_posix()
         for file in sorted(folder.rglob("*"))
@@ -41,14 +41,14 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def is_ignored(path: Path) -> bool:
-    """Whether a file does not count as an artefact."""
+    """Return whether a file does not count as an artefact."""
     return any(fnmatch(part, pattern) for part in path.parts for pattern in IGNORED) or any(
         _TEMPORARY.search(part) for part in path.parts
     )
 
 
 def digest(file: Path, folder: Path) -> str:
-    """Digest of what a file holds: of the tensors where the bytes have an order of their own."""
+    """Return the digest of a file: of its tensors if equal tensors may have different bytes."""
     if file.suffix == ".pth":
         content = torch.load(file, map_location="cpu", weights_only=False)
         return tree_digest(content)
@@ -67,7 +67,7 @@ def digest(file: Path, folder: Path) -> str:
 
 
 def tree_digest(value: Any) -> str:
-    """sha256 of nested dicts, lists, arrays and plain values."""
+    """Return the SHA-256 of nested dicts, lists, arrays and plain values."""
     found = hashlib.sha256()
     _feed(found, value)
     return found.hexdigest()

@@ -1,4 +1,4 @@
-"""An attack: a hostile file or name, and the command that is given it."""
+"""Hostile files and names, and the commands that read them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MARKER = "CODE_RAN"
-ELSEWHERE = "elsewhere"  # a folder beside the one that a command writes to
+ELSEWHERE = "elsewhere"  # a folder outside of the one that a command writes to
 
 
 @dataclass(frozen=True)
 class Attack:
-    """A hostile file and the command that is given it.
+    """A hostile file and the command that reads it.
 
     Attributes:
         name: of the case.
         subject: row of the table.
         make: writes the files; gets the folder.
         target: reads them; gets the folder.
-        may_succeed: whether reading it as plain data is right, too.
-        check: looks at what was written; returns what is wrong with it.
+        may_succeed: whether reading it as plain data is allowed.
+        check: returns what is wrong with the output, or "".
     """
 
     name: str
@@ -34,7 +34,7 @@ class Attack:
 
 
 class Call:
-    """Is a call of ``os.system`` once it is unpickled."""
+    """An object that is pickled as a call of ``os.system``."""
 
     def __init__(self, folder: Path) -> None:
         self.words = f"touch {shlex.quote(str(folder / MARKER))}"

@@ -1,6 +1,6 @@
-"""A small workshop: images, a detector, stores and text embeddings, made by the project's commands.
+"""Fixtures: images, a detector, stores and text embeddings, made by the project's own commands.
 
-What is here is only read by the cases; each writes to a folder of its own.
+Cases only read them; each case writes to a separate folder.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SMALL = (
 
 
 def script(*words: object) -> Callable[[], None]:
-    """A target that runs a script of the repository as ``python SCRIPT ARGUMENTS`` does."""
+    """Return a target that runs a script of the repository like ``python SCRIPT ARGUMENTS``."""
     program, *arguments = map(str, words)
 
     def target() -> None:
@@ -44,10 +44,10 @@ def script(*words: object) -> Callable[[], None]:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where the files of the workshop are.
+    """Paths of the fixtures, and the commands that use them.
 
     Attributes:
-        folder: of all of them; the data root of Detectron2.
+        folder: holds all of them; the data root of Detectron2.
     """
 
     folder: Path
@@ -59,7 +59,7 @@ class Bench:
 
     @property
     def text(self) -> Path:
-        """Text embeddings of its classes."""
+        """Text embeddings of the classes."""
         return self.folder / "text.safetensors"
 
     @property
@@ -69,7 +69,7 @@ class Bench:
 
     @property
     def embeddings(self) -> Path:
-        """Store of their embeddings."""
+        """Store of region embeddings of the training images."""
         return self.folder / "embeddings" / TRAIN
 
     @property
@@ -94,7 +94,7 @@ class Bench:
 
     @property
     def converted(self) -> Path:
-        """Folder of the store that was made from them."""
+        """Folder of a store that was imported from :attr:`pickle`."""
         return self.folder / "converted"
 
     @property
@@ -103,16 +103,16 @@ class Bench:
         return self.shapes / "val" / "000001.png"
 
     def options(self, *more: str) -> tuple[str, ...]:
-        """KEY VALUE pairs of a small ViLD detector with the workshop's text embeddings."""
+        """Return KEY VALUE pairs of a small ViLD detector with these text embeddings."""
         return (*SMALL, "MODEL.VILD.TEXT_EMBEDDINGS", str(self.text), *more)
 
     def shapes_command(self, folder: Path, *more: str) -> tuple[str, ...]:
-        """Make the dataset."""
+        """Return the command that makes the dataset."""
         counts = ("--train-images", str(TRAIN_IMAGES), "--val-images", str(VAL_IMAGES))
         return ("tools/make_shapes.py", "--out-dir", str(folder), *counts, *more)
 
     def text_command(self, file: Path, *more: str) -> tuple[str, ...]:
-        """Embed the class names."""
+        """Return the command that embeds the class names."""
         return (
             *("tools/extract_text_embeddings.py", "--vocabulary", VAL, "--model", "vild-shapes"),
             *("--templates", "single", "--device", "cpu", "--out", str(file), *more),
@@ -121,7 +121,7 @@ class Bench:
     def train_command(
         self, folder: Path, variant: str = "ensemble", steps: int = 3, *more: str
     ) -> tuple[str, ...]:
-        """Train; ``rpn_baseline`` is a variant here. A checkpoint a step."""
+        """Return a training that checkpoints every step; ``rpn_baseline`` counts as a variant."""
         name = variant if variant == "rpn_baseline" else f"vild_{variant}"
         own: tuple[str, ...] = SMALL
         if variant != "rpn_baseline":
@@ -135,7 +135,7 @@ class Bench:
         )
 
     def proposals_command(self, folder: Path, *more: str) -> tuple[str, ...]:
-        """Extract the proposals of the training images."""
+        """Return the command that extracts proposals of the training images."""
         return (
             *("tools/extract_proposals.py", "--config-file", "configs/shapes/rpn_baseline.yaml"),
             *("--weights", str(self.baseline), "--split", TRAIN, "--topk", "12"),
@@ -144,7 +144,7 @@ class Bench:
         )
 
     def embeddings_command(self, folder: Path, *more: str) -> tuple[str, ...]:
-        """Embed their regions."""
+        """Return the command that embeds the regions of the training images."""
         return (
             *("tools/extract_image_embeddings.py", "--split", TRAIN, "--proposals"),
             *(str(self.proposals), "--regions", "8", "--model", "vild-shapes", "--pretrained", ""),
@@ -152,14 +152,14 @@ class Bench:
         )
 
     def convert_command(self, folder: Path) -> tuple[str, ...]:
-        """Make a store of proposals in Detectron2's format."""
+        """Return the command that imports proposals in Detectron2's format."""
         return (
             *("tools/convert_proposals.py", "--from-detectron2", str(self.pickle)),
             *("--allow-pickle", "--split", TRAIN, "--out-dir", str(folder)),
         )
 
     def evaluate_command(self, folder: Path, *more: str) -> tuple[str, ...]:
-        """Detect in the validation images and measure."""
+        """Return the evaluation on the validation images."""
         return (
             *(TRAIN_NET, "--eval-only", "--config-file", "configs/shapes/vild_ensemble.yaml"),
             *("--out", str(folder / "results.json"), *more, *self.options()),
@@ -167,7 +167,7 @@ class Bench:
         )
 
     def demo_command(self, folder: Path, *more: str) -> tuple[str, ...]:
-        """Draw what is detected in the validation images."""
+        """Return the command that draws detections in the validation images."""
         return (
             *("tools/demo.py", "--config-file", "configs/shapes/vild_ensemble.yaml"),
             *("--input", str(self.shapes / "val"), "--output", str(folder / "drawn")),
@@ -176,7 +176,7 @@ class Bench:
         )
 
     def export_command(self, folder: Path, *more: str) -> tuple[str, ...]:
-        """Export the detector."""
+        """Return the command that exports the detector."""
         return (
             *("tools/export_model.py", "--config-file", "configs/shapes/vild_ensemble.yaml"),
             *("--sample-image", str(self.image), "--repeats", "1", "--format", "torchscript"),
@@ -185,7 +185,7 @@ class Bench:
         )
 
     def stages(self) -> Sequence[tuple[str, ...]]:
-        """The commands that make the workshop, in order."""
+        """Return the commands that make the fixtures, in order."""
         pickle = ("--to-detectron2", str(self.pickle))
         return (
             self.shapes_command(self.shapes, "--workers", "1"),
@@ -201,7 +201,7 @@ class Bench:
 
 
 def prepare(folder: Path) -> Bench:
-    """Point this process at a workshop; must come before the first fork."""
+    """Register the datasets of a fixture folder in this process, before the first fork."""
     os.environ["DETECTRON2_DATASETS"] = str(folder)
     from vild.data import register_from_arguments
 

@@ -1,7 +1,7 @@
-"""The moments at which a process changes files: every one can be made the moment of a fault.
+"""Faults at a chosen change of a file: a SIGKILL, or a full disk.
 
-Python announces opens, renames, removals and new folders to audit hooks; flushes to disk are seen
-by a wrapper of ``os.fsync``. Nothing of the project is changed for it.
+Python's audit hooks report files being opened, renamed and removed, and new folders; a wrapper of
+``os.fsync`` reports flushes. The project's code is not changed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os
 
 
 class Boundaries:
-    """Counts a child's changes of files below a folder, and strikes at one of them.
+    """Counter of the changes that a child makes to files below a folder, with a fault at one.
 
     Args:
         scope: the folder.
-        strike_at: number of the change, from 0; None: never.
-        full_disk: fail this change and all later ones as a full disk does, instead of a SIGKILL.
-            Removals go on working, as they do there.
+        strike_at: number of the change before which the fault comes, from 0; None: no fault.
+        full_disk: instead of a SIGKILL, fail this change and all later ones as a full disk does.
+            Removals succeed, as on a full disk.
     """
 
     def __init__(self, scope: Path, strike_at: int | None = None, full_disk: bool = False) -> None:
@@ -33,7 +33,7 @@ class Boundaries:
         self._count = 0
 
     def watch(self, record: Path) -> None:
-        """Begin, in the child; each change is appended to a file."""
+        """Start counting, in the child; each change is appended to the file ``record``."""
         self._owner = os.getpid()
         self._record = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._inside = False
@@ -66,7 +66,7 @@ class Boundaries:
             self._passing(event.removeprefix("os."), path)
 
     def _passing(self, kind: str, path: str) -> None:
-        # one of this hook's own, a helper process, or a file elsewhere
+        # not the hook's own writes, nor those of helper processes
         if self._inside or os.getpid() != self._owner:
             return
         path = os.path.abspath(path)

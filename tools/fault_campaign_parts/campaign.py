@@ -1,9 +1,8 @@
-"""Runs the cases, a few at a time, each in a process and a folder of its own."""
+"""Runs the cases, a few at a time, each in a separate process and folder."""
 
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import os
 import shutil
@@ -33,7 +32,7 @@ PATIENCE = 600  # seconds for one case
 
 
 def make_bench(bench: Bench) -> None:
-    """Make the workshop.
+    """Make the fixtures.
 
     Raises:
         ValueError: one of the commands failed.
@@ -48,15 +47,15 @@ def make_bench(bench: Bench) -> None:
 
 
 def all_cases(bench: Bench, parts: Sequence[str], names: Sequence[str] = ()) -> list[Case]:
-    """The cases of some parts, in the order of the report.
+    """Return the cases of some parts, in the order of the report.
 
     Args:
-        bench: the workshop.
+        bench: the fixtures.
         parts: of ``PARTS``.
-        names: of the cases that are wanted; all by default.
+        names: cases to run; all by default.
 
     Raises:
-        ValueError: a command fails undisturbed, or there is no case of a name.
+        ValueError: a command fails without any fault, or a name is unknown.
     """
     subjects = {name.split("/")[1] for name in names if name.count("/")}
     commands = [c for c in all_commands(bench) if not names or c.name in subjects]
@@ -77,7 +76,7 @@ def all_cases(bench: Bench, parts: Sequence[str], names: Sequence[str] = ()) -> 
 
 
 def measure(commands: Sequence[Command], bench: Bench) -> dict[str, Reference]:
-    """Undisturbed runs of commands.
+    """Run commands without faults, to compare with.
 
     Raises:
         ValueError: one of them fails.
@@ -97,15 +96,15 @@ def run_cases(cases: Sequence[Case], seed: int, jobs: int, folder: Path) -> list
 
     Args:
         cases: what to run.
-        seed: of all that is random; a case draws from the seed and its own name.
+        seed: each case draws from the seed and its name.
         jobs: processes at a time.
-        folder: for the cases' folders, which are removed.
+        folder: parent of the cases' folders, which are removed.
 
     Returns:
-        for each its part, subject, name and result, in the cases' order.
+        part, subject, name and result of each case, in order.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    gc.freeze()  # or each child would copy the pages of everything that was imported
+    gc.freeze()  # otherwise each child copies the memory pages of all imports
     order = sorted(range(len(cases)), key=lambda number: -cases[number].cost)
     running: dict[int, tuple[int, float]] = {}
     results: dict[int, dict[str, Any]] = {}
@@ -170,8 +169,3 @@ def _show(done: int, total: int, result: dict[str, Any]) -> None:
         sys.stderr.write(f"\rFAILED {result['case']}: {problem}\n")
     sys.stderr.write(f"\r{done} of {total} cases")
     sys.stderr.flush()
-
-
-def identity(cases: Sequence[Case]) -> str:
-    """Digest of the cases' names: whether two reports are of the same campaign."""
-    return hashlib.sha256("\n".join(case.name for case in cases).encode()).hexdigest()[:12]

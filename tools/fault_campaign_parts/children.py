@@ -1,7 +1,7 @@
-"""Runs a command in a forked child, which can be killed or made to fail at a chosen moment.
+"""Runs commands in forked children, which can be killed or made to fail at a chosen moment.
 
-Importing torch takes seconds, so the campaign imports everything once and forks: a child starts in
-hundredths of a second. The parent starts no thread and does no tensor work before it forks.
+Importing torch takes seconds, so the campaign imports everything once and forks; a child starts in
+a few hundredths of a second. The parent must not start threads or compute with tensors.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Outcome:
         text: standard output and standard error.
         seconds: how long it ran.
         timed_out: whether it was ended because it did not end.
-        boundaries: write boundaries that it passed, in order; "" lines never occur.
+        boundaries: changes of files that it made, in order; see :class:`Boundaries`.
     """
 
     code: int
@@ -45,13 +45,13 @@ class Outcome:
 
     @property
     def was_killed(self) -> bool:
-        """Whether SIGKILL ended it, and not the campaign's patience."""
+        """Whether SIGKILL ended it (and not the time limit)."""
         return self.code == -signal.SIGKILL and not self.timed_out
 
     def complaint(self) -> str:
-        """What is wrong with the way a failure was reported; "" for one line and an exit code.
+        """Return what is wrong with the way a failure was reported, or "".
 
-        Log lines may come before; the error is the last line, and nothing is a traceback.
+        An error must be the last line, without a traceback; log lines may precede it.
         """
         lines = [line for line in self.text.splitlines() if line.strip()]
         last = lines[-1][:300] if lines else ""
@@ -71,20 +71,20 @@ class Outcome:
 
 
 class Gate:
-    """A barrier: children that wait at it are released at the same moment."""
+    """A barrier that releases waiting children at the same moment."""
 
     def __init__(self) -> None:
         self._ready, self._here = os.pipe()
         self._wait, self._open = os.pipe()
 
     def pass_through(self) -> None:
-        """In a child: say that it has come, and wait."""
+        """Wait in a child until the gate opens."""
         os.close(self._open)
         os.write(self._here, b".")
         os.read(self._wait, 1)  # ends when the parent closes the other end
 
     def release(self, children: int) -> None:
-        """In the parent: wait for so many children and let them go."""
+        """Wait in the parent until so many children have arrived, then open the gate."""
         for _ in range(children):
             os.read(self._ready, 1)
         for descriptor in (self._open, self._wait, self._ready, self._here):
@@ -95,10 +95,10 @@ class Child:
     """A running child.
 
     Args:
-        target: what it runs; returns an exit code, or raises as a script does.
-        folder: where its output goes (``.log-*``).
-        boundaries: watches, or ends, what it writes.
-        gate: where it waits before it begins.
+        target: function that it runs; returns an exit code, or raises like a script.
+        folder: its output goes to a file beside this folder, until it has ended.
+        boundaries: records its changes of files, and may strike.
+        gate: waits here before it begins.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Child:
         if self.pid == 0:
             os.setpgid(0, 0)
             self._become(target, boundaries, gate)
-        with contextlib.suppress(OSError):  # whichever of the two is first
+        with contextlib.suppress(OSError):  # the child does the same; either may be first
             os.setpgid(self.pid, self.pid)
         self._descriptor = os.pidfd_open(self.pid)
 
@@ -148,18 +148,18 @@ class Child:
             os._exit(code & 0xFF)
 
     def ended(self, seconds: float) -> bool:
-        """Wait for its end at most so many seconds; returns whether it has ended."""
+        """Wait at most so many seconds; return whether it has ended."""
         poll = select.poll()
         poll.register(self._descriptor, select.POLLIN)
         return bool(poll.poll(max(0.0, seconds) * 1000))
 
     def kill(self) -> None:
-        """Send SIGKILL to it and all that it started."""
+        """Send SIGKILL to its process group."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
     def wait(self, kill_after: float | None = None) -> Outcome:
-        """Wait for its end; kill it after so many seconds if they are given."""
+        """Wait for its end, or kill it after so many seconds."""
         timed_out = False
         if kill_after is not None:
             if not self.ended(kill_after):
@@ -169,7 +169,7 @@ class Child:
             self.kill()
         _, status = os.waitpid(self.pid, 0)
         took = time.monotonic() - self._began
-        self.kill()  # helpers that outlived it
+        self.kill()  # helper processes that outlived it
         os.close(self._descriptor)
         passed = self._passed.read_text().splitlines() if self._passed.exists() else []
         text = self._log.read_text(errors="replace") if self._log.exists() else ""
@@ -179,7 +179,7 @@ class Child:
 
 
 def guarded(target: Target) -> Target:
-    """A target that is no command of its own, with the errors of one."""
+    """Return a target that reports ValueError and OSError as the commands do."""
 
     def guard() -> int:
         try:

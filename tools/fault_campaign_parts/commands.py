@@ -1,4 +1,4 @@
-"""The commands that are killed and starved of disk space: how each is run, what it leaves."""
+"""The commands that are killed and run on full disks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import threading
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +24,7 @@ from vild.engine.stages import Stage, StageRunner, run_or_exit
 from vild.modeling.official import OfficialModel
 
 VARIANTS = ("ensemble", "vild", "image", "text", "rpn_baseline")
+ARCHIVES = {"annotations": ("a.json", "b.json"), "images": ("1.png", "2.png")}
 VOCABULARIES = (("red circle", "blue square"), ("blue square", "green star"), ("a", "b", "c"))
 
 
@@ -32,11 +34,11 @@ class Command:
 
     Attributes:
         name: in reports.
-        make: from its folder to the targets that run side by side, one for each process.
-        kills: cases with kills at random moments in a full campaign.
-        changing: files that change while it runs, or are removed at its end, so that a killed run
-            may leave another state of them.
-        starved: whether the full-disk part runs it.
+        make: returns the targets for an output folder, one for each process.
+        kills: number of cases with kills at random moments.
+        changing: files that a killed run may leave in another state, because they change while it
+            runs or are removed at its end.
+        starved: whether it is also run on full disks.
     """
 
     name: str
@@ -47,7 +49,7 @@ class Command:
 
 
 def all_commands(bench: Bench) -> list[Command]:
-    """The table of commands."""
+    """Return the table of commands."""
 
     def one(words: Callable[[Path], Sequence[object]]) -> Callable[[Path], Sequence[Target]]:
         return lambda folder: [script(*words(folder))]
@@ -90,13 +92,13 @@ def all_commands(bench: Bench) -> list[Command]:
             12,
             ("data/*.zip",),
         ),
-        # a stage here is a small script: a kill more costs no import of torch
+        # with small scripts as stages, which do not import torch
         Command("stages of an experiment", lambda f: [partial(run_stages, f)], 8, starved=False),
     ]
 
 
 def fill_word_cache(folder: Path) -> None:
-    """Embed three vocabularies through one cache."""
+    """Embed three vocabularies with one cache."""
     encoder = CachedTextEncoder(
         *("vild-shapes", None), templates="single", folder=folder / "cache", device="cpu"
     )
@@ -106,11 +108,11 @@ def fill_word_cache(folder: Path) -> None:
 
 
 def convert_official(bench: Bench, folder: Path) -> None:
-    """Convert a checkpoint; what TensorFlow would read is replaced by the workshop's detector."""
+    """Convert a checkpoint, with the detector of the fixtures in place of TensorFlow's."""
     text = torch.eye(64)[:60]
     state = torch.load(bench.detector, weights_only=False)["model"]
     tool = convert_official_checkpoint
-    tool.checkpoint_prefix = partial(_as_it_is)  # type: ignore[assignment]
+    tool.checkpoint_prefix = nullcontext
     tool.read_variables = lambda prefix: {}
     tool.convert_variables = lambda variables: OfficialModel(state, text, 50, "ensemble")
     words = (bench.detector, "--out", folder / "official.pth", "--vocabulary", "shapes_val")
@@ -119,21 +121,10 @@ def convert_official(bench: Bench, folder: Path) -> None:
     raise SystemExit(tool.main())
 
 
-class _as_it_is:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Path:
-        return self.path
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
 def make_archives(bench: Bench) -> None:
-    """Two zips as a dataset's publisher would have them."""
+    """Write two zip archives for the server to publish."""
     draw = torch.Generator().manual_seed(0)
-    for name, members in (("annotations", ("a.json", "b.json")), ("images", ("1.png", "2.png"))):
+    for name, members in ARCHIVES.items():
         folder = bench.folder / "archives" / "zips"
         folder.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
@@ -144,23 +135,24 @@ def make_archives(bench: Bench) -> None:
 
 
 def download_archives(bench: Bench, folder: Path) -> None:
-    """Fetch and unpack them from a server in a thread of this process."""
+    """Download and unpack the archives from a server in a thread of this process."""
     zips = bench.folder / "archives"
     download.ARCHIVES = tuple(
         download.Archive(
             f"http://publisher.example/zips/{name}.zip",
             hashlib.md5((zips / "zips" / f"{name}.zip").read_bytes()).hexdigest(),
-            *(0.001, ("coco",), "coco", ".", (name,)),
-            pictures=2,
+            *(0.001, ("coco",), "coco", "."),
+            # files by name, or a folder of so many images
+            *((("images",), 2) if name == "images" else (tuple(f"{name}/{m}" for m in members),)),
         )
-        for name in ("annotations", "images")
+        for name, members in ARCHIVES.items()
     )
     with serving(zips) as address:
         download.fetch("coco", folder / "data", archive_base=address)
 
 
 class serving:
-    """A server of a folder's files that knows ranges and takes its time."""
+    """A slow HTTP server of a folder, with support for ranges."""
 
     def __init__(self, folder: Path) -> None:
         class Handler(BaseHTTPRequestHandler):
@@ -186,7 +178,7 @@ class serving:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        # a client that gives up is no news
+        # a client that breaks off is expected here
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
 
     def __enter__(self) -> str:
@@ -209,7 +201,7 @@ os.replace(target + ".part", target)
 
 
 def run_stages(folder: Path) -> bool:
-    """Three stages that need each other, as the quickstart has them."""
+    """Run three stages that depend on each other, like those of the quickstart."""
     program = folder / "stage.py"
     if not program.exists():
         temporary = folder / f".{threading.get_native_id()}.py"

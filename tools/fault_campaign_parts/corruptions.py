@@ -1,4 +1,4 @@
-"""Damaged files of every kind: damage is found, or shown to be harmless."""
+"""Damaged files of every kind: the damage must be found, or be harmless."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fault_campaign_parts.kinds import OWN, Kind
 from fault_campaign_parts.mutations import damage
 from fault_campaign_parts.report import Case, Result
 
-BATCH = 10  # damaged copies a case
-MEMORY = 4 << 30  # bytes that a reader may take: a damaged length must not ask for more
+BATCH = 10  # damaged copies per case
+MEMORY = 4 << 30  # bytes that a reader may allocate, whatever a damaged length says
 
 
 def corruption_cases(kinds: list[Kind]) -> list[Case]:
-    """All of this part."""
+    """Return the cases of this part."""
     return [
         Case(
             "corruptions",
@@ -34,7 +34,7 @@ def corruption_cases(kinds: list[Kind]) -> list[Case]:
 
 
 def damage_copies(kind: Kind, count: int, folder: Path, random: Random) -> Result:
-    """Read damaged copies, one after another."""
+    """Damage copies of a file and read each one."""
     result, good = Result(), folder / "good"
     good.mkdir()
     outcome = run(lambda: kind.make(good), folder)
@@ -66,7 +66,7 @@ def damage_copies(kind: Kind, count: int, folder: Path, random: Random) -> Resul
 
 
 def judge(kind: Kind, expected: str, found: str, outcome: Outcome) -> str:
-    """What became of the damage."""
+    """Return how the damage ended."""
     if complaint := outcome.complaint():
         return complaint
     if outcome.code:
@@ -77,7 +77,7 @@ def judge(kind: Kind, expected: str, found: str, outcome: Outcome) -> str:
 
 
 def read(kind: Kind, folder: Path, note: Path) -> tuple[str, Outcome]:
-    """Read files in a child; returns the digest, or "" where they are refused."""
+    """Read files in a child; return the digest, or "" if they are refused."""
     outcome = run(_reading(kind.read, folder, note), note)
     return (note.read_text(encoding="utf-8") if note.exists() else ""), outcome
 

@@ -1,7 +1,7 @@
-"""Disks that are full: real ones, small file systems in memory, and errors at every write.
+"""Full disks: small file systems in memory, and injected errors.
 
-A real one takes a user namespace of Linux, in which no rights are needed to mount. Where that is
-not allowed, the injected errors remain, and the report says so.
+Mounting takes a Linux user namespace. Where the kernel does not allow one, only the injected errors
+remain.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from fault_campaign_parts.report import Case, Result
 
 PAGE = 4096
 LARGE = 1 << 30  # bytes, enough for any command here
-SIZES = 6  # real disks a command
-ERRORS = 10  # injected errors a command
+SIZES = 6  # file systems per command
+ERRORS = 10  # injected errors per command
 _NEWNS, _NEWUSER, _PRIVATE, _REMOUNT = 0x00020000, 0x10000000, 1 << 18 | 16384, 32
 
 
 def full_disk_cases(commands: Sequence[Command], references: Mapping[str, Reference]) -> list[Case]:
-    """All of this part."""
+    """Return the cases of this part."""
     cases = []
     real = can_mount()
     for command in commands:
@@ -56,7 +56,7 @@ def full_disk_cases(commands: Sequence[Command], references: Mapping[str, Refere
 
 
 def can_mount() -> bool:
-    """Whether a small disk can be had here."""
+    """Return whether a small file system can be mounted."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -76,7 +76,7 @@ def _call(name: str, *arguments: object) -> None:
 
 
 def _enter_namespace() -> None:
-    """Have mounts of one's own from here on; they end with the process."""
+    """Enter a namespace whose mounts end with this process."""
     user, group = os.getuid(), os.getgid()
     _call("unshare", _NEWUSER | _NEWNS)
     Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
@@ -87,7 +87,7 @@ def _enter_namespace() -> None:
 
 def _mount(folder: str, size: int, again: bool = False) -> None:
     flags = ctypes.c_ulong(_REMOUNT if again else 0)
-    # 0 would be no limit
+    # 0 means no limit
     options = f"size={max(size, PAGE)}".encode()
     _call("mount", b"tmpfs", folder.encode(), b"tmpfs", flags, options)
 
@@ -95,7 +95,7 @@ def _mount(folder: str, size: int, again: bool = False) -> None:
 def on_a_small_disk(
     command: Command, own: Reference, share: float, folder: Path, random: Random
 ) -> Result:
-    """Run on a disk of a share of what is written, then on one with room."""
+    """Run with a share of the space that is needed, then with enough."""
     result, disk = Result(), folder / "disk"
     disk.mkdir()
     _enter_namespace()
@@ -110,7 +110,7 @@ def on_a_small_disk(
 
 
 def over_earlier_files(command: Command, own: Reference, folder: Path, random: Random) -> Result:
-    """Run a second time where no room is left: what the first run wrote stays."""
+    """Run a second time on a full disk; the files of the first run must stay."""
     result, disk = Result(), folder / "disk"
     disk.mkdir()
     _enter_namespace()
@@ -134,7 +134,7 @@ def over_earlier_files(command: Command, own: Reference, folder: Path, random: R
 def with_errors(
     command: Command, own: Reference, number: int, folder: Path, random: Random
 ) -> Result:
-    """Every change of a file fails from one of them on; then the disk has room again."""
+    """Run with every change of a file failing from one of them on, then without errors."""
     result, disk = Result(), folder / "disk"
     disk.mkdir()
     (target,) = command.make(disk)

@@ -1,4 +1,4 @@
-"""Archives whose members go elsewhere, and small files that ask for much."""
+"""Archives with members outside of their folder, and decompression bombs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OUTSIDE = (f"../{ELSEWHERE}/x", f"a/../../{ELSEWHERE}/x", f"..\\{ELSEWHERE}\\x")
 
 
 def archives(bench: Bench) -> list[Attack]:
-    """Archives whose members go elsewhere."""
+    """Return archives with members outside of their folder."""
 
     def zipped(member: str, link: bool = False) -> Callable[[Path], None]:
         def make(folder: Path) -> None:
@@ -70,7 +70,7 @@ def archives(bench: Bench) -> list[Attack]:
 
 
 def bombs(bench: Bench) -> list[Attack]:
-    """Small files that ask for much."""
+    """Return small files that ask for much memory or disk space."""
 
     def nested(name: str) -> Callable[[Path], None]:
         text = '{"images": ' + "[" * 200_000 + "]" * 200_000 + "}"
@@ -88,7 +88,7 @@ def bombs(bench: Bench) -> list[Attack]:
         script(*(word for word in words if word != "--eval-only"))()
 
     def great_image(folder: Path) -> None:
-        """A PNG of 60,000 x 60,000 pixels."""
+        """Write a PNG of 60,000 x 60,000 pixels."""
         side = 60_000
 
         def chunk(kind: bytes, data: bytes) -> bytes:
@@ -103,7 +103,7 @@ def bombs(bench: Bench) -> list[Attack]:
         (folder / "a.png").write_bytes(content + chunk(b"IEND", b""))
 
     def great_npz(folder: Path) -> None:
-        """8 GB of zeros in 8 MB."""
+        """Write 8 GB of zeros in 8 MB."""
         header = {"descr": "<f4", "fortran_order": False, "shape": (32 << 10, 64 << 10)}
         with (
             zipfile.ZipFile(folder / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive,
@@ -114,7 +114,7 @@ def bombs(bench: Bench) -> list[Attack]:
                 file.write(bytes(64 << 20))
 
     def great_zip(folder: Path) -> None:
-        """A zip that says that its member has an exabyte."""
+        """Write a zip whose directory gives its member 4 GB."""
         with zipfile.ZipFile(folder / "a.zip", "w") as archive:
             archive.writestr("x", "x")
         data = bytearray((folder / "a.zip").read_bytes())
@@ -126,7 +126,7 @@ def bombs(bench: Bench) -> list[Attack]:
         (folder / "a.safetensors").write_bytes((1 << 60).to_bytes(8, "little") + b"{}")
 
     def great_pickle(folder: Path) -> None:
-        """A pickle that asks for an array of 64 GB."""
+        """Write a pickle with an array of 64 GB."""
         contents = {"ids": [1], "boxes": [np.zeros((1, 4))], "objectness_logits": [np.zeros(1)]}
         data = pickle.dumps({**contents, "bbox_mode": 0}, protocol=4)
         (folder / "a.pkl").write_bytes(

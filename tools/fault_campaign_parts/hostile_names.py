@@ -1,4 +1,4 @@
-"""Yaml with tags, bases that are none, and names that a page or a spreadsheet takes for more."""
+"""Yaml that would run code, and names that pages or spreadsheets could interpret."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TAGS = ("!!python/object/apply:os.system", "!!python/object/new:os.system")
 
 
 def yamls(bench: Bench) -> list[Attack]:
-    """Tags that run code, and bases that are none."""
+    """Return yaml files with Python tags, odd ``_BASE_`` values and alias bombs."""
 
     def write(name: str, text: str) -> Callable[[Path], None]:
         def make(folder: Path) -> None:
@@ -74,7 +74,7 @@ def yamls(bench: Bench) -> list[Attack]:
 
 
 def names(bench: Bench) -> list[Attack]:
-    """Names that a page, a spreadsheet or a file system may take for more."""
+    """Return names that a page, a spreadsheet or a file system could interpret."""
 
     def page(folder: Path) -> None:
         script(

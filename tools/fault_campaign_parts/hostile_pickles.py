@@ -1,4 +1,4 @@
-"""Pickles in everything that may hold one: checkpoints, teachers, proposals, arrays of objects."""
+"""Pickles that would run code: checkpoints, teachers, proposals, arrays of objects."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _as_tar(bench: Bench, file: Path) -> None:
 
 
 def _as_false_torchscript(bench: Bench, file: Path) -> None:
-    """A pickle of torch with a name of TorchScript's added."""
+    """Write a pickle of torch that looks like TorchScript at a glance."""
     _as_zip(bench, file)
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr("other/constants.pkl", b"\x80\x02).")
@@ -65,7 +65,7 @@ FORMS: dict[str, tuple[str, Callable[[Bench, Path], None]]] = {
 
 
 def pickles(bench: Bench) -> list[Attack]:
-    """Checkpoints, teachers and proposals."""
+    """Return hostile checkpoints, teachers and proposals."""
 
     def weights(name: str) -> Callable[[Path], None]:
         def target(folder: Path) -> None:
@@ -107,12 +107,12 @@ def pickles(bench: Bench) -> list[Attack]:
 
 
 def _always(name: str, form: str, bench: Bench) -> Callable[[Path], None]:
-    """A form under another name."""
+    """Return a writer of a form under another file name."""
     return lambda folder: FORMS[form][1](bench, folder / name)
 
 
 def teacher(name: str) -> Callable[[Path], None]:
-    """Load the weights of a small CLIP."""
+    """Return a target that loads the weights of a small CLIP."""
     config = {
         "embed_dim": 16,
         "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "patch_size": 16},
@@ -129,7 +129,7 @@ def teacher(name: str) -> Callable[[Path], None]:
 
 
 def arrays(bench: Bench) -> list[Attack]:
-    """Matrices that others publish."""
+    """Return hostile files for ``--import``."""
 
     def importing(name: str) -> Callable[[Path], None]:
         return lambda folder: script(

@@ -1,9 +1,8 @@
-"""SIGKILL at random moments and at every write boundary; then the command again, to the end."""
+"""SIGKILL at random moments and before every change of a file, then a run to the end."""
 
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -19,12 +18,12 @@ from fault_campaign_parts.commands import Command
 from fault_campaign_parts.report import Case, Result
 
 MOST_KILLS = 3  # of one command before it may end
-_WAIT = "another run is at work there"  # a stage that outlives its runner; it ends by itself
+_WAIT = "another run is at work there"  # a stage outlives its killed runner
 
 
 @dataclass(frozen=True)
 class Reference:
-    """An undisturbed run.
+    """Result of a run without faults.
 
     Attributes:
         seconds: how long it took.
@@ -42,7 +41,7 @@ class Reference:
 
 
 def reference(command: Command, folder: Path) -> Reference:
-    """Run a command undisturbed; twice where it is quick to find what differs by itself."""
+    """Run a command without faults."""
     folder.mkdir(parents=True)
     outcomes = run_all(command, folder, watched=True)
     problems = [outcome.text[-800:] for outcome in outcomes if outcome.code]
@@ -59,7 +58,7 @@ def reference(command: Command, folder: Path) -> Reference:
 
 
 def run_all(command: Command, folder: Path, watched: bool = False) -> list[Outcome]:
-    """Run all processes of a command to their ends; again, where another one is still at work."""
+    """Run all processes of a command to their ends; retry while a stage outlives its runner."""
     begin = monotonic()
     while True:
         children = [
@@ -74,7 +73,7 @@ def run_all(command: Command, folder: Path, watched: bool = False) -> list[Outco
 
 
 def kill_cases(commands: list[Command], references: Mapping[str, Reference]) -> list[Case]:
-    """All of this part."""
+    """Return the cases of this part."""
     cases = []
     for command in commands:
         own = references[command.name]
@@ -91,7 +90,7 @@ def kill_cases(commands: list[Command], references: Mapping[str, Reference]) -> 
 
 
 def kill_at_random(command: Command, own: Reference, folder: Path, random: Random) -> Result:
-    """Kill after random times, some times over, then let it end."""
+    """Kill one to three times at random moments, then run to the end."""
     result = Result()
     for _ in range(random.randint(1, MOST_KILLS)):
         children = [Child(target, folder) for target in command.make(folder)]
@@ -107,7 +106,7 @@ def kill_at_random(command: Command, own: Reference, folder: Path, random: Rando
 def kill_at_boundary(
     command: Command, own: Reference, number: int, folder: Path, random: Random
 ) -> Result:
-    """Kill right before a certain change of a file, then let it end."""
+    """Kill right before one change of a file, then run to the end."""
     result = Result()
     (target,) = command.make(folder)
     outcome = Child(target, folder, Boundaries(folder, number)).wait()
@@ -121,10 +120,10 @@ def kill_at_boundary(
 def _note(
     result: Result, command: Command, own: Reference, folder: Path, outcomes: list[Outcome]
 ) -> None:
-    """What a kill left: no file under its final name may be half."""
+    """Record a kill; no file with a final name may be incomplete."""
     for outcome in outcomes:
         result.counts["kills" if outcome.was_killed else "too late to kill"] += 1
-        # the one beside it may find what it needs missing, but must say so in one line
+        # a process beside a killed one may fail, in one line
         if not outcome.was_killed and _WAIT not in outcome.text and outcome.complaint():
             result.problems.append(f"a process beside a killed one: {outcome.complaint()}")
         result.notes.append(f"ended by {outcome.code} after {outcome.seconds:.3f} s")
@@ -137,12 +136,12 @@ def _note(
         expected = own.artefacts.get(name)
         moving = any(fnmatch(name, pattern) for pattern in command.changing)
         if value != expected and not moving:
-            what = "is not what it becomes" if expected else "is no artefact of a whole run"
+            what = "is incomplete" if expected else "is not an artefact of an undisturbed run"
             result.problems.append(f"after the kill, {name} {what}")
 
 
 def _finish(result: Result, command: Command, own: Reference, folder: Path) -> None:
-    """Run to the end and compare."""
+    """Run to the end and compare with the reference."""
     for outcome in run_all(command, folder):
         if outcome.code or outcome.complaint():
             last = outcome.text.strip().splitlines()[-1:] or [""]
@@ -157,15 +156,10 @@ def _finish(result: Result, command: Command, own: Reference, folder: Path) -> N
 
 
 def compare(result: Result, expected: Mapping[str, str], found: Mapping[str, str]) -> None:
-    """Note artefacts that differ from an undisturbed run's."""
+    """Record artefacts that differ from the reference."""
     names = sorted(expected.keys() | found.keys())
     differ = [name for name in names if expected.get(name) != found.get(name)]
     if differ:
         result.problems.append(f"differs from an undisturbed run: {', '.join(differ[:5])}")
     else:
         result.counts["identical"] += 1
-
-
-def merged(results: list[Result]) -> Counter[str]:
-    """The counts of several results."""
-    return sum((result.counts for result in results), Counter())

@@ -1,4 +1,4 @@
-"""Every kind of file that the project reads: where one is, and a reader that gives a digest."""
+"""Every kind of file that the project reads, with a writer and a reader."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ class Kind:
 
     Attributes:
         name: in reports.
-        make: writes undamaged files into a folder.
+        make: writes intact files into a folder.
         files: pattern of those that are damaged.
-        read: digest of all that the project reads of them; may write to the folder. Raises
-            ValueError or OSError, or SystemExit with a code, where damage is found.
-        count: damaged copies in a full campaign.
+        read: returns the digest of what the project reads. Raises ValueError, OSError or
+            SystemExit where damage is found. May write to the folder.
+        count: number of damaged copies.
         group: ``OWN``: damage must be found or harmless. ``OTHERS``: it must not end in a
-            traceback; a changed digit cannot be found by anybody.
-        keep_times: the damaged file keeps its time of change, as on a failing disk.
+            traceback; without a checksum, a changed digit cannot be noticed.
+        keep_times: keep the modification time, as a failing disk does.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Kind:
 
 
 def all_kinds(bench: Bench) -> list[Kind]:
-    """The table of kinds."""
+    """Return the table of kinds."""
 
     def copied(source: Path) -> Callable[[Path], None]:
         return lambda folder: _copy(source, folder)
@@ -119,26 +119,26 @@ def _only(folder: Path, pattern: str) -> Path:
 
 
 def read_proposals(folder: Path) -> str:
-    """All records."""
+    """Read all records."""
     store = ProposalStore(folder)
     return tree_digest([store.digest, {str(image): store.arrays(image) for image in store}])
 
 
 def read_embeddings(folder: Path) -> str:
-    """All records."""
+    """Read all records."""
     store = EmbeddingStore(folder)
     return tree_digest([store.digest, {str(image): store.arrays(image) for image in store}])
 
 
 def verify(folder: Path) -> str:
-    """Faults that tools/verify_store.py prints."""
+    """Check a store like tools/verify_store.py."""
     if faults := store_faults(folder, embedding_faults):
         raise ValueError(faults[0])
     return read_embeddings(folder)
 
 
 def unfinished(bench: Bench) -> Callable[[Path], None]:
-    """A store whose last shard and manifest are missing."""
+    """Return a writer of a store without its last shard and manifest."""
 
     def make(folder: Path) -> None:
         shutil.copytree(bench.converted / TRAIN, folder / TRAIN)
@@ -149,7 +149,7 @@ def unfinished(bench: Bench) -> Callable[[Path], None]:
 
 
 def resume_store(bench: Bench) -> Callable[[Path], str]:
-    """Finish it."""
+    """Return a reader that finishes the store."""
 
     def read(folder: Path) -> str:
         _run(*bench.convert_command(folder))
@@ -159,7 +159,7 @@ def resume_store(bench: Bench) -> Callable[[Path], str]:
 
 
 def _run(*words: object) -> None:
-    """Run a script; SystemExit only where it failed."""
+    """Run a script; SystemExit only if it fails."""
     try:
         script(*words)()
     except SystemExit as stop:
@@ -168,7 +168,7 @@ def _run(*words: object) -> None:
 
 
 def detector(bench: Bench) -> Callable[[Path], str]:
-    """Load weights to detect with."""
+    """Return a reader that loads weights for inference."""
 
     def read(folder: Path) -> str:
         options = bench.options()
@@ -181,7 +181,7 @@ def detector(bench: Bench) -> Callable[[Path], str]:
 
 
 def plain_weights(bench: Bench) -> Callable[[Path], None]:
-    """The detector's weights alone."""
+    """Return a writer of the detector's weights as safetensors."""
 
     def make(folder: Path) -> None:
         weights = torch.load(bench.detector, weights_only=False)["model"]
@@ -191,7 +191,7 @@ def plain_weights(bench: Bench) -> Callable[[Path], None]:
 
 
 def begun(bench: Bench) -> Callable[[Path], None]:
-    """A training that can be resumed."""
+    """Return a writer of a training to resume."""
 
     def make(folder: Path) -> None:
         shutil.copy2(bench.detector.with_name("model_0000001.pth"), folder)
@@ -201,7 +201,7 @@ def begun(bench: Bench) -> Callable[[Path], None]:
 
 
 def resume(bench: Bench) -> Callable[[Path], str]:
-    """Resume it for a step."""
+    """Return a reader that resumes the training for one step."""
 
     def read(folder: Path) -> str:
         _run(*bench.train_command(folder, "ensemble", 3))
@@ -211,7 +211,7 @@ def resume(bench: Bench) -> Callable[[Path], str]:
 
 
 def read_text(folder: Path) -> str:
-    """Text embeddings with all that they say."""
+    """Read text embeddings and their header."""
     found = TextEmbeddings.load(_only(folder, "*.safetensors"))
     words = found.vocabulary
     about = (words.names, words.synonyms, words.novel, found.temperature, found.teacher)
@@ -220,12 +220,12 @@ def read_text(folder: Path) -> str:
 
 
 def cached_words(folder: Path) -> None:
-    """A cache with words."""
+    """Fill a word cache."""
     fill_word_cache(folder)
 
 
 def read_words(folder: Path) -> str:
-    """Embed the words again."""
+    """Embed the words of the cache again."""
     encoder = CachedTextEncoder(
         *("vild-shapes", None), templates="single", folder=folder / "cache", device="cpu"
     )
@@ -234,14 +234,14 @@ def read_words(folder: Path) -> str:
 
 
 def teacher_folder(folder: Path) -> None:
-    """A teacher as a folder."""
+    """Write a teacher as a folder."""
     for file in SHAPES_FOLDER.iterdir():
         if file.is_file():
             shutil.copy2(file, folder)
 
 
 def read_teacher(folder: Path) -> str:
-    """Embed by the teacher that a detector learned from."""
+    """Embed words with a teacher whose fingerprint is known."""
     meant = Teacher.load("vild-shapes", device="cpu").fingerprint
     encoder = CachedTextEncoder(
         f"local-dir:{folder}",
@@ -255,14 +255,14 @@ def read_teacher(folder: Path) -> str:
 
 
 def begun_download(bench: Bench, folder: Path) -> None:
-    """Half of an archive."""
+    """Write the first half of an archive."""
     (folder / "data").mkdir()
     content = (bench.folder / "archives/zips/images.zip").read_bytes()
     (folder / "data/images.zip.part").write_bytes(content[: len(content) // 2])
 
 
 def whole_download(bench: Bench) -> Callable[[Path], None]:
-    """An archive that is not unpacked yet."""
+    """Return a writer of an archive that is not unpacked yet."""
 
     def make(folder: Path) -> None:
         (folder / "data").mkdir()
@@ -272,7 +272,7 @@ def whole_download(bench: Bench) -> Callable[[Path], None]:
 
 
 def downloaded(bench: Bench) -> Callable[[Path], str]:
-    """Download and unpack the rest."""
+    """Return a reader that finishes the download."""
 
     def read(folder: Path) -> str:
         download_archives(bench, folder)
@@ -282,29 +282,29 @@ def downloaded(bench: Bench) -> Callable[[Path], str]:
 
 
 def dataset(bench: Bench) -> Callable[[Path], None]:
-    """The whole dataset."""
+    """Return a writer of the dataset."""
     return lambda folder: _copy(bench.shapes, folder / "shapes")
 
 
 def remade(folder: Path) -> str:
-    """Make it again, where it is not known to be the one that is asked for."""
+    """Run make_shapes on an existing dataset."""
     _run(*Bench(folder).shapes_command(folder / "shapes", "--workers", "1"))
     return tree_digest(digests(folder / "shapes"))
 
 
 def finished_stages(folder: Path) -> None:
-    """An experiment that is done."""
+    """Write the records of a finished experiment."""
     run_stages(folder)
 
 
 def rerun_stages(folder: Path) -> str:
-    """Run it again: what is out of doubt is skipped, the rest is done again."""
+    """Run the experiment again; stages without a valid record are repeated."""
     run_stages(folder)
     return tree_digest({f.name: f.read_bytes() for f in sorted(folder.glob("stage*.txt"))})
 
 
 def annotations(bench: Bench) -> Callable[[Path], None]:
-    """A dataset of one's own."""
+    """Return a writer of a custom dataset."""
 
     def make(folder: Path) -> None:
         shutil.copy2(bench.shapes / "annotations/val.json", folder / "val.json")
@@ -316,7 +316,7 @@ def annotations(bench: Bench) -> Callable[[Path], None]:
 
 
 def read_annotations(folder: Path) -> str:
-    """Inspect it and read it as training does."""
+    """Inspect a custom dataset and read it as training does."""
     report = inspect_custom(folder / "mine.yaml", "none")
     names = register_custom(folder / "mine.yaml")
     records = {name: DatasetCatalog.get(name) for name in names}
@@ -324,52 +324,52 @@ def read_annotations(folder: Path) -> str:
 
 
 def read_results(folder: Path) -> str:
-    """Measure them."""
+    """Evaluate results."""
     return tree_digest(repr(evaluate_results(VAL, _only(folder, "*.json"))))
 
 
 def copied_metrics(bench: Bench) -> Callable[[Path], None]:
-    """The metrics of an evaluation."""
+    """Return a writer of the metrics of an evaluation."""
     return lambda folder: _copy(bench.results.with_name(f"{VAL}_metrics.json"), folder)
 
 
 def read_metrics(folder: Path) -> str:
-    """As tools/summarize.py does."""
+    """Read metrics like tools/summarize.py."""
     return tree_digest(repr([(run.name, run.results) for run in read_runs([_only(folder, "*")])]))
 
 
 def jpeg(bench: Bench) -> Callable[[Path], None]:
-    """An image as a camera has it."""
+    """Return a writer of a JPEG."""
     return lambda folder: Image.open(bench.image).convert("RGB").save(folder / "image.jpg")
 
 
 def read_pixels(folder: Path) -> str:
-    """Its pixels."""
+    """Read the pixels of an image."""
     return tree_digest(np.asarray(read_image(_only(folder, "*"))))
 
 
 def configuration(folder: Path) -> None:
-    """A configuration without a base."""
+    """Write a configuration."""
     shutil.copy2(ROOT / "configs/Base-ViLD-R50-FPN.yaml", folder)
 
 
 def read_yaml(folder: Path) -> str:
-    """All its values."""
+    """Read a configuration."""
     return tree_digest(read_config(_only(folder, "*.yaml")).dump())
 
 
 def proposals_file(bench: Bench) -> Callable[[Path], None]:
-    """Proposals in Detectron2's format."""
+    """Return a writer of proposals in Detectron2's format."""
     return lambda folder: _copy(bench.folder / "proposals.pkl", folder)
 
 
 def read_pickle(folder: Path) -> str:
-    """Its boxes."""
+    """Read proposals in Detectron2's format."""
     return tree_digest([tuple(r) for r in read_detectron2_proposals(_only(folder, "*.pkl"), True)])
 
 
 def word_list(ending: str) -> Callable[[Path], None]:
-    """Words as a file."""
+    """Return a writer of a word list."""
     words = [f"class {number}" for number in range(20)]
     entries = [{"name": word, "synonyms": [word, f"a {word}"]} for word in words]
     text = json.dumps(entries) if ending == "json" else "\n".join(["name", *words])
@@ -377,17 +377,17 @@ def word_list(ending: str) -> Callable[[Path], None]:
 
 
 def read_list(folder: Path) -> str:
-    """The words."""
+    """Read a word list."""
     words = Vocabulary.load(str(_only(folder, "words.*")))
     return tree_digest((words.names, words.synonyms, words.novel))
 
 
 def matrix(folder: Path) -> None:
-    """Embeddings as others publish them."""
+    """Write an embedding matrix."""
     np.save(folder / "clip.npy", np.random.default_rng(0).normal(size=(60, 64)).astype(np.float32))
 
 
 def read_matrix(folder: Path) -> str:
-    """Import them."""
+    """Import an embedding matrix."""
     found = import_embeddings(_only(folder, "*.npy"), Vocabulary.load(VAL), "somebody", 0.01, "kd")
     return tree_digest(found.embeddings)

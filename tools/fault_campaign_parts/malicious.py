@@ -1,4 +1,4 @@
-"""Files and names that are made to run code, to write elsewhere, or to fill memory and disk."""
+"""Hostile files and names: no code may run, and nothing may be written outside of the output."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fault_campaign_parts.hostile_names import names, yamls
 from fault_campaign_parts.hostile_pickles import arrays, pickles
 from fault_campaign_parts.report import Case, Result
 
-MEMORY = 3 << 30  # bytes beside what a forked child has; the bombs ask for more
+MEMORY = 3 << 30  # bytes that a command may allocate; the bombs ask for more
 
 
 def malicious_cases(bench: Bench) -> list[Case]:
-    """All of this part."""
+    """Return the cases of this part."""
     attacks = [*pickles(bench), *arrays(bench), *yamls(bench), *names(bench), *archives(bench)]
     attacks += bombs(bench)
     return [

@@ -1,4 +1,4 @@
-"""Ways in which a disk, a network or a hand damages the bytes of a file."""
+"""Ways to damage the bytes of a file."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from random import Random
 
 
 def flip_bit(data: bytearray, random: Random) -> str:
-    """One bit is another."""
+    """Flip one bit."""
     place, bit = random.randrange(len(data)), random.randrange(8)
     data[place] ^= 1 << bit
     return f"bit {bit} at {place} flipped"
 
 
 def flip_bits(data: bytearray, random: Random) -> str:
-    """Some bits in one place are others."""
+    """Flip some bits in one place."""
     place = random.randrange(len(data))
     for offset in range(place, min(place + random.randint(2, 16), len(data))):
         data[offset] ^= random.randrange(256)
@@ -22,21 +22,21 @@ def flip_bits(data: bytearray, random: Random) -> str:
 
 
 def truncate(data: bytearray, random: Random) -> str:
-    """The end is missing, or all of it."""
+    """Remove the end, or everything."""
     length = 0 if random.random() < 0.1 else random.randrange(len(data))
     del data[length:]
     return f"truncated to {length}"
 
 
 def zero_block(data: bytearray, random: Random) -> str:
-    """A block is zero, as after a power cut."""
+    """Zero a block, as a power cut may."""
     start, size = _block(data, random)
     data[start : start + size] = bytes(size)
     return f"{size} zero bytes at {start}"
 
 
 def swap_blocks(data: bytearray, random: Random) -> str:
-    """Two blocks have changed places."""
+    """Swap two blocks."""
     first, size = _block(data, random)
     second = random.randrange(max(1, len(data) - size))
     size = min(size, abs(second - first))
@@ -46,14 +46,14 @@ def swap_blocks(data: bytearray, random: Random) -> str:
 
 
 def append(data: bytearray, random: Random) -> str:
-    """Bytes were appended."""
+    """Append bytes."""
     size = random.choice((1, 16, 4096))
     data += random.randbytes(size)
     return f"{size} bytes appended"
 
 
 def remove_block(data: bytearray, random: Random) -> str:
-    """A block is missing and the rest has moved up."""
+    """Remove a block."""
     start, size = _block(data, random)
     del data[start : start + size]
     return f"{size} bytes at {start} removed"
@@ -70,7 +70,7 @@ MUTATIONS: tuple[Callable[[bytearray, Random], str], ...] = (
 
 
 def damage(original: bytes, random: Random) -> tuple[bytes, str]:
-    """The bytes of a file, damaged, and how; never equal to the original."""
+    """Return damaged bytes, never equal to the original, and a description."""
     while True:
         data = bytearray(original)
         how = random.choice(MUTATIONS)(data, random)

@@ -1,4 +1,4 @@
-"""Processes that do the same thing at the same time, in the same place."""
+"""Processes that work on the same files at the same time."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ ALL, ANY, ONE = "all succeed", "one or more succeed", "exactly one succeeds"
 
 @dataclass(frozen=True)
 class Race:
-    """Some processes side by side.
+    """Processes that are started at the same moment.
 
     Attributes:
-        name: row of the table.
-        make: from the folder to the targets.
-        promise: ``ALL``, ``ANY`` or ``ONE``; a process that does not succeed must end with one
-            line that says why, and what is left must be what one of the processes makes alone.
-        repeats: races in a full campaign.
-        prepare: makes what is there before.
-        alone: what is run undisturbed to compare with; ``make`` by default.
-        after: looks at what is left.
+        name: row of the report.
+        make: returns the targets for a folder.
+        promise: ``ALL``, ``ANY`` or ``ONE``. The other processes must fail in one line, and the
+            artefacts must equal those of one of the processes alone.
+        repeats: number of races.
+        prepare: writes files before the race.
+        alone: targets that are run one by one to compare with; ``make`` by default.
+        after: checks the files after the race; returns an exit code.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Race:
 
 
 def all_races(bench: Bench) -> list[Race]:
-    """The table of races."""
+    """Return the table of races."""
 
     def same(
         words: Callable[..., Sequence[object]], count: int = 2, *more: str
@@ -117,7 +117,7 @@ def _shapes(bench: Bench) -> Callable[[Path], Sequence[str]]:
 
 
 def race_cases(races: Sequence[Race]) -> list[Case]:
-    """All of this part."""
+    """Return the cases of this part."""
     return [
         Case("races", race.name, f"races/{race.name}/{number}", partial(hold, race, number), 3.0)
         for race in races
@@ -126,11 +126,11 @@ def race_cases(races: Sequence[Race]) -> list[Case]:
 
 
 def hold(race: Race, number: int, folder: Path, random: Random) -> Result:
-    """Run one race: released at a barrier, and, each second time, up to a run's time apart."""
+    """Run one race; in every second one the processes start up to one run's length apart."""
     result = Result()
     alone: list[dict[str, str]] = []
     took = 0.1
-    own = folder / "race"  # the same path for all, as it may be in the files
+    own = folder / "race"  # the same path each time, since files may contain it
     for target in (race.alone or race.make)(own):
         _begin(race, own)
         outcome = run(target, folder / "alone")
@@ -177,7 +177,7 @@ def judge(
     outcomes: Sequence[Outcome],
     found: dict[str, str],
 ) -> None:
-    """Whether the promise was kept."""
+    """Check the promise."""
     result.counts["races"] += 1
     succeeded = [number for number, outcome in enumerate(outcomes) if outcome.code == 0]
     result.counts["processes that succeed"] += len(succeeded)
@@ -193,7 +193,7 @@ def judge(
         result.problems.append(f"{len(succeeded)} of {len(outcomes)} succeed: {last}"[:400])
     if not alone:
         return
-    # where each makes something else, what is left is of one that succeeded
+    # if the processes write different content, it must be that of one that succeeded
     possible = [alone[number] for number in succeeded if number < len(alone)] or alone
     if found in possible:
         result.counts["identical"] += 1
@@ -203,7 +203,7 @@ def judge(
 
 
 def reader_and_writer(bench: Bench, folder: Path) -> Sequence[Target]:
-    """A store is imported while another process opens it again and again."""
+    """Return an import of a store and a reader that opens the store until it is finished."""
 
     def read() -> int:
         begin, told = monotonic(), 0
@@ -226,18 +226,18 @@ def reader_and_writer(bench: Bench, folder: Path) -> Sequence[Target]:
 
 
 def unchecked(bench: Bench, folder: Path) -> None:
-    """A store without the memory of its checks."""
+    """Write a store without its record of checks."""
     shutil.copytree(bench.proposals, folder / TRAIN)
     (folder / TRAIN / ".checked.json").unlink()
 
 
 def readers(folder: Path) -> Sequence[Target]:
-    """Four processes check it."""
+    """Return four readers."""
     return [guarded(lambda: read_proposals(folder / TRAIN) and None)] * 4
 
 
 def remembered(bench: Bench, folder: Path) -> int:
-    """The check is remembered, and the store is what it was."""
+    """Check that the record of checks is there and the store unchanged."""
     known = (folder / TRAIN / ".checked.json").is_file()
     return int(not known or read_proposals(folder / TRAIN) != read_proposals(bench.proposals))
 
@@ -249,12 +249,12 @@ def _encoder(folder: Path) -> CachedTextEncoder:
 
 
 def embed(folder: Path, number: int) -> None:
-    """Embed one of the vocabularies through the cache."""
+    """Embed one of the vocabularies with the cache."""
     _encoder(folder).embed(Vocabulary.from_names(VOCABULARIES[number]))
 
 
 def all_words(folder: Path) -> int:
-    """The words of all processes are in the cache."""
+    """Check that the cache has the words of all processes."""
     encoder = _encoder(folder)
     for words in VOCABULARIES:
         encoder.embed(Vocabulary.from_names(words))

@@ -1,4 +1,4 @@
-"""Cases, their results, the machine, and the table."""
+"""Cases, results and the report."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ import torch
 
 @dataclass(frozen=True)
 class Case:
-    """One experiment, which can be repeated by its name and the seed.
+    """One experiment, repeatable by its name and the seed.
 
     Attributes:
         part: of the campaign.
-        subject: row of the table.
+        subject: row of the report.
         name: unique.
-        run: does it, in a folder of its own, and returns what happened.
-        cost: rough seconds; long ones are begun first.
+        run: runs it in an empty folder.
+        cost: rough duration in seconds; long cases start first.
     """
 
     part: str
@@ -36,12 +36,12 @@ class Case:
 
 @dataclass
 class Result:
-    """What happened in a case.
+    """Outcome of a case.
 
     Attributes:
-        counts: how often what was injected, and how it ended.
-        problems: what should not be; one line each.
-        notes: what happened, for a reader of the report; e.g. where a kill struck.
+        counts: injected faults, and how they ended.
+        problems: broken promises, one line each.
+        notes: details for the reader of the report, such as where a kill struck.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -50,7 +50,7 @@ class Result:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Describe the machine and the versions."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
@@ -70,7 +70,7 @@ def machine() -> dict[str, Any]:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a row for each part and subject."""
+    """Return a Markdown table with a row for each part and subject."""
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for result in results:
         rows.setdefault((result["part"], result["subject"]), []).append(result)
