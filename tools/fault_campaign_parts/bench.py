@@ -42,6 +42,15 @@ def script(*words: object) -> Callable[[], None]:
     return target
 
 
+def run_script(*words: object) -> None:
+    """Run a script; SystemExit only if it fails."""
+    try:
+        script(*words)()
+    except SystemExit as stop:
+        if stop.code:
+            raise
+
+
 @dataclass(frozen=True)
 class Bench:
     """Paths of the fixtures, and the commands that use them.

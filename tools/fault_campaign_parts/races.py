@@ -14,7 +14,7 @@ from fault_campaign_parts.artefacts import digests
 from fault_campaign_parts.bench import TRAIN, TRAIN_IMAGES, Bench, script
 from fault_campaign_parts.children import Child, Gate, Outcome, Target, guarded, run
 from fault_campaign_parts.commands import VOCABULARIES, download_archives, run_stages
-from fault_campaign_parts.kinds import read_proposals
+from fault_campaign_parts.readers import read_proposals
 from fault_campaign_parts.report import Case, Result
 from vild.data import Vocabulary
 from vild.embeddings.cache import CachedTextEncoder
