@@ -48,13 +48,17 @@ class Outcome:
         """Whether SIGKILL ended it (and not the time limit)."""
         return self.code == -signal.SIGKILL and not self.timed_out
 
+    def last_line(self) -> str:
+        """Return the beginning of the last line of output, where errors are."""
+        return (self.text.strip().splitlines() or [""])[-1][:300]
+
     def complaint(self) -> str:
         """Return what is wrong with the way a failure was reported, or "".
 
         An error must be the last line, without a traceback; log lines may precede it.
         """
         lines = [line for line in self.text.splitlines() if line.strip()]
-        last = lines[-1][:300] if lines else ""
+        last = self.last_line()
         if self.timed_out:
             return f"it did not end within {TIMEOUT:.0f} s"
         if self.code < 0:

@@ -24,7 +24,7 @@ from vild.engine.stages import Stage, StageRunner, run_or_exit
 from vild.modeling.official import OfficialModel
 
 VARIANTS = ("ensemble", "vild", "image", "text", "rpn_baseline")
-ARCHIVES = {"annotations": ("a.json", "b.json"), "images": ("1.png", "2.png")}
+ARCHIVES = {"annotations": ("a.json", "b.json"), "images": ("1.jpg", "2.jpg")}
 VOCABULARIES = (("red circle", "blue square"), ("blue square", "green star"), ("a", "b", "c"))
 
 

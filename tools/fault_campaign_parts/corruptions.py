@@ -58,7 +58,7 @@ def damage_copies(kind: Kind, count: int, folder: Path, random: Random) -> Resul
         verdict = judge(kind, expected, found, outcome)
         result.counts["damaged"] += 1
         result.counts[verdict] += 1
-        result.notes.append(f"{what}: {verdict}")
+        result.notes.append(f"{what}: {verdict} {outcome.last_line() if outcome.code else ''}")
         if verdict not in ("found", "harmless", "read as other data"):
             result.problems.append(f"{what}: {verdict}")
         shutil.rmtree(own)

@@ -153,7 +153,7 @@ def _note(result: Result, own: Reference, disk: Path, outcomes: Sequence[Outcome
     for outcome in outcomes:
         if outcome.complaint():
             result.problems.append(f"on a full disk: {outcome.complaint()}")
-        result.notes.append((outcome.text.strip().splitlines() or [""])[-1][:300])
+        result.notes.append(outcome.last_line())
     try:
         found = digests(disk)
     except Exception as error:  # a file that its own format's reader cannot read, or any other
@@ -166,8 +166,7 @@ def _note(result: Result, own: Reference, disk: Path, outcomes: Sequence[Outcome
 def _finish(result: Result, command: Command, own: Reference, disk: Path) -> None:
     for outcome in run_all(command, disk):
         if outcome.code or outcome.complaint():
-            last = outcome.text.strip().splitlines()[-1:] or [""]
-            result.problems.append(f"with room, exit code {outcome.code}: {last[0][:300]}")
+            result.problems.append(f"with room, exit code {outcome.code}: {outcome.last_line()}")
             return
     result.counts["runs with room"] += 1
     compare(result, own.artefacts, digests(disk))

@@ -144,8 +144,7 @@ def _finish(result: Result, command: Command, own: Reference, folder: Path) -> N
     """Run to the end and compare with the reference."""
     for outcome in run_all(command, folder):
         if outcome.code or outcome.complaint():
-            last = outcome.text.strip().splitlines()[-1:] or [""]
-            result.problems.append(f"the next run: exit code {outcome.code}: {last[0][:300]}")
+            result.problems.append(f"the next run: exit code {outcome.code}: {outcome.last_line()}")
     if not result.problems:
         compare(result, own.artefacts, digests(folder))
     result.counts["runs to the end"] += 1

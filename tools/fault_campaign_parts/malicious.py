@@ -53,7 +53,7 @@ def attempt(attack: Attack, folder: Path, random: Random) -> Result:
     if attack.check is not None and not outcome.code and (wrong := attack.check(own)):
         result.problems.append(wrong)
     result.counts["refused" if outcome.code else "read as plain data"] += 1
-    result.notes.append((outcome.text.strip().splitlines() or [""])[-1][:300])
+    result.notes.append(outcome.last_line())
     return result
 
 

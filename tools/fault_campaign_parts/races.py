@@ -186,10 +186,10 @@ def judge(
         if outcome.complaint():
             result.problems.append(outcome.complaint())
         if outcome.code:
-            result.notes.append(outcome.text.strip().splitlines()[-1][:300])
+            result.notes.append(outcome.last_line())
     kept = {ALL: len(succeeded) == len(outcomes), ANY: bool(succeeded), ONE: len(succeeded) == 1}
     if not kept[race.promise]:
-        last = [outcome.text.strip().splitlines()[-1:] for outcome in outcomes if outcome.code]
+        last = [outcome.last_line() for outcome in outcomes if outcome.code]
         result.problems.append(f"{len(succeeded)} of {len(outcomes)} succeed: {last}"[:400])
     if not alone:
         return
