@@ -36,7 +36,8 @@ def leftovers(folder: Path) -> list[str]:
     return [
         file.relative_to(folder).as_posix()
         for file in sorted(folder.rglob("*"))
-        if _TEMPORARY.search(file.name) and file.name not in (".checked.json", ".locks", ".lock")
+        if _TEMPORARY.search(file.name)
+        and not file.name.endswith((".lock", ".locks", ".checked.json"))
     ]
 
 
