@@ -1,0 +1,3 @@
+"""The fault campaign: injected faults, and the checks of what they leave behind."""
+
+PARTS = ("kills", "corruptions", "races", "malicious", "full-disk")
