@@ -126,8 +126,9 @@ def convert(args: argparse.Namespace) -> list[str]:
     mask = read_npy(args.rare_masks, "an array") if args.rare_masks else None
     text = official_text(matrix, mask, vocabulary, model.text.shape[1])
     made_by = {"converted_from": args.checkpoint.name, "vild": vild.__version__}
-    with atomic_path(args.out) as temporary:
-        torch.save({"model": model.state, **made_by}, temporary)
+    # into an open file: torch's own opening hides the system's error
+    with atomic_path(args.out) as temporary, temporary.open("wb") as out:
+        torch.save({"model": model.state, **made_by}, out)
     text.save(args.text_out)
     lines = [
         f"wrote {args.out}: {len(model.state)} arrays of {model.variant}, R{model.depth}",

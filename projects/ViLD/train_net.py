@@ -20,7 +20,6 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from vild.config import (
-    check_ranges,
     override_config,
     read_config,
     register_datasets,
@@ -51,7 +50,6 @@ def configure(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
     cfg = read_config(args.config_file)
     recipe_batch = cfg.SOLVER.IMS_PER_BATCH
     override_config(cfg, args.opts)
-    check_ranges(cfg)
     notes = scale_schedule(cfg, recipe_batch, keep=args.opts[0::2])
     if args.zero_shot is not None:
         set_zero_shot(cfg, args.zero_shot)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vild.data.display import shown_size
+from vild.data.display import csv_cell, csv_text, shown_size
 
 
 @pytest.mark.parametrize(
@@ -15,3 +15,8 @@ from vild.data.display import shown_size
 )
 def test_sizes(size: float, shown: str) -> None:
     assert shown_size(size) == shown
+
+
+@pytest.mark.parametrize("text", ["=1+1", "'=x", "'owl", "owl", "", "@a", "-", "'"])
+def test_cells_of_a_csv_are_read_as_they_were(text: str) -> None:
+    assert csv_text(csv_cell(text)) == text

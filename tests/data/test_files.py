@@ -179,3 +179,12 @@ def test_outputs_that_cannot_be_written_are_found_before_the_work(tmp_path, monk
     with pytest.raises(ValueError, match=r"--out-dir to be .*\(No space left on device\)"):
         require_writable_folder(tmp_path, "--out-dir")
     assert not temporaries(tmp_path)
+
+
+def test_files_of_libraries_get_the_mode_of_others(tmp_path):
+    """Of safetensors they are private, so that nobody else in a shared folder could read them."""
+    (tmp_path / "plain").write_bytes(b"")
+    with files.atomic_path(tmp_path / "new.safetensors") as temporary:
+        save_file({"a": torch.zeros(2)}, temporary)
+    modes = [path.stat().st_mode for path in sorted(tmp_path.iterdir())]
+    assert modes[0] == modes[1]

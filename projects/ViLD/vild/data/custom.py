@@ -26,29 +26,17 @@ import msgspec
 import yaml
 from detectron2.data import DatasetCatalog
 
-from vild.data.annotations import FEDERATED, Annotations, Category, read_annotations, repeated
+from vild.data.annotations import FEDERATED, Annotations, Category, read_annotations
 from vild.data.files import read_text
 from vild.data.registry import register_splits
 from vild.data.splits import novel_flags, select_rows
+from vild.data.yaml_loader import UniqueKeyLoader
 
 logger = logging.getLogger(__name__)
 
 _LONGEST_NAME = 100  # bytes; files are named after the dataset, and 255 is the limit
 _LONGEST_PATH = 4096  # characters; Linux's limit
 _registered: dict[str, Path] = {}  # split -> its yaml, which may be registered again
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that occurs twice; yaml would take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = repeated(keys)
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice[0]!r} occurs more than once", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
 
 
 class SplitFiles(msgspec.Struct, forbid_unknown_fields=True):
@@ -115,7 +103,7 @@ def read_spec(path: Path) -> Spec:
     """
     text = read_text(path, "a yaml that describes a data set")
     try:
-        loaded = yaml.load(text, _UniqueKeys)  # a SafeLoader
+        loaded = yaml.load(text, UniqueKeyLoader)  # a SafeLoader
         spec = msgspec.convert(loaded, Spec)
     except (yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())  # yaml's are several lines

@@ -29,6 +29,15 @@ def markdown_cell(text: str) -> str:
     return html.escape(_MARKUP.sub(r"\\\g<0>", " ".join(text.split())), quote=False)
 
 
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # beginnings
+
+
 def csv_cell(text: str) -> str:
     """Return text for a cell of a csv that spreadsheets do not run as a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return f"'{text}" if text.lstrip("'").startswith(_FORMULAS) else text
+
+
+def csv_text(cell: str) -> str:
+    """Return the text that :func:`csv_cell` made a cell of."""
+    quoted = cell.startswith("'") and cell.lstrip("'").startswith(_FORMULAS)
+    return cell[1:] if quoted else cell

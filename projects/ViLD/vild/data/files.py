@@ -55,7 +55,10 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = _temporary(target)
     try:
         with write_errors_named(target, temporary):
+            temporary.touch()
+            mode = temporary.stat().st_mode  # as the umask says; some libraries make private files
             yield temporary
+            temporary.chmod(mode)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, target)

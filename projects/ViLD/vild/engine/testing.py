@@ -97,15 +97,15 @@ def read_vocabulary(cfg: CfgNode, file: str) -> TextEmbeddings:
 
     Args:
         cfg: ``MODEL.VILD.TEACHER`` names the teacher.
-        file: ``.safetensors`` of tools/extract_text_embeddings.py, or another file of classes; see
-            :meth:`vild.data.Vocabulary.from_file`.
+        file: ``.safetensors`` of tools/extract_text_embeddings.py, or what
+            :meth:`vild.data.Vocabulary.load` takes.
 
     Raises:
         ValueError: the file is missing or of another kind, or the teacher cannot be loaded.
     """
     if Path(file).suffix.lower() == ".safetensors":
         return TextEmbeddings.load(file)
-    vocabulary = Vocabulary.from_file(file)
+    vocabulary = Vocabulary.load(file)
     model, pretrained = cfg.MODEL.VILD.TEACHER
     teacher = Teacher.load(model, pretrained or None, cfg.MODEL.DEVICE)
     return embed_vocabulary(teacher, vocabulary)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from detectron2.utils.logger import create_small_table
 
+from vild.data.display import csv_cell
 from vild.data.entries import Id
 from vild.data.files import atomic_path
 from vild.evaluation.figures import TaskFigures
@@ -42,7 +43,12 @@ def write_per_class(
         for i, category in truth.categories.items():
             values = [v[i] for f in figures.values() for v in (f.ap, f.ap50)]
             shown = ["" if math.isnan(value) else repr(value) for value in values]
-            known = [category["name"], int(novel[i]), frequency.get(i, ""), truth.instances(i)]
+            known = [
+                csv_cell(category["name"]),
+                int(novel[i]),
+                frequency.get(i, ""),
+                truth.instances(i),
+            ]
             writer.writerow([*known, *shown])
 
 

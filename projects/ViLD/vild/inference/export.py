@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import io
 import json
 import logging
 import os
@@ -14,7 +15,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 import vild
-from vild.data.files import atomic_path
+from vild.data.files import atomic_folder
 from vild.embeddings import TextEmbeddings
 from vild.inference.export_checks import Case, Check, Tensors, compare, make_cases, run_detector
 from vild.modeling import ExportableDetector
@@ -109,10 +109,9 @@ def export_detector(
         )
     first = cases[0].inputs
     written = []
-    with ExitStack() as stack:
-        about = stack.enter_context(atomic_path(folder / ABOUT))
+    with atomic_folder(folder) as made:
         for name in formats:
-            file = stack.enter_context(atomic_path(folder / FORMATS[name]))
+            file = made / FORMATS[name]
             run = _EXPORTERS[name](model, first, file)
             checks = tuple(compare(name, case, run(case.inputs)) for case in cases)
             seconds, eager_seconds = _median_seconds(
@@ -123,9 +122,10 @@ def export_detector(
             written.append(
                 Exported(folder / FORMATS[name], size, picture, seconds, eager_seconds, checks)
             )
-        text.save(folder / TEXT)
+        text.save(made / TEXT)
         description = _describe(model, cfg, text, cases[0], text_input, written)
-        about.write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
+        shown = json.dumps(description, indent=1, ensure_ascii=False)
+        (made / ABOUT).write_text(shown, encoding="utf-8")
     return written
 
 
@@ -177,7 +177,9 @@ def _export_torchscript(
         # of what is fixed in the trace, and of torch's plans; the results are compared
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
-        traced.save(str(file))
+        contents = io.BytesIO()  # torch ends the process if a disk is full
+        torch.jit.save(traced, contents)
+        file.write_bytes(contents.getbuffer())
         loaded = torch.jit.load(str(file))
 
     def run(inputs: Tensors) -> Tensors:

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from vild.data.display import csv_text
+
 BASE_COLOUR, NOVEL_COLOUR = "#3b78b5", "#d9541e"  # cool and warm, as in the pictures
 
 
@@ -42,7 +44,8 @@ def read_class_ap(path: str | os.PathLike[str], task: str = "bbox") -> list[Clas
     if not lines or not {"class", "novel", column} <= set(lines[0]):
         raise ValueError(f"{path}: expected the columns class, novel and {column!r}")
     return [
-        ClassAP(line["class"], line["novel"] == "1", float(line[column] or "nan")) for line in lines
+        ClassAP(csv_text(line["class"]), line["novel"] == "1", float(line[column] or "nan"))
+        for line in lines
     ]
 
 

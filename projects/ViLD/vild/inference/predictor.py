@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import Metadata
-from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import Image
 from torch import Tensor
 
 from vild.data import Vocabulary, clean_name, read_image
+from vild.data.augmentations import ResizeShortestEdge
 from vild.data.images import image_pixels
 from vild.embeddings import TextEmbeddings
 from vild.embeddings.cache import CachedTextEncoder
@@ -228,21 +228,11 @@ def prepare_picture(cfg: CfgNode, picture: np.ndarray) -> Tensor:
 
     Returns:
         (3, H', W') uint8, resized, channels as ``INPUT.FORMAT`` says.
-
-    Raises:
-        ValueError: an image so long that its short side would vanish.
     """
-    height, width = picture.shape[:2]
-    limits = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-    if limits[0] and min(T.ResizeShortestEdge.get_output_shape(height, width, *limits)) < 1:
-        raise ValueError(
-            f"expected an image less long and thin than {width} x {height} pixels: its short side "
-            f"vanishes when it is resized to INPUT.MAX_SIZE_TEST, {limits[1]}"
-        )
     sizes = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST)
     pixels = picture if cfg.INPUT.FORMAT == "RGB" else picture[:, :, ::-1]
     pixels = np.ascontiguousarray(pixels)
-    resize = T.ResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TEST).get_transform(pixels)
+    resize = ResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TEST).get_transform(pixels)
     return torch.from_numpy(np.ascontiguousarray(resize.apply_image(pixels).transpose(2, 0, 1)))
 
 

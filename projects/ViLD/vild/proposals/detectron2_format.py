@@ -126,9 +126,10 @@ def _contents(path: Path) -> dict[str, Any]:
         ) from None
     # Python's documentation: a damaged pickle may raise nearly anything
     except Exception as error:
+        reason = " ".join(str(error).split())
         raise ValueError(
             f"{path} is cut short or no pickle of Detectron2's kind ({type(error).__name__}: "
-            f"{error}). Copy or write it again"
+            f"{reason}). Copy or write it again"
         ) from None
     if not isinstance(contents, dict):
         raise ValueError(
