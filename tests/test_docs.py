@@ -126,6 +126,8 @@ def test_the_examples_of_custom_data_and_words(tmp_path: Path) -> None:
     (tmp_path / "things.yaml").write_text(yaml, encoding="utf-8")
     for folder in ("tools", "projects", "configs", "datasets"):
         (tmp_path / folder).symlink_to(ROOT / folder)
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "shapes").symlink_to("things")  # the configuration's text embeddings
     smaller = {
         "--train-images 200 --val-images 50": "--train-images 8 --val-images 3",
         "train_net.py": "train_net.py --num-gpus 0",
