@@ -292,3 +292,14 @@ def test_the_picture_is_prepared_as_the_predictor_does(tmp_path: Path) -> None:
     assert torch.equal(prepare_picture(cfg, plain.permute(1, 2, 0).numpy()), plain.flip(0))
     cfg.INPUT.FORMAT = "RGB"
     assert torch.equal(prepare_picture(cfg, plain.permute(1, 2, 0).numpy()), plain)
+
+
+def test_an_earlier_export_is_replaced(tmp_path: Path) -> None:
+    """As after a kill behind the last file: the same command can be repeated."""
+    model, cfg = detector(tmp_path, "text")
+    for _ in range(2):
+        export_detector(
+            model, cfg, tmp_path / "out", [picture(60, 80)], formats=["torchscript"], repeats=1
+        )
+    found = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert found == ["model.json", "model.ts", "text.safetensors"]

@@ -81,7 +81,7 @@ def export_detector(
     Args:
         model: of :class:`OpenVocabularyPredictor`; on the CPU.
         cfg: its configuration; of ``INPUT`` it says how pictures are prepared.
-        folder: new or empty; gets the models, ``model.json`` which says what they are, and
+        folder: new, empty or an earlier export, which is replaced; gets the models, ``model.json`` which says what they are, and
             ``text.safetensors`` with the embeddings of the vocabulary.
         pictures: one or more of (H, W, 3) uint8 RGB. The first one is traced.
         formats: of ``FORMATS``.
@@ -90,7 +90,7 @@ def export_detector(
         repeats: of the time measurements.
 
     Raises:
-        ValueError: an unknown format, a folder that holds something, a package that is not
+        ValueError: an unknown format, a folder that holds something else, a package that is not
             installed, a detector that cannot be exported (:class:`ExportableDetector`) or does not
             run on the CPU, or an exported one that detects something else.
     """
@@ -137,10 +137,12 @@ def _check_arguments(
         raise ValueError(f"expected formats of {', '.join(FORMATS)}, got {unknown or 'none'}")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"expected a folder to write to, but {folder} is a file")
-    if folder.is_dir() and any(folder.iterdir()):
+    own = {*FORMATS.values(), ABOUT, TEXT}
+    others = {file.name for file in folder.iterdir()} - own if folder.is_dir() else set()
+    if others:
         raise ValueError(
-            f"expected a new or an empty folder, but {folder} holds something: name another one, "
-            "so that its files go together"
+            f"expected a new or an empty folder, or an earlier export, but {folder} holds "
+            f"{min(others)!r}: name another one, since the folder is replaced as a whole"
         )
     if not pictures:
         raise ValueError("expected a picture to trace the detector with, got none")
