@@ -31,7 +31,12 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument("--output", required=True, type=Path, help="a new or an empty folder, or an earlier export, which is replaced")
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        help="a new or an empty folder, or an earlier export, which is replaced",
+    )
     parser.add_argument(
         "--sample-image",
         required=True,

@@ -25,6 +25,7 @@ from vild.data import (
     positive_int,
     register_from_arguments,
 )
+from vild.data.files import require_writable_file
 from vild.embeddings import (
     Teacher,
     TextEmbeddings,
@@ -35,7 +36,6 @@ from vild.embeddings import (
 from vild.embeddings.published import stored_names
 from vild.embeddings.teacher import OPENAI_MODEL, OPENAI_TAG, SHAPES_MODEL
 from vild.embeddings.text import CLIP_TEMPERATURE
-from vild.storage.checked_files import require_writable
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def main() -> int:
     args = parser.parse_args()
     start = time.perf_counter()
     try:
-        require_writable(args.out)
+        require_writable_file(args.out, "--out")
         embeddings = run(args)
         embeddings.save(args.out)
     except (ValueError, OSError) as error:

@@ -150,4 +150,4 @@ def test_an_output_that_cannot_be_written_is_said_first(
     for out in (tmp_path, tmp_path / "file" / "a.safetensors", Path("/proc/a.safetensors")):
         assert main("--vocabulary", "a", "--model", "gone", "--out", out) == 2
         error = capsys.readouterr().err
-        assert f"error: expected a file that can be written, got {out}" in error
+        assert f"error: expected --out to be a file that can be written, got {out}" in error

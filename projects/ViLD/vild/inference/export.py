@@ -81,8 +81,9 @@ def export_detector(
     Args:
         model: of :class:`OpenVocabularyPredictor`; on the CPU.
         cfg: its configuration; of ``INPUT`` it says how pictures are prepared.
-        folder: new, empty or an earlier export, which is replaced; gets the models, ``model.json`` which says what they are, and
-            ``text.safetensors`` with the embeddings of the vocabulary.
+        folder: new, empty or an earlier export, which is replaced; gets the models, ``model.json``
+            which says what they are, and ``text.safetensors`` with the embeddings of the
+            vocabulary.
         pictures: one or more of (H, W, 3) uint8 RGB. The first one is traced.
         formats: of ``FORMATS``.
         text_input: whether text embeddings (and novel flags in ViLD-ensemble) are inputs beside
