@@ -6,7 +6,7 @@ result on another device than its operands. The rules are those of torch's kerne
 ``TensorIterator`` for elementwise operators, ``TensorAdvancedIndexing.cpp`` for indexing,
 ``TensorCompare.cpp`` for ``where``. CUDA's rounding, memory and time are not simulated.
 
-Autograd's engine needs a device that exists: losses can be computed here, not their gradients.
+Autograd's engine needs a device that exists; :mod:`.gradients` does without it.
 """
 
 from __future__ import annotations
@@ -211,7 +211,10 @@ class SimulatedCuda(TorchDispatchMode):
 
 @contextmanager
 def simulated_cuda() -> Iterator[SimulatedCuda]:
-    """A context in which torch seems to have one GPU."""
+    """A context in which torch seems to have one GPU.
+
+    Enter it only where there is none: torch notes that CUDA was initialised, in the whole process.
+    """
     lift = torch._C._only_lift_cpu_tensors()
     convert = torch.__future__.get_overwrite_module_params_on_conversion()
     replaced = {

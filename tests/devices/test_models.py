@@ -24,6 +24,7 @@ from vild.modeling import VARIANTS, WITH_TEACHER
 
 from ..making import CONFIGS, mapped_image, text_embeddings, tiny_config, with_proposals
 from .comparing import compare
+from .gradients import gradients
 from .simulated import MixedDevicesError, simulated_cuda
 
 TEXT = text_embeddings(["crow", "owl", "kite"], novel=["owl"])
@@ -64,6 +65,16 @@ def losses(model: nn.Module) -> dict[str, Tensor]:
         return model.train()(given)
 
 
+def step(model: nn.Module) -> Any:
+    """Losses, gradients and statistics of a training step."""
+    found = losses(model)
+    loss = sum(found.values())
+    assert isinstance(loss, Tensor)
+    by_parameter = gradients(loss)
+    named = {name: by_parameter[p] for name, p in model.named_parameters() if p in by_parameter}
+    return found, named, dict(model.named_buffers())
+
+
 @torch.no_grad()
 def detections(model: nn.Module) -> list[dict[str, Any]]:
     return model.eval()(batch())
@@ -75,18 +86,50 @@ def test_losses_and_detections_of_two_vocabularies(variant: str, tmp_path: Path)
 
     def run(device: str) -> Any:
         model = model_on(device, cfg)
-        learned = losses(model) if variant != "clip" else {}
+        learned = step(model) if variant != "clip" else {}
         first = detections(model)
         model.roi_heads.set_vocabulary(OTHER)
         return learned, first, detections(model)
 
     found, _ = compare(run, atol=1e-4)
-    assert {".0.loss_box_reg", ".0.loss_mask"} < set(found) or variant == "clip"
+    if variant != "clip":
+        assert {".0.0.loss_mask", ".0.1.roi_heads.box_head.fcs.0.weight"} < set(found)
     assert found[".1.0.instances.pred_masks"].shape[1:] == (96, 96)
     assert found[".2.1.instances.pred_masks"].shape[1:] == (96, 80)
     before, after = (found[f".{n}.0.instances.scores"] for n in (1, 2))
     assert min(len(before), len(after)) >= 15
     assert not torch.equal(before, after)
+
+
+def test_gradients_are_those_of_autograds_engine(tmp_path: Path) -> None:
+    model = model_on("cpu", config(tmp_path, "ensemble"))
+    _, found, _ = step(model)
+    sum(losses(model).values()).backward()
+    expected = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)  # another order of sums
+
+
+@pytest.mark.parametrize(
+    ("variant", "dtype"), [("vild", torch.float16), ("ensemble", torch.bfloat16)]
+)
+def test_half_precision(variant: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    cfg = config(tmp_path, variant)
+    expected = losses(model_on("cpu", cfg))
+    with simulated_cuda():
+        model = model_on("cuda", cfg)
+        with torch.autocast("cuda", dtype=dtype):
+            found = losses(model)
+        slopes = gradients(sum(found.values()))
+        with torch.autocast("cuda", dtype=dtype):
+            detected = detections(model)[0]["instances"]
+        for key in ("loss_cls", "loss_distill", "loss_box_reg"):
+            assert found[key].dtype == torch.float32
+        ratio = float(found["loss_distill"].detach() / expected["loss_distill"].detach())
+        assert abs(ratio - 1) < 0.05
+        assert len(slopes) > 100
+        assert all(bool(torch.isfinite(slope).all()) for slope in slopes.values())
+        assert detected.scores.dtype == torch.float32
+        assert bool(torch.isfinite(detected.scores).all())
 
 
 @pytest.mark.parametrize("name", ["supervised", "rpn_baseline"])
@@ -104,7 +147,8 @@ def test_detectron2s_own_detectors(name: str, tmp_path: Path) -> None:
             objects = mapped["instances"]
             objects.gt_has_mask = torch.arange(len(objects)) > 0
         with EventStorage():
-            return model.train()(given), detections(model)
+            found = model.train()(given)
+        return found, list(gradients(sum(found.values())).values()), detections(model)
 
     compare(run, atol=1e-4)
 
@@ -142,11 +186,12 @@ def test_the_official_model_in_two_processes(tmp_path: Path) -> None:
     def run(device: str) -> Any:
         model = model_on(device, cfg)
         with two_processes():
-            found = losses(model)
+            found = step(model)
         return found, detections(model)
 
     found, _ = compare(run, atol=1e-4)
-    assert {".0.loss_distill", ".0.loss_mask", ".1.1.instances.pred_masks"} < set(found)
+    assert {".0.0.loss_distill", ".0.0.loss_mask", ".1.1.instances.pred_masks"} < set(found)
+    assert ".0.1.roi_heads.image_head.box_head.conv_norms.0.weight" in found
 
 
 def test_embeddings_of_regions(tmp_path: Path) -> None:

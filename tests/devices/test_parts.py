@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from vild.modeling import (
     fuse_scores,
     select_detections,
 )
-from vild.modeling.norms import NORMS, _Sum, make_norm, normalise
+from vild.modeling.norms import NORMS, make_norm, normalise
 from vild.modeling.suppression import suppress, suppress_in_rounds
 
 from ..embeddings.conftest import tiny_clip
 from ..making import mapped_image, text_embeddings, tiny_config, tiny_model, unit_rows
 from .comparing import compare
+from .gradients import gradients
 from .simulated import SimulatedTensor, simulated_cuda
 from .test_models import two_processes
 
@@ -51,18 +53,20 @@ def test_losses_and_fusion(regions: int) -> None:
 
     def run(device: str) -> list[Tensor]:
         to = {"device": device}
-        pair = student.to(**to).requires_grad_(), teacher.half().to(**to)
+        pair = student.to(**to, copy=True).requires_grad_(), teacher.half().to(**to)
+        learning = logits.to(**to, copy=True).requires_grad_()
         with two_processes():
             world = distillation_loss(*pair, world_mean=True)
-        return [
+        found = [
             world,
             distillation_loss(*pair),
             distillation_loss(*pair, valid.to(**to)),
-            classification_loss(logits.to(**to).requires_grad_(), targets.to(**to), novel.to(**to)),
+            classification_loss(learning, targets.to(**to), novel.to(**to)),
             classification_loss(logits.to(**to), targets.to(**to)),
             fuse_scores(probs.to(**to), probs.sqrt().to(**to), novel.to(**to)),
             fuse_scores(probs.to(**to), probs.sqrt().to(**to), novel),  # flags of a vocabulary
         ]
+        return [*found, *gradients(sum(found[:4])).values()]
 
     compare(run)
 
@@ -114,12 +118,9 @@ def test_norms(name: str, world: int) -> None:
             torch.manual_seed(0)
             norm = make_norm(name, 64, flat=len(shape) == 2, eps=1e-4, momentum=0.1).to(device)
             x = random(*shape).to(device).requires_grad_()
-            if world == 2:
-                with two_processes():
-                    found.append(normalise(norm, x))
-                    found.append(_Sum.backward(None, x.detach()))
-            else:
+            with two_processes() if world == 2 else nullcontext():
                 found.append(normalise(norm, x))
+                found.append(gradients(found[-1].square().sum()).get(x, x))
             found.append(norm.state_dict())
             found.append(normalise(norm.eval(), x))
         return found
@@ -235,7 +236,7 @@ def test_the_predictor(tmp_path: Path) -> None:
         assert c.pred_masks.shape == a.pred_masks.shape
 
 
-def test_a_checkpoint_of_the_device_is_read_on_the_cpu(tmp_path: Path) -> None:
+def test_a_checkpoint_is_loaded_into_a_model_on_the_device(tmp_path: Path) -> None:
     with simulated_cuda():
         model = tiny_model(tmp_path, "vild", TEXT, "MODEL.DEVICE", "cuda")
         loaded = tiny_model(tmp_path, "vild", TEXT, "MODEL.DEVICE", "cuda")
