@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,14 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor
 
-from vild.embeddings import CROP_MODES, CropRule, OnlineEmbedder, Teacher, crop_and_resize
+from vild.embeddings import (
+    CROP_MODES,
+    CropRule,
+    OnlineEmbedder,
+    RegionCropper,
+    Teacher,
+    crop_and_resize,
+)
 from vild.inference.predictor import OpenVocabularyPredictor
 from vild.modeling import (
     AtomicCheckpointer,
@@ -24,8 +32,11 @@ from vild.modeling import (
 )
 from vild.modeling.norms import NORMS, make_norm, normalise
 from vild.modeling.suppression import suppress, suppress_in_rounds
+from vild.proposals import ProposalExtractor
 
+from ..embeddings import test_extraction
 from ..embeddings.conftest import tiny_clip
+from ..embeddings.test_extraction import extract, make_pictures
 from ..making import mapped_image, text_embeddings, tiny_config, tiny_model, unit_rows
 from .comparing import compare
 from .gradients import gradients
@@ -249,3 +260,38 @@ def test_a_checkpoint_is_loaded_into_a_model_on_the_device(tmp_path: Path) -> No
         assert all(p.is_cuda for p in loaded.parameters())
         for key, value in loaded.state_dict().items():
             assert torch.equal(value.cpu(), weights[key])
+
+
+@pytest.mark.parametrize("source", ["rpn", "detector"])
+def test_proposals(source: str, tmp_path: Path) -> None:
+    """What an extractor gives is on the CPU."""
+    cfg = tiny_config(tmp_path, "text", TEXT, "MODEL.ROI_HEADS.NAME", "OptionalMaskROIHeads")
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NUM_CLASSES = "GeneralizedRCNN", 1
+
+    def run(device: str) -> tuple[Any, dict[str, Any]]:
+        extractor = ProposalExtractor(cfg, lambda model: None, source=source, device=device)
+        return extractor(IMAGE), extractor.describe()
+
+    expected, described = run("cpu")
+    with simulated_cuda():
+        found, own = run("cuda")
+    assert own == described
+    for a, b in zip(found, expected, strict=True):
+        assert type(a) is Tensor
+        assert torch.allclose(a, b, atol=1e-3)
+
+
+def test_extracted_embeddings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the simulation is of one thread
+    monkeypatch.setattr("vild.embeddings.extraction.run_ahead", lambda items, ahead: items)
+    files, proposals = make_pictures(tmp_path, [3, 0, 7])
+    stores = []
+    for device in ("cpu", "cuda"):
+        cropper = partial(RegionCropper, device=device)
+        monkeypatch.setattr(test_extraction, "RegionCropper", cropper)
+        with simulated_cuda() if device == "cuda" else nullcontext():
+            encode = teacher_on(device).encode_image
+            stores.append(extract(tmp_path / device, files, proposals, encode=encode))
+    for image in files:
+        expected, found = (store[image].embeddings for store in stores)
+        assert torch.allclose(found, expected, atol=5e-3)
