@@ -8,6 +8,8 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
+from vild.embeddings import CROP_MODES, crop_and_resize
+
 from ..making import mapped_image, text_embeddings, tiny_model
 from .simulated import SimulatedCuda, simulated_cuda
 
@@ -44,3 +46,15 @@ def test_training(variant: str, tmp_path: Path) -> None:
         with EventStorage():
             model([mapped_image(3, 5), mapped_image(2, 3, seed=1)])
         most(device, ours=1, detectron2=83)
+
+
+@pytest.mark.parametrize("mode", CROP_MODES)
+def test_crops(mode: str) -> None:
+    """Of all regions together, in one chunk."""
+    boxes = torch.tensor([[3.0, 4, 50, 60], [5, 10, 80, 43], [30.2, 20.7, 41, 33]])
+    statistics = torch.full((3,), 0.5), torch.full((3,), 0.25)
+    with simulated_cuda() as device:
+        picture = mapped_image()["image"].permute(1, 2, 0).cuda()
+        device.waits.clear()
+        crop_and_resize(picture, boxes, 32, mode, normalise=statistics)
+        most(device, ours=8, detectron2=0)
