@@ -160,7 +160,7 @@ class _Candidates:
         """Scores, regions and classes (n,) each; equal scores go by region, then by class."""
         scores, regions, classes = (torch.cat(parts) for parts in zip(*self.found, strict=True))
         if self.bound > self.threshold:  # it has risen since the first of them were found
-            late = scores >= self.bound
+            late = (scores >= self.bound).nonzero()[:, 0]
             scores, regions, classes = scores[late], regions[late], classes[late]
         order = scores.sort(descending=True, stable=True).indices
         return scores[order], regions[order], classes[order]

@@ -69,15 +69,16 @@ def _suppress(boxes: Tensor, classes: Tensor, nms_threshold: float) -> Tensor:
         cells = torch.stack([classes % COLUMNS, classes // COLUMNS], dim=1).double()
         moved = boxes.double() + (cells * (boxes.max() + 1)).repeat(1, 2)
         fewer = kept.clone()
-        fewer[nms(moved, order.double(), nms_threshold * (1 - BAND))] = True
-        kept[nms(moved, order.double(), nms_threshold * (1 + BAND))] = True
+        # index_fill_: a number that is assigned to rows is copied to a GPU first, which waits
+        fewer.index_fill_(0, nms(moved, order.double(), nms_threshold * (1 - BAND)), True)
+        kept.index_fill_(0, nms(moved, order.double(), nms_threshold * (1 + BAND)), True)
         sides = boxes[:, 2:] - boxes[:, :2]
         thin = ((sides > 0) & (sides < THIN)).any(dim=1)
         alone = classes[(fewer != kept) | thin].unique()
     for number in alone.tolist():
         own = (classes == number).nonzero()[:, 0]
-        kept[own] = False
-        kept[own[nms(boxes[own], order[own], nms_threshold)]] = True
+        kept.index_fill_(0, own, False)
+        kept.index_fill_(0, own[nms(boxes[own], order[own], nms_threshold)], True)
     return kept.nonzero()[:, 0]
 
 
