@@ -56,7 +56,7 @@ def own_keys(node: CfgNode, prefix: str = "") -> list[str]:
     return keys
 
 
-def test_own_keys_are_these_and_below_model_vild() -> None:
+def test_own_keys_are_these() -> None:
     plain, cfg = get_cfg(), get_cfg()
     add_vild_config(cfg)
     # frozen on purpose: at most 16, each documented
@@ -79,6 +79,7 @@ def test_own_keys_are_these_and_below_model_vild() -> None:
         "ZERO_SHOT",
     ]
     del cfg.MODEL["VILD"]
+    assert cfg.SOLVER.AMP.pop("PRECISION") == "fp16"
     assert cfg == plain
 
 
@@ -295,6 +296,7 @@ def test_what_a_training_writes_is_read(tmp_path: Path) -> None:
         ("MODEL.BACKBONE.NAME", "build_resnet_fpn", "MODEL.BACKBONE.NAME to be a registered part"),
         ("MODEL.ROI_MASK_HEAD.NAME", "x", "Import the module that registers it"),
         ("MODEL.RESNETS.DEPTH", "42", r"DEPTH to be one of \(18, 34, 50, 101, 152\), got 42"),
+        ("SOLVER.AMP.PRECISION", "bfloat16", r"PRECISION to be one of \('fp16', 'bf16'\), got 'bf"),
         ("MODEL.DEVICE", "gpu", r"MODEL.DEVICE to be a device of torch \(cpu, cuda"),
         ("MODEL.DEVICE", "cuda:99", "a GPU of this machine, which has"),
     ],

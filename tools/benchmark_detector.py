@@ -21,6 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -107,20 +108,27 @@ def selection(repeats: int, device: torch.device) -> None:
 
 
 def training(repeats: int, device: torch.device) -> None:
-    """A training step of one picture: forward, backward, and the optimizer's."""
-    work, batch = {}, [training_picture()]
+    """A training step of one image: forward, backward, and the optimizer's, in both precisions."""
+    work: dict[str, Callable[[], object]] = {}
+    batch = [training_picture()]
     for variant in ("plain", "text", "vild", "ensemble"):
         model = make_model(variant, LVIS, device).train()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
 
-        def step(model: nn.Module = model, optimizer: torch.optim.Optimizer = optimizer) -> None:
-            with EventStorage():
+        def step(
+            is_half: bool,
+            model: nn.Module = model,
+            optimizer: torch.optim.Optimizer = optimizer,
+        ) -> None:
+            half = torch.autocast(device.type, torch.bfloat16, enabled=is_half)
+            with EventStorage(), half:
                 losses = model(batch)
             optimizer.zero_grad()
             sum(losses.values()).backward()
             optimizer.step()
 
-        work[variant] = step
+        work[variant] = partial(step, False)
+        work[f"{variant} in bf16"] = partial(step, True)
     found = timed(work, repeats, device)
     report(f"training step, {HEIGHT} x {WIDTH}, {DISTILLED} distilled rows", found)
 

@@ -211,13 +211,6 @@ def test_what_a_training_begins_with_or_resumes_from_has_to_fit(tmp_path: Path) 
     assert again.start_iter == 1
 
 
-def test_amp_wants_a_gpu(tmp_path: Path) -> None:
-    small_shapes.make(tmp_path, 1)
-    cfg = small_shapes.config(tmp_path, "vild", SOLVER__AMP__ENABLED=True)
-    with pytest.raises(ValueError, match=r"expected a GPU for SOLVER\.AMP"):
-        Trainer(cfg)
-
-
 def test_the_one_who_listened_before_is_told_after_the_checkpoint(tmp_path: Path) -> None:
     """As submitit does, which then submits the job again."""
     events: list[str] = []

@@ -1,4 +1,4 @@
-"""The project's own configuration keys, all below ``MODEL.VILD``."""
+"""The project's own configuration keys: ``MODEL.VILD`` and ``SOLVER.AMP.PRECISION``."""
 
 from __future__ import annotations
 
@@ -73,6 +73,9 @@ def add_vild_config(cfg: CfgNode) -> None:
     cfg.MODEL.VILD.DISTILL.DRAW = "uniform"
     # regions of which augmentation leaves less than this fraction are not distilled
     cfg.MODEL.VILD.DISTILL.MIN_VISIBLE = 0.5
+    # of the forward pass in training where Detectron2's SOLVER.AMP.ENABLED is on: "fp16" (its own
+    # AMP, with a gradient scaler, on GPUs) or "bf16" (without one; GPUs from Ampere on, and CPUs)
+    cfg.SOLVER.AMP.PRECISION = "fp16"
 
 
 def read_config(file: str | os.PathLike[str], options: Sequence[str] = ()) -> CfgNode:

@@ -48,6 +48,7 @@ _TEXTS = (
     *("MODEL.VILD.DATASETS", "MODEL.VILD.TEACHER", "MODEL.FPN.IN_FEATURES"),
 )
 _NUMBERS = ("MODEL.VILD.FUSION_WEIGHTS", "MODEL.VILD.LARGE_SCALE_JITTER")
+PRECISIONS = ("fp16", "bf16")  # of SOLVER.AMP
 _DEPTHS = (18, 34, 50, 101, 152)  # of Detectron2's ResNets
 
 
@@ -77,6 +78,11 @@ def check_ranges(cfg: CfgNode) -> None:
         raise ValueError(
             "expected TEST.DETECTIONS_PER_IMAGE to be at least 1, or -1 for no limit, got "
             f"{cfg.TEST.DETECTIONS_PER_IMAGE}"
+        )
+    if cfg.SOLVER.AMP.PRECISION not in PRECISIONS:
+        raise ValueError(
+            f"expected SOLVER.AMP.PRECISION to be one of {PRECISIONS}, got "
+            f"{cfg.SOLVER.AMP.PRECISION!r}"
         )
     odd = [step for step in cfg.SOLVER.STEPS if step < 0]
     if odd:

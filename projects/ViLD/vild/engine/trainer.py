@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 import weakref
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -36,6 +37,27 @@ logger = logging.getLogger(__name__)
 FINAL = "model_final"  # Detectron2's name of the last checkpoint
 
 
+class BFloat16Trainer(SimpleTrainer):
+    """Detectron2's SimpleTrainer with a forward pass under bfloat16 autocast, on any device.
+
+    Parameters, gradients and losses are float32. Gradients are not scaled: bfloat16 has the range
+    of float32. Detectron2's own AMPTrainer needs a GPU, and only knows float16 in v0.6.
+    """
+
+    def run_step(self) -> None:
+        """Take a step."""
+        start = time.perf_counter()
+        data = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        device = next(self.model.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16):
+            losses = self.model(data)
+        self.optimizer.zero_grad()
+        sum(losses.values()).backward()
+        self._write_metrics(losses, data_time)
+        self.optimizer.step()
+
+
 class Trainer(DefaultTrainer):
     """Detectron2's DefaultTrainer with this project's loaders, evaluators and checkpoints.
 
@@ -45,15 +67,19 @@ class Trainer(DefaultTrainer):
         cfg: with ``SEED`` of 0 or more.
 
     Raises:
-        ValueError: AMP on the CPU, or what :func:`vild.engine.build_train_loader` refuses.
+        ValueError: float16 on the CPU, or what :func:`vild.engine.build_train_loader` refuses.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         # DefaultTrainer's own, but for processes on the CPU, which may not name a device, and for
         # the checkpointer, which its hooks take hold of
         TrainerBase.__init__(self)
-        if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
-            raise ValueError("expected a GPU for SOLVER.AMP.ENABLED: True; on the CPU leave it off")
+        self._precision = cfg.SOLVER.AMP.PRECISION if cfg.SOLVER.AMP.ENABLED else "fp32"
+        if self._precision == "fp16" and cfg.MODEL.DEVICE == "cpu":
+            raise ValueError(
+                "expected a GPU for SOLVER.AMP.PRECISION: fp16; on the CPU set it to bf16, or "
+                "SOLVER.AMP.ENABLED to False"
+            )
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         self._guard = DivergenceGuard(model)
@@ -61,8 +87,8 @@ class Trainer(DefaultTrainer):
         loader = self.build_train_loader(cfg)
         devices = None if cfg.MODEL.DEVICE == "cpu" else [torch.cuda.current_device()]
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
-        kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = kind(model, loader, optimizer)
+        kinds = {"fp32": SimpleTrainer, "fp16": AMPTrainer, "bf16": BFloat16Trainer}
+        self._trainer = kinds[self._precision](model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = AtomicCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
@@ -200,6 +226,7 @@ class Trainer(DefaultTrainer):
         state = super().state_dict()
         state.setdefault("_trainer", self._trainer.state_dict())
         state["variant"], state["processes"] = self._variant, comm.get_world_size()
+        state["precision"] = self._precision
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -229,5 +256,16 @@ class Trainer(DefaultTrainer):
                 "would have",
                 *(before, now),
             )
+        precision = state_dict.get("precision", self._precision)
+        if precision != self._precision:
+            logger.warning(
+                "this training ran in %s and goes on in %s, so it will not end exactly as it would "
+                "have",
+                *(precision, self._precision),
+            )
+        if isinstance(self._trainer, AMPTrainer):  # a checkpoint of fp32 or bf16 has no scaler
+            scaler = self._trainer.grad_scaler.state_dict()
+            inner = {"grad_scaler": scaler, **state_dict["_trainer"]}
+            state_dict = {**state_dict, "_trainer": inner}
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])

@@ -43,5 +43,13 @@ class ViLDRCNN(GeneralizedRCNN):
         images = super().preprocess_image(batched_inputs)
         if not self.training or "distill_regions" not in batched_inputs[0]:
             return images
-        regions = [x["distill_regions"].to(self.device) for x in batched_inputs]
+        regions = [self._to_distil(x["distill_regions"]) for x in batched_inputs]
         return ImagesWithRegions(images.tensor, images.image_sizes, regions)
+
+    def _to_distil(self, regions: Instances) -> Instances:
+        """Move the fields that the loss needs: a GPU's host waits for each copy."""
+        return Instances(
+            regions.image_size,
+            proposal_boxes=regions.proposal_boxes.to(self.device),
+            teacher_embeddings=regions.teacher_embeddings.to(self.device),
+        )

@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat
-from detectron2.modeling.roi_heads.fast_rcnn import (
-    FastRCNNOutputLayers,
-    _log_classification_stats,
-)
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from vild.embeddings import TextEmbeddings
@@ -172,7 +170,7 @@ class ViLDOutputLayers(FastRCNNOutputLayers):
             logits = self.classifier(embeddings)
             novel = self.novel if self.zero_shot else None
             losses["loss_cls"] = classification_loss(logits, targets, novel)
-            _log_classification_stats(_without_novel(logits.detach(), novel), targets)
+            _log_accuracy(_without_novel(logits.detach(), novel), targets)
         return {key: loss * self.loss_weight.get(key, 1.0) for key, loss in losses.items()}
 
     def inference(
@@ -285,3 +283,25 @@ def _without_novel(logits: Tensor, novel: Tensor | None) -> Tensor:
     if novel is None:
         return logits
     return torch.cat([logits[:, :-1].masked_fill(novel, -torch.inf), logits[:, -1:]], dim=1)
+
+
+def _log_accuracy(logits: Tensor, targets: Tensor) -> None:
+    """Log what Detectron2 logs of its classifier, under the same names.
+
+    A GPU's host waits once, instead of six times.
+
+    Args:
+        logits: (R, K + 1).
+        targets: (R,) in [0, K].
+    """
+    if not len(targets):
+        return
+    predicted, background = logits.argmax(dim=1), logits.shape[1] - 1
+    objects, correct = targets < background, predicted == targets
+    masks = [correct, objects, objects & correct, objects & (predicted == background)]
+    right, found, found_right, missed = torch.stack(masks).sum(dim=1).tolist()
+    storage = get_event_storage()
+    storage.put_scalar("fast_rcnn/cls_accuracy", right / len(targets))
+    if found:
+        storage.put_scalar("fast_rcnn/fg_cls_accuracy", found_right / found)
+        storage.put_scalar("fast_rcnn/false_negative", missed / found)
