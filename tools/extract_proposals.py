@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config-file", required=True, help="of the detector")
     parser.add_argument("--weights", help="checkpoint of the detector; MODEL.WEIGHTS by default")
-    parser.add_argument("--split", action="append", required=True, help="registered data set")
+    parser.add_argument("--split", action="append", required=True, help="registered dataset")
     parser.add_argument("--out-dir", type=Path, default=Path("proposals"))
     parser.add_argument(
         "--source",
@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--nms-threshold", type=float, default=0.9, help="IoU in (0, 1], class-agnostic"
     )
-    parser.add_argument("--topk", type=positive_int, default=1000, help="most proposals a picture")
+    parser.add_argument("--topk", type=positive_int, default=1000, help="most proposals an image")
     parser.add_argument(
         "--recall", action=argparse.BooleanOptionalAction, default=True, help="report AR at the end"
     )
@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write SPLIT.pkl too, for DATASETS.PROPOSAL_FILES_TRAIN",
     )
-    parser.add_argument("--retry-failed", action="store_true", help="try failed pictures again")
+    parser.add_argument("--retry-failed", action="store_true", help="try failed images again")
     parser.add_argument("--images-per-shard", type=positive_int, default=IMAGES_PER_SHARD)
     parser.add_argument(
         "--threads", type=positive_int, default=2, help="image-loading threads per process"
@@ -127,7 +127,7 @@ def work(
 def report(
     folder: Path, split: str, records: list[dict[str, Any]], args: argparse.Namespace
 ) -> int:
-    """Say what the finished store of a split holds; returns the number of failed pictures."""
+    """Say what the finished store of a split holds; returns the number of failed images."""
     store = ProposalStore(folder)
     print(f"{folder}: {store.rows} proposals of {len(store)} images")
     if args.detectron2_pickle:

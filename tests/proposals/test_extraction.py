@@ -1,6 +1,10 @@
-"""A detector's proposals, in the coordinates of the picture they came from."""
+"""A detector's proposals, in the coordinates of the original image."""
 
 from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +15,11 @@ from torch import nn
 from torchvision.ops import box_iou
 
 from vild.config import add_vild_config
-from vild.proposals import ProposalExtractor
+from vild.data.augmentations import ResizeShortestEdge
+from vild.proposals import ProposalExtractor, ProposalStore, extract_proposals
+from vild.proposals.extraction import PreparedImage
+from vild.proposals.store import FIELDS, KIND, Proposals
+from vild.storage import SplitImages, StoreWriter, store_spec
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +128,103 @@ def test_what_cannot_work_is_refused(cfg: CfgNode) -> None:
     resizing.MODEL.META_ARCHITECTURE = "OfficialViLDRCNN"
     with pytest.raises(ValueError, match="which resizes them itself"):
         ProposalExtractor(resizing, keep)
+
+
+@pytest.mark.parametrize("channels", ["BGR", "RGB"])
+def test_prepared_images_equal_detectron2s_input(cfg: CfgNode, channels: str) -> None:
+    """Bit for bit what Detectron2's predictor makes of an image, but uint8."""
+    cfg = cfg.clone()
+    cfg.INPUT.FORMAT = channels
+    extractor = ProposalExtractor(cfg, keep, limit=20)
+    image = picture(50, 77)
+    prepared = extractor.prepare(image)
+    assert prepared.pixels.dtype == torch.uint8
+    ordered = image[:, :, ::-1] if channels == "BGR" else image
+    resized = ResizeShortestEdge(96, 1333).get_transform(ordered).apply_image(ordered)
+    expected = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
+    assert torch.equal(prepared.pixels.float(), expected)
+    of_floats = extractor.propose(PreparedImage(expected, 50, 77))
+    assert all(map(torch.equal, extractor(image), of_floats))
+
+
+def write_store(
+    folder: Path, extractor: Any, files: dict[int, Path], threads: int = 2
+) -> ProposalStore:
+    spec = store_spec(KIND, SplitImages("images", dict(files), ""), FIELDS, {}, 4)
+    writer = StoreWriter(folder, spec, list(files))
+    extract_proposals(extractor, writer, files, threads=threads, progress=False)
+    writer.finish({})
+    return ProposalStore(folder)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[int, Path]:
+    result = {number: tmp_path / f"{number}.png" for number in range(6)}
+    for number, path in result.items():
+        Image.fromarray(picture(40 + 5 * number, 90 - 8 * number)).save(path)
+    return result
+
+
+def test_stores_do_not_depend_on_threads(
+    cfg: CfgNode, files: dict[int, Path], tmp_path: Path
+) -> None:
+    files[3].write_bytes(b"damaged")
+    extractor = ProposalExtractor(cfg, keep, limit=20)
+    stores = [write_store(tmp_path / f"{n}", extractor, files, n) for n in (1, 3)]
+    assert list(stores[0].failed) == [3]
+    assert len({store.digest for store in stores}) == 1
+    for image, found in stores[0].items():
+        alone = extractor(np.array(Image.open(files[int(image)])))
+        assert all(map(torch.equal, found, alone))
+
+
+class Recorder:
+    """Stands in for an extractor; each image waits until the next of its shard is prepared."""
+
+    def __init__(self, images: int, per_shard: int = 4) -> None:
+        self.prepared = [threading.Event() for _ in range(images)]
+        self.threads: set[int] = set()
+        self.next = {n: n + 1 for n in range(images - 1) if (n + 1) % per_shard}
+        self.at = 0
+
+    def prepare(self, image: np.ndarray) -> PreparedImage:
+        self.threads.add(threading.get_ident())
+        self.prepared[(image.shape[0] - 40) // 5].set()
+        return PreparedImage(torch.zeros(3, 1, 1, dtype=torch.uint8), *image.shape[:2])
+
+    def propose(self, image: PreparedImage) -> Proposals:
+        assert self.prepared[self.next.get(self.at, self.at)].wait(10), "nothing is read ahead"
+        self.at += 1
+        return Proposals(torch.ones(1, 4), torch.ones(1))
+
+
+def test_images_are_prepared_while_the_detector_works(
+    files: dict[int, Path], tmp_path: Path
+) -> None:
+    extractor = Recorder(len(files))
+    assert len(write_store(tmp_path / "store", extractor, files)) == len(files)
+    assert threading.get_ident() not in extractor.threads
+
+
+def test_errors_of_resizing(
+    files: dict[int, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Too little memory fails one image; other errors stop, and the log names the image."""
+    error: Exception = MemoryError()
+
+    class Failing(Recorder):
+        def prepare(self, image: np.ndarray) -> PreparedImage:
+            prepared = super().prepare(image)
+            if image.shape[0] == 50:
+                raise error
+            return prepared
+
+    store = write_store(tmp_path / "store", Failing(len(files)), files)
+    assert store.failed == {2: f"too little memory to read {files[2]}"}
+    assert len(store) == len(files) - 1
+    error = KeyError("bug")
+    with pytest.raises(KeyError):
+        write_store(tmp_path / "other", Failing(len(files)), files)
+    assert f"stopped at image 2 ({files[2]})" in caplog.text

@@ -139,7 +139,7 @@ def test_other_errors_stop_and_name_the_image(
 
     assert tools.propose() == 0
     monkeypatch.setattr("vild.embeddings.extraction.crop_and_resize", broken)
-    monkeypatch.setattr(extract_proposals.ProposalExtractor, "__call__", broken)
+    monkeypatch.setattr(extract_proposals.ProposalExtractor, "propose", broken)
     for make, out in ((tools.embed, "new_e"), (tools.propose, "new_p")):
         with pytest.raises(type(error)):
             make(out=out)

@@ -1,21 +1,26 @@
 """Class-agnostic proposals of every image of a split, from a trained detector.
 
-Shapes: R regions of an image. Boxes are xyxy in pixels of the original picture.
+Images are read and resized in loader threads while the detector works. The detector gets one image
+at a time: batches of images change its results in the last bits, even without further padding, and
+with them which proposals are kept.
+
+Shapes: R regions of an image, (H, W) its size, (h, w) the size after resizing. Boxes are xyxy in
+pixels of the original image.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from torch import nn
+from torch import Tensor, nn
 from torchvision.ops import nms
 from tqdm import tqdm
 
@@ -32,8 +37,20 @@ BEFORE_NMS = 5
 PROBABILITY_MARGIN = 1e-6  # logits of scores of exactly 0 and 1 would be infinite
 
 
+class PreparedImage(NamedTuple):
+    """An image for the detector: its resized pixels and its original size.
+
+    Pixels are (3, h, w) uint8, channels in the order of ``INPUT.FORMAT``; height and width are
+    those of the original image, in pixels.
+    """
+
+    pixels: Tensor
+    height: int
+    width: int
+
+
 class ProposalExtractor:
-    """Finds the proposals of pictures.
+    """Finds the proposals of images.
 
     Args:
         cfg: configuration of the detector, this project's keys included.
@@ -44,7 +61,7 @@ class ProposalExtractor:
             ``detector``: boxes of a class-agnostic detector (``NUM_CLASSES: 1``), refined by its
             box head and ranked by its score.
         nms_threshold: IoU of the class-agnostic NMS.
-        limit: most proposals a picture.
+        limit: most proposals an image.
         device: where to compute.
 
     Raises:
@@ -84,7 +101,7 @@ class ProposalExtractor:
         if self.source == "rpn":
             if cfg.MODEL.META_ARCHITECTURE == "OfficialViLDRCNN":
                 raise ValueError(
-                    "expected a model whose pictures are resized before it, got OfficialViLDRCNN, "
+                    "expected a model whose images are resized before it, got OfficialViLDRCNN, "
                     "which resizes them itself: take proposals of configs/LVIS/"
                     "rpn_baseline_r50_fpn.yaml"
                 )
@@ -121,22 +138,28 @@ class ProposalExtractor:
             "limit": self.limit,
         }
 
-    @torch.inference_mode()
     def __call__(self, image: np.ndarray) -> Proposals:
-        """Proposals of one picture.
+        """Return the proposals of one image (H, W, 3) uint8 RGB; see :meth:`propose`."""
+        return self.propose(self.prepare(image))
+
+    def prepare(self, image: np.ndarray) -> PreparedImage:
+        """Resize an image for the detector; safe to call from several threads.
 
         Args:
             image: (H, W, 3) uint8 RGB.
-
-        Returns:
-            up to ``limit`` proposals on the CPU, best first.
         """
         height, width = image.shape[:2]
+        pixels = self._resize.get_transform(image).apply_image(image).transpose(2, 0, 1)
         if self._cfg.INPUT.FORMAT == "BGR":
-            image = image[:, :, ::-1]
-        resized = self._resize.get_transform(image).apply_image(image)
-        tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1), np.float32))
-        (output,) = self._model([{"image": tensor, "height": height, "width": width}])
+            pixels = pixels[::-1]
+        return PreparedImage(torch.from_numpy(np.ascontiguousarray(pixels)), height, width)
+
+    @torch.inference_mode()
+    def propose(self, image: PreparedImage) -> Proposals:
+        """Return up to ``limit`` proposals of one image, on the CPU, best first."""
+        # Detectron2's models move the uint8 pixels to the device and convert them there
+        inputs = {"image": image.pixels, "height": image.height, "width": image.width}
+        (output,) = self._model([inputs])
         if self.source == "rpn":
             found = output["proposals"]
             boxes, objectness = found.proposal_boxes.tensor, found.objectness_logits
@@ -168,34 +191,36 @@ def extract_proposals(
     """Write the proposals of one rank's part of the images.
 
     An image that cannot be read is recorded as failed; the rest goes on. Other errors stop the
-    extraction, and the log names the image.
+    extraction, and the log names the image. The store does not depend on the number of threads.
 
     Args:
         extractor: finds them.
         writer: the store.
-        files: picture of every image id.
+        files: image file of every image id.
         rank: this process.
         world_size: number of processes.
-        threads: that read pictures ahead.
+        threads: image-loading threads: they read and resize.
         progress: show a progress bar.
     """
+
+    def load(path: str | Path) -> PreparedImage:
+        return extractor.prepare(read_image(path))
+
     shards = writer.pending(rank, world_size)
     total = sum(len(writer.images_of(shard)) for shard in shards)
     with tqdm(total=total, unit="img", desc=f"rank {rank}", disable=not progress) as bar:
         for number in shards:
             with writer.shard(number) as builder:
-                paths: Sequence[str | Path] = [files[image] for image in builder.images]
-                pictures = map_ahead(read_image, paths, threads)
-                for image_id, future in zip(builder.images, pictures, strict=True):
-                    try:
-                        picture = future.result()
-                    except (UnreadableImageError, MemoryError) as error:
-                        reason = str(error) or f"too little memory to read {files[image_id]}"
-                        logger.warning("image %s: %s", image_id, reason)
-                        builder.fail(image_id, reason)
-                    else:
-                        with working_on(image_id, files[image_id]):
-                            found = extractor(picture)
-                            height, width = picture.shape[:2]
-                            builder.add(image_id, height, width, found._asdict())
+                loading = map_ahead(load, [files[image] for image in builder.images], threads)
+                for image_id, future in zip(builder.images, loading, strict=True):
+                    with working_on(image_id, files[image_id]):
+                        try:
+                            image = future.result()
+                        except (UnreadableImageError, MemoryError) as error:
+                            reason = str(error) or f"too little memory to read {files[image_id]}"
+                            logger.warning("image %s: %s", image_id, reason)
+                            builder.fail(image_id, reason)
+                        else:
+                            found = extractor.propose(image)
+                            builder.add(image_id, image.height, image.width, found._asdict())
                     bar.update()
