@@ -39,7 +39,7 @@ from vild.embeddings import (
     extract_embeddings,
 )
 from vild.embeddings.store import KIND, embedding_source, fields
-from vild.embeddings.teacher import CLIP_MEAN, CLIP_STD
+from vild.embeddings.teacher import CLIP_MEAN, CLIP_STD, default_precision
 from vild.proposals import ProposalStore
 from vild.proposals.store import FIELDS as PROPOSAL_FIELDS
 from vild.proposals.store import KIND as PROPOSALS
@@ -115,7 +115,7 @@ def crops(args: argparse.Namespace) -> None:
     picture = random_picture(draw)
     pixels = torch.from_numpy(np.array(picture)).to(args.device)
     preprocess = open_clip.image_transform(SIZE, is_train=False, resize_mode="squash")
-    statistics = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
+    mean, std = (torch.tensor(values, device=args.device) for values in (CLIP_MEAN, CLIP_STD))
     buffer = torch.empty(args.batch_size, 3, SIZE, SIZE, device=args.device)
     kinds = {"small": (8, 32), "medium": (32, 96), "large": (96, 300), "all": (12, 400)}
     for kind, sides in kinds.items():
@@ -129,7 +129,7 @@ def crops(args: argparse.Namespace) -> None:
 
         def ours(boxes: Tensor = boxes) -> None:
             for some in boxes.split(args.batch_size):
-                crop_and_resize(pixels, some, SIZE, out=buffer[: len(some)], normalise=statistics)
+                crop_and_resize(pixels, some, SIZE, out=buffer[: len(some)], normalise=(mean, std))
 
         seconds = alternate(7, theirs=theirs, ours=ours)
         print(
@@ -326,11 +326,12 @@ def main() -> int:
     )
     parser.add_argument("--part", action="append", choices=PARTS, help="all by default")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", default="fp32", help="of the encoder")
+    parser.add_argument("--precision", help="of the encoder; the extraction's default by default")
     parser.add_argument("--pictures", type=int, default=8, help="of the part `extraction`")
     parser.add_argument("--regions", type=int, default=32, help="a picture, likewise")
     parser.add_argument("--batch-size", type=int, default=32, help="crops")
     args = parser.parse_args()
+    args.precision = args.precision or default_precision(args.device)
     name = torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.machine()
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as temporary:

@@ -2,7 +2,7 @@
 r"""Embed the regions of a split with the teacher, resumable, on any number of processes.
 
 python tools/extract_image_embeddings.py --split lvis_v1_train_base \
-    --proposals proposals/lvis_v1_train_base --out-dir embeddings --precision bf16
+    --proposals proposals/lvis_v1_train_base --out-dir embeddings
 python tools/extract_image_embeddings.py ... --num-machines 4 --machine-rank 2
 
 The store is OUT_DIR/SPLIT. Rerun the command to resume after an interruption, at the next shard.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -32,10 +33,25 @@ from vild.data.files import require_writable_folder
 from vild.embeddings import CropRule, EmbeddingStore, RegionCropper, Teacher, extract_embeddings
 from vild.embeddings.crops import CROP_MODES
 from vild.embeddings.store import DTYPES, IMAGES_PER_SHARD, KIND, embedding_source, fields
-from vild.embeddings.teacher import OPENAI_MODEL, OPENAI_TAG, PRECISIONS, SHAPES_MODEL
+from vild.embeddings.teacher import (
+    OPENAI_MODEL,
+    OPENAI_TAG,
+    PRECISIONS,
+    SHAPES_MODEL,
+    default_precision,
+)
 from vild.engine import add_worker_arguments, run_workers
 from vild.proposals import ProposalStore
-from vild.storage import SplitImages, StoreWriter, require_disk_space, store_spec
+from vild.storage import (
+    ImageId,
+    SplitImages,
+    StoreMismatchError,
+    StoreSpec,
+    StoreWriter,
+    require_disk_space,
+    store_spec,
+)
+from vild.storage.layout import SPEC, read_json
 
 logger = logging.getLogger("extract_image_embeddings")
 
@@ -67,7 +83,12 @@ def build_parser() -> argparse.ArgumentParser:
     encoder.add_argument(
         "--pretrained", default=OPENAI_TAG, help="open_clip tag or checkpoint; '' for random"
     )
-    encoder.add_argument("--precision", default="fp32", choices=sorted(PRECISIONS))
+    encoder.add_argument(
+        "--precision",
+        default="auto",
+        choices=["auto", *sorted(PRECISIONS)],
+        help="auto: bf16 on GPUs that compute in it, else fp32",
+    )
     encoder.add_argument("--batch-size", type=positive_int, default=256, help="crops")
     parser.add_argument("--retry-failed", action="store_true", help="try failed pictures again")
     parser.add_argument("--images-per-shard", type=positive_int, default=IMAGES_PER_SHARD)
@@ -77,6 +98,24 @@ def build_parser() -> argparse.ArgumentParser:
     add_data_arguments(parser)
     add_worker_arguments(parser)
     return parser
+
+
+def open_writer(folder: Path, spec: StoreSpec, images: Sequence[ImageId]) -> StoreWriter:
+    """Open the store to write to.
+
+    Raises:
+        StoreMismatchError: it was begun with other options; where its precision is another one,
+            which the default of another machine may be, the message names the option.
+    """
+    try:
+        return StoreWriter(folder, spec, images)
+    except StoreMismatchError as error:
+        if "source.teacher.precision: " not in str(error):
+            raise
+        begun = read_json(folder / SPEC)["source"]["teacher"]["precision"]
+        raise StoreMismatchError(
+            f"{error} To continue it on this machine, give --precision {begun}."
+        ) from None
 
 
 def work(
@@ -92,7 +131,8 @@ def work(
         split: images to embed.
     """
     torch.manual_seed(0)  # equal weights in every process, where they are random
-    teacher = Teacher.load(args.model, args.pretrained or None, device, args.precision)
+    precision = default_precision(device) if args.precision == "auto" else args.precision
+    teacher = Teacher.load(args.model, args.pretrained or None, device, precision)
     proposals = ProposalStore(args.proposals)
     rule = CropRule(args.crop_mode, tuple(args.scales))
     source = embedding_source(
@@ -101,7 +141,7 @@ def work(
     images = list(split.files)
     fields_of = fields(teacher.dimension, args.dtype)
     spec = store_spec(KIND, split, fields_of, source, args.images_per_shard)
-    writer = StoreWriter(args.out_dir / args.split, spec, images)
+    writer = open_writer(args.out_dir / args.split, spec, images)
     if args.retry_failed:
         logger.info("%d failed images to try again", writer.retry_failed(rank, world_size))
     rows = sum(min(proposals.count(i), args.regions) for i in images if i in proposals)

@@ -352,7 +352,7 @@ def test_crops_are_resized_as_the_teacher_s_images_were(
         cropper = RegionCropper(
             proposals, files, rule, limit=300, size=SIZE, batch_size=300, interpolation=kind
         )
-        (batch,) = cropper.batches([12])
+        (batch,) = cropper.batches([[12]])
         assert torch.equal(batch.crops, expected)
         own = Teacher(teacher.model, teacher.tokenizer, name="tiny", interpolation=kind)
         embedded = OnlineEmbedder(own, rule).embed(torch.tensor(picture), boxes)

@@ -207,9 +207,11 @@ def test_outputs_are_checked_before_the_work(
         assert f"expected {named} to be" in the_error(capsys)
 
 
-@pytest.mark.parametrize("failing", [1, 2, 9, 10])
+@pytest.mark.parametrize("failing", [1, 2, 8, 9, 10])
+@pytest.mark.parametrize("tool", [extract_proposals, extract_image_embeddings])
 def test_a_full_disk(
     tools: Tools,
+    tool: ModuleType,
     failing: int,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -225,13 +227,14 @@ def test_a_full_disk(
             raise OSError(28, "No space left on device")
         sync(descriptor)
 
+    assert tool is extract_proposals or tools.propose() == 0
     monkeypatch.setattr("os.fsync", fsync)
-    assert tools.propose() == 2
+    assert tools(tool, "full") == 2
     error = the_error(capsys)
     assert "No space left on device" in error
-    assert str(tools.small.folder / "p") in error
+    assert str(tools.small.folder / "full") in error
     monkeypatch.undo()
-    assert tools.propose() == 0
+    assert tools(tool, "full") == 0
 
 
 def damaged(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ open_clip's names for them:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,8 +116,9 @@ def crop_and_resize(
         device: where to compute; the picture's by default, which is the CPU for arrays.
         out: contiguous (R, 3, S, S) float32 there, to be written to. On the CPU new memory takes
             as long as the resizing, so a loop had better use the same again.
-        normalise: (mean, deviation) of the teacher's training pictures, (3,) each: the result is
-            (crop - mean) / deviation, in the same pass over the memory. None: as it is.
+        normalise: (mean, deviation) of the teacher's training images, (3,) each: the result is
+            (crop - mean) / deviation, in the same pass over the memory. None: as it is. Keep them
+            on the device (:attr:`vild.embeddings.Teacher.statistics`) to save their transfer.
         interpolation: ``bicubic`` or ``bilinear``, the one that the teacher was trained with
             (:attr:`vild.embeddings.Teacher.interpolation`).
 
@@ -157,16 +158,42 @@ def crop_and_resize(
         raise ValueError(
             f"expected `out` to be contiguous {shape} float32, got {tuple(out.shape)} {out.dtype}"
         )
-    mean, std = normalise or (torch.zeros(3), torch.ones(3))
-    divisor, shift = (v.cpu().float()[:, None, None] for v in (std, -mean / std))
+    picture = to_device(picture, target)
+    scaling = None
+    if normalise:
+        mean, std = (values.to(target, torch.float32)[:, None, None] for values in normalise)
+        scaling = std, -mean / std
     if target.type == "cpu":
-        scaling = divisor.numpy(), shift.numpy()
-        _resize_each(picture.to(target), layout, out, interpolation, *scaling)
+        divisor, shift = scaling or (torch.ones(3, 1, 1), torch.zeros(3, 1, 1))
+        _resize_each(picture, layout, out, interpolation, divisor.numpy(), shift.numpy())
     else:
-        _resize_batched(picture.to(target), layout, out, interpolation)
-        if normalise:
-            out.div_(divisor.to(target)).add_(shift.to(target))
+        _resize_batched(picture, layout, out, interpolation)
+        if scaling:
+            out.div_(scaling[0]).add_(scaling[1])
     return out
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device, to a GPU from pinned memory.
+
+    A copy from pageable memory waits for all work that the GPU was given before, such as the batch
+    that is encoded at the time.
+    """
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _in_one_transfer(tensors: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """Copy CPU tensors to a device as one block of bytes.
+
+    Those of wider dtypes come first, as the address of a value is a multiple of its size.
+    """
+    if device.type == "cpu":
+        return tensors
+    blocks = [tensor.contiguous().flatten().view(torch.uint8) for tensor in tensors]
+    copied = to_device(torch.cat(blocks), device).split([len(block) for block in blocks])
+    return [c.view(t.dtype).view(t.shape) for c, t in zip(copied, tensors, strict=True)]
 
 
 def _as_picture(image: npt.NDArray[np.uint8] | Tensor) -> Tensor:
@@ -282,19 +309,22 @@ def _resize_batched(
     window = (last.minimum(layout.extent) - first).long()
     centre = (centre - first[:, :, None]).masked_fill(outside, torch.inf)
 
-    device = picture.device
-    start, extent = (layout.start + first.long()).to(device), window.to(device)
-    centre, reach = centre.to(device, torch.float32), reach.to(device, torch.float32)
+    chunks = list(_chunks(window, layout.vertical_first, size))
+    order = torch.cat([torch.empty(0, dtype=torch.long), *(rows for rows, _ in chunks)])
+    steering = order, (layout.start + first.long())[order], window[order]
+    kernels = centre[order].float(), reach[order].float()
+    device, lengths = picture.device, [len(rows) for rows, _ in chunks]
+    sent = _in_one_transfer([*steering, *kernels], device)
     pixels = picture.contiguous().flatten(0, 1)  # (H W, 3)
-    for rows, vertical in _chunks(window, layout.vertical_first, size):
-        longest = window[rows].amax(dim=0).tolist()
-        rows = rows.to(device)
+    by_chunk = zip(*(values.split(lengths) for values in sent), strict=True)
+    for (own, vertical), (rows, start, extent, centre, reach) in zip(chunks, by_chunk, strict=True):
+        longest = window[own].amax(dim=0).tolist()
         weights, places = [], []
         for axis in (0, 1):
             step = torch.arange(longest[axis], device=device)
-            limit = extent[rows, axis, None]
-            places.append(start[rows, axis, None] + step.minimum(limit - 1))  # (B, pixels)
-            kernel = centre[rows, axis], reach[rows, axis], limit, step
+            limit = extent[:, axis, None]
+            places.append(start[:, axis, None] + step.minimum(limit - 1))  # (B, pixels)
+            kernel = centre[:, axis], reach[:, axis], limit, step
             weights.append(_weights(*kernel, interpolation))
         places[0] *= picture.shape[1]
         one, two = (0, 1) if vertical else (1, 0)  # axis of the first product and of the second

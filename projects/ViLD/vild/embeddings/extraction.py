@@ -1,7 +1,8 @@
 """Region embeddings of every image of a split: read, crop, embed, store.
 
-Reading and cropping run ahead of the encoder in a thread of their own, and the encoder's batches
-fill across images.
+Reading and cropping run ahead of the encoder in a thread of their own, across shards. A finished
+shard is hashed and written in another thread while the next one is encoded. The encoder's batches
+fill across images, but not across shards: so a shard is the same whichever shards are made with it.
 
 Shapes: R regions of an image, S crop size, D embedding.
 """
@@ -10,7 +11,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +22,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vild.data.images import UnreadableImageError, read_image
-from vild.embeddings.crops import crop_and_resize, enlarge_boxes, valid_boxes
+from vild.embeddings.crops import crop_and_resize, enlarge_boxes, to_device, valid_boxes
 from vild.embeddings.store import CropRule, combine_scales, pack
 from vild.proposals.store import Proposals, ProposalStore
-from vild.storage import ImageId, StoreWriter, map_ahead, run_ahead, working_on
+from vild.storage import ImageId, RunBehind, StoreWriter, map_ahead, run_ahead, working_on
 
 logger = logging.getLogger(__name__)
 
@@ -81,42 +83,49 @@ class RegionCropper:
         interpolation: str = "bicubic",
     ) -> None:
         self.proposals, self.files, self.rule, self.limit = proposals, files, rule, limit
-        self.size, self.batch_size, self.device, self.threads = size, batch_size, device, threads
-        self.normalise, self.interpolation = normalise, interpolation
+        self.size, self.batch_size, self.threads = size, batch_size, threads
+        self.device, self.interpolation = torch.device(device), interpolation
+        self.normalise = normalise and (normalise[0].to(device), normalise[1].to(device))
         shape = (batch_size, 3, size, size)
         self._buffers = [torch.empty(shape, device=device) for _ in range(AHEAD + 2)]
 
-    def batches(self, images: Sequence[ImageId]) -> Iterator[_Batch]:
-        """The crops of these images, in order: an image's at the first scale, then the next.
+    def batches(self, shards: Iterable[Sequence[ImageId]]) -> Iterator[_Batch]:
+        """Yield the crops of some shards in order: an image's at one scale, then at the next.
 
         A batch's memory is used again for the one that comes ``AHEAD + 2`` later.
+
+        Args:
+            shards: image ids of each. A batch holds crops of one shard only.
         """
+        shards = list(shards)
+        reading = map_ahead(self._read, list(itertools.chain(*shards)), self.threads)
         buffers = itertools.cycle(self._buffers)
-        buffer = next(buffers)
-        finished: list[_Picture] = []
-        count = 0
-        reading = map_ahead(self._read, images, self.threads)
-        for image_id, future in zip(images, reading, strict=True):
-            picture, pixels = self._prepare(image_id, future.result())
-            for boxes in self._scaled(picture):
-                while len(boxes):
-                    free = self.batch_size - count
-                    some, boxes = boxes[:free], boxes[free:]
-                    out = buffer[count : count + len(some)]
-                    with working_on(image_id, self.files[image_id]):
-                        crop_and_resize(
-                            *(pixels, some, self.size, self.rule.mode),
-                            out=out,
-                            normalise=self.normalise,
-                            interpolation=self.interpolation,
-                        )
-                    count += len(some)
-                    if count == self.batch_size:
-                        yield _Batch(buffer, finished)
-                        buffer, finished, count = next(buffers), [], 0
-            finished.append(picture)
-        if finished or count:
-            yield _Batch(buffer[:count], finished)
+        for images in shards:
+            buffer, count = next(buffers), 0
+            finished: list[_Picture] = []
+            for image_id in images:
+                picture, pixels = self._prepare(image_id, next(reading).result())
+                for boxes in self._scaled(picture):
+                    while len(boxes):
+                        free = self.batch_size - count
+                        some, boxes = boxes[:free], boxes[free:]
+                        self._crop(image_id, pixels, some, buffer[count : count + len(some)])
+                        count += len(some)
+                        if count == self.batch_size:
+                            yield _Batch(buffer, finished)
+                            buffer, finished, count = next(buffers), [], 0
+                finished.append(picture)
+            if finished or count:
+                yield _Batch(buffer[:count], finished)
+
+    def _crop(self, image_id: ImageId, pixels: Tensor, boxes: Tensor, out: Tensor) -> None:
+        with working_on(image_id, self.files[image_id]):
+            crop_and_resize(
+                *(pixels, boxes, self.size, self.rule.mode),
+                out=out,
+                normalise=self.normalise,
+                interpolation=self.interpolation,
+            )
 
     def _read(self, image_id: ImageId) -> np.ndarray | str:
         if image_id not in self.proposals:
@@ -149,7 +158,9 @@ class RegionCropper:
             )
         found = Proposals(boxes[whole], objectness[whole])
         crops = len(found.boxes) * len(self.rule.scales)
-        return _Picture(image_id, size, found, crops), torch.from_numpy(pixels).to(self.device)
+        return _Picture(image_id, size, found, crops), to_device(
+            torch.from_numpy(pixels), self.device
+        )
 
     def _scaled(self, picture: _Picture) -> list[Tensor]:
         """The boxes of a picture at each scale."""
@@ -185,14 +196,24 @@ def extract_embeddings(
 
     Raises:
         ValueError: an embedding is not finite; nothing of its shard is written.
+        StoreError: a shard cannot be written; raised before another batch is encoded.
     """
     shards = writer.pending(rank, world_size)
-    total = sum(len(writer.images_of(shard)) for shard in shards)
-    with tqdm(total=total, unit="img", desc=f"rank {rank}", disable=not progress) as bar:
+    images = [writer.images_of(shard) for shard in shards]
+    with (
+        RunBehind() as behind,
+        closing(run_ahead(cropper.batches(images), AHEAD)) as batches,
+        tqdm(
+            total=sum(map(len, images)), unit="img", desc=f"rank {rank}", disable=not progress
+        ) as bar,
+    ):
         for number in shards:
-            with writer.shard(number) as builder:
-                rows = torch.empty(builder.shape("embeddings", 0))  # of pictures not yet finished
-                for batch in run_ahead(cropper.batches(builder.images), AHEAD):
+            with writer.shard(number, behind) as builder:
+                rows = torch.empty(builder.shape("embeddings", 0))  # of images not yet finished
+                left = len(builder.images)
+                while left:
+                    batch = next(batches)
+                    behind.check()
                     if len(batch.crops):
                         rows = torch.cat([rows, encode(batch.crops).float().cpu()])
                     for picture in batch.finished:
@@ -205,3 +226,4 @@ def extract_embeddings(
                             arrays = {**picture.proposals._asdict(), **pack(combined, dtype)}
                             builder.add(picture.image_id, *picture.size, arrays)
                         bar.update()
+                    left -= len(batch.finished)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vild.embeddings.crops import crop_and_resize, enlarge_boxes
+from vild.embeddings.crops import crop_and_resize, enlarge_boxes, to_device
 from vild.embeddings.store import CropRule, combine_scales
 from vild.embeddings.teacher import Teacher
 
@@ -55,14 +55,14 @@ class OnlineEmbedder:
     def embed(self, picture: Tensor, boxes: Tensor) -> Tensor:
         """Embeddings (R, D) float32 of boxes (R, 4) of a picture (H, W, 3) uint8 RGB."""
         size = (picture.shape[0], picture.shape[1])
-        picture = picture.to(self.teacher.device)
+        picture = to_device(picture, self.teacher.device)
         scaled = torch.cat([enlarge_boxes(boxes, scale, size) for scale in self.rule.scales])
-        rows = [torch.empty(0, self.teacher.dimension)]
+        rows = [torch.empty(0, self.teacher.dimension, device=self.teacher.device)]
         for some in scaled.split(self.batch_size):
             crops = crop_and_resize(
                 *(picture, some, self.teacher.image_size, self.rule.mode),
                 normalise=self.teacher.statistics,
                 interpolation=self.teacher.interpolation,
             )
-            rows.append(self.teacher.encode_image(crops, normalised=True).cpu())
-        return combine_scales(torch.cat(rows), len(self.rule.scales))
+            rows.append(self.teacher.encode_image(crops, normalised=True))
+        return combine_scales(torch.cat(rows).cpu(), len(self.rule.scales))

@@ -54,7 +54,6 @@ class Teacher:
             are (autocast), so that the fingerprint does not depend on it.
 
     Attributes:
-        statistics: (mean, deviation) of the model's training pictures, (3,) each.
         interpolation: to resize crops with.
 
     Raises:
@@ -95,7 +94,7 @@ class Teacher:
         self.name = name
         self.precision = precision
         self.interpolation, self.resize_mode = interpolation, resize_mode
-        self.statistics = torch.tensor(means), torch.tensor(deviations)
+        self._statistics = torch.tensor(means), torch.tensor(deviations)
         self._architecture = architecture
 
     @classmethod
@@ -151,6 +150,14 @@ class Teacher:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
+
+    @property
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """(mean, deviation) of the model's training images, (3,) each, where the weights are."""
+        device, (mean, std) = self.device, self._statistics
+        if mean.device != device:
+            self._statistics = mean.to(device), std.to(device)
+        return self._statistics
 
     @property
     def temperature(self) -> float:
@@ -295,7 +302,7 @@ class Teacher:
             )
         crops = crops.to(self.device, torch.float32)
         if not normalised:
-            mean, std = (v.to(self.device)[:, None, None] for v in self.statistics)
+            mean, std = (values[:, None, None] for values in self.statistics)
             crops = (crops - mean) / std
         with self._autocast():
             embedded = self.model.encode_image(crops)
@@ -305,6 +312,16 @@ class Teacher:
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, PRECISIONS[self.precision])
+
+
+def default_precision(device: str | torch.device) -> str:
+    """Return the precision to embed crops in: ``bf16`` on GPUs that compute in it, else ``fp32``.
+
+    GPUs older than NVIDIA's Ampere emulate bf16, which takes longer than fp32.
+    """
+    device = torch.device(device)
+    ample = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bf16" if ample else "fp32"
 
 
 def _three_numbers(values: Any) -> tuple[float, ...]:

@@ -20,7 +20,7 @@ from vild.storage.errors import (
     UnfinishedStoreError,
 )
 from vild.storage.layout import Field, ImageId, ShardEntry, StoreSpec
-from vild.storage.pipeline import map_ahead, run_ahead, working_on
+from vild.storage.pipeline import RunBehind, map_ahead, run_ahead, working_on
 from vild.storage.reader import RecordStore
 from vild.storage.split import SplitImages, split_digest
 from vild.storage.verification import store_faults
@@ -32,6 +32,7 @@ __all__ = [
     "ImageId",
     "MissingImageError",
     "RecordStore",
+    "RunBehind",
     "ShardBuilder",
     "ShardEntry",
     "SplitImages",

@@ -1,4 +1,4 @@
-"""What the makers of stores share: images read ahead, work done ahead in a thread."""
+"""Threads that the makers of stores share: work done ahead, and shards written behind."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from queue import Full, Queue
 from typing import TypeVar, cast
@@ -55,7 +55,7 @@ def map_ahead(
                 future.cancel()
 
 
-def run_ahead(items: Iterable[T], ahead: int = 2) -> Iterator[T]:
+def run_ahead(items: Iterable[T], ahead: int = 2) -> Generator[T, None, None]:
     """The same items, produced in a thread of their own.
 
     An error of the producer is raised at the consumer. Where the consumer stops early, so does
@@ -102,3 +102,53 @@ def run_ahead(items: Iterable[T], ahead: int = 2) -> Iterator[T]:
     finally:
         stopped.set()
         thread.join()
+
+
+class RunBehind:
+    """Runs one job at a time in a thread of its own; a context manager that waits for the last one.
+
+    An error of a job is raised by the next :meth:`check` or :meth:`wait`, at the latest at the end
+    of the block, unless the block fails by itself.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._job: Future[None] | None = None
+        self._held = ExitStack()
+
+    def submit(self, job: Callable[[], None], held: ExitStack) -> None:
+        """Start a job once the previous one has ended.
+
+        Args:
+            job: should release the interpreter lock for most of its time.
+            held: what the job needs, such as a lock; taken over and, when the job has ended,
+                closed in the caller's thread.
+        """
+        self.wait()
+        self._job, self._held = self._pool.submit(job), held.pop_all()
+
+    def check(self) -> None:
+        """Raise the error of a job that has failed; never waits."""
+        if self._job is not None and self._job.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until no job runs; raise the error of one that has failed."""
+        if self._job is None:
+            return
+        wait([self._job])  # if this is interrupted, what the job needs stays held
+        job, self._job = self._job, None
+        with self._held:
+            job.result()
+
+    def __enter__(self) -> RunBehind:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait()
+        except Exception:
+            if kind is None:
+                raise
+        finally:
+            self._pool.shutdown()

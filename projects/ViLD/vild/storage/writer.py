@@ -11,8 +11,9 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from vild.storage.layout import (
     write_json,
     write_shard,
 )
+from vild.storage.pipeline import RunBehind
 from vild.storage.split import SplitImages
 
 logger = logging.getLogger(__name__)
@@ -182,28 +184,41 @@ class StoreWriter:
         return self._images[shard * size : (shard + 1) * size]
 
     @contextmanager
-    def shard(self, number: int) -> Iterator[ShardBuilder]:
+    def shard(self, number: int, behind: RunBehind | None = None) -> Iterator[ShardBuilder]:
         """Make one shard: records are added in the block, the file is written at its end.
+
+        Args:
+            number: of the shard.
+            behind: writes the file in the background, once the previous one is written. The shard
+                stays locked until then.
 
         Raises:
             StoreBusyError: another process makes this very shard.
-            StoreError: the file cannot be written, as on a full disk.
+            StoreError: the file, or the previous one, cannot be written, as on a full disk.
         """
         path = self.folder / shard_name(number)
-        with self._lock(path.stem, f"shard {number} of {self.folder} is being written"):
+        with ExitStack() as held:
+            busy = f"shard {number} of {self.folder} is being written"
+            held.enter_context(self._lock(path.stem, busy))
             remove_leftovers(path)
             if self._entry(number) is None:  # the store is not finished any more, if it was
                 (self.folder / MANIFEST).unlink(missing_ok=True)
             builder = ShardBuilder(self.spec, self.images_of(number))
             yield builder
-            try:
-                builder.write(path)
-            except OSError as error:
-                raise StoreError(
-                    f"{path} could not be written ({error.strerror or error}). What was written "
-                    "before is whole: make room or mend the folder and run the same command again."
-                ) from error
-            self._written[path.name] = file_state(path)
+            if behind is None:
+                self._write(builder, path)
+            else:
+                behind.submit(partial(self._write, builder, path), held)
+
+    def _write(self, builder: ShardBuilder, path: Path) -> None:
+        try:
+            builder.write(path)
+        except OSError as error:
+            raise StoreError(
+                f"{path} could not be written ({error.strerror or error}). What was written "
+                "before is whole: make room or mend the folder and run the same command again."
+            ) from error
+        self._written[path.name] = file_state(path)
 
     @contextmanager
     def _lock(self, name: str, message: str) -> Iterator[None]:
