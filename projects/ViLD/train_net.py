@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -27,6 +28,7 @@ from vild.config import (
     set_zero_shot,
     use_available_device,
 )
+from vild.data.files import write_errors_named
 from vild.engine import (
     EXIT_CTRL_C,
     Trainer,
@@ -64,9 +66,13 @@ def configure(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
 def begin(cfg: CfgNode, args: argparse.Namespace, notes: list[str]) -> None:
     """Freeze the configuration and write it and the log to ``OUTPUT_DIR``."""
     cfg.freeze()
-    default_setup(cfg, args)
+    # Detectron2's loggers first, as default_setup asks for them: their file may be on a full disk
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fvcore")
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank())
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="vild")
     report_log_errors_once()
+    with write_errors_named(Path(cfg.OUTPUT_DIR, "config.yaml")):
+        default_setup(cfg, args)
     for line in notes:
         logger.info(line)
 

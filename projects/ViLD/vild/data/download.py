@@ -127,7 +127,8 @@ def fetch(
         flat: unpack into the flat layout instead of Detectron2's.
         archive_base: address of a mirror; it takes the place of the scheme and host of every
             archive's address. The checksums stay.
-        keep_archives: keep the zips after unpacking.
+        keep_archives: keep the zips after unpacking; otherwise they are removed, also one of a
+            data set that is there.
         progress: show progress bars where there is a terminal.
 
     Returns:
@@ -147,6 +148,8 @@ def fetch(
         folder = root / (archive.flat_folder if flat else archive.folder)
         if archive.is_unpacked(folder):
             logger.info("%s: already there in %s", archive.name, folder)
+            if not keep_archives:  # left by a kill after it was unpacked
+                Path(root, archive.name).unlink(missing_ok=True)
             continue
         url = archive.url
         if archive_base is not None:
