@@ -28,6 +28,10 @@ ARCHIVES = {"annotations": ("a.json", "b.json"), "images": ("1.jpg", "2.jpg")}
 VOCABULARIES = (("red circle", "blue square"), ("blue square", "green star"), ("a", "b", "c"))
 
 
+# the detections of each process are joined, and then removed
+EVALUATION = ("config.yaml", "*.part*.json")
+
+
 @dataclass(frozen=True)
 class Command:
     """One command of the project.
@@ -82,7 +86,7 @@ def all_commands(bench: Bench) -> list[Command]:
             )
             for variant in VARIANTS
         ),
-        Command("train_net --eval-only", one(bench.evaluate_command), changing=("config.yaml",)),
+        Command("train_net --eval-only", one(bench.evaluate_command), changing=EVALUATION),
         Command("demo", one(bench.demo_command)),
         Command("export_model", one(bench.export_command), 6),
         Command("convert_official_checkpoint", lambda f: [partial(convert_official, bench, f)]),
