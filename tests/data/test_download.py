@@ -423,3 +423,17 @@ def test_the_table_of_archives() -> None:
         "lvis_v1_train.json.zip": "lvis",
         "lvis_v1_val.json.zip": "lvis",
     }
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_an_archive_that_was_unpacked_is_removed(
+    keep: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill between unpacking and removing would leave gigabytes for ever."""
+    own = Archive("http://x/a.zip", "", 0.1, ("lvis",), "lvis", ".", ("val.json",))
+    monkeypatch.setattr(module, "ARCHIVES", (own,))
+    (tmp_path / "lvis").mkdir()
+    (tmp_path / "lvis" / "val.json").touch()
+    (tmp_path / "a.zip").write_bytes(b"left")
+    assert module.fetch("lvis", tmp_path, keep_archives=keep) == []
+    assert (tmp_path / "a.zip").exists() == keep
