@@ -231,6 +231,7 @@ def simulated_cuda() -> Iterator[SimulatedCuda]:
     try:
         with (
             patch.multiple(torch.cuda, **replaced),
+            patch.object(Tensor, "pin_memory", lambda self, *_: self),  # there is no driver
             torch.backends.cudnn.flags(enabled=False),
             SimulatedCuda() as device,
         ):

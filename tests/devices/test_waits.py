@@ -45,7 +45,7 @@ def test_training(variant: str, tmp_path: Path) -> None:
         device.waits.clear()
         with EventStorage():
             model([mapped_image(3, 5), mapped_image(2, 3, seed=1)])
-        most(device, ours=1, detectron2=83)
+        most(device, ours=4, detectron2=72)
 
 
 @pytest.mark.parametrize("mode", CROP_MODES)
