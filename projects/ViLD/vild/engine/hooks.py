@@ -76,7 +76,7 @@ class CheckpointAndStop(HookBase):
     def __init__(self, checkpointer: DetectionCheckpointer) -> None:
         self.checkpointer, self.received = checkpointer, 0
         self._before: dict[int, Any] = {}
-        self._process, self._at, self._evaluating = os.getpid(), 0.0, ""
+        self._process, self._at, self._interruptible = os.getpid(), 0.0, False
         self._group: distributed.ProcessGroup | None = None
 
     def before_train(self) -> None:
@@ -104,7 +104,7 @@ class CheckpointAndStop(HookBase):
         Raises:
             SystemExit: in the last evaluation, with 128 + the signal's number.
         """
-        self._evaluating = "last" if is_last else "alone" * (comm.get_world_size() == 1)
+        self._interruptible = is_last or comm.get_world_size() == 1
         try:
             yield
         except _Stopped:
@@ -112,7 +112,7 @@ class CheckpointAndStop(HookBase):
                 logger.warning("stopped in the last evaluation; --resume repeats it")
                 self._leave(self.received)
         finally:
-            self._evaluating = ""
+            self._interruptible = False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a worker of a loader, which ends with this process
@@ -125,7 +125,7 @@ class CheckpointAndStop(HookBase):
             return
         self.received, self._at = number, now
         name = signal.Signals(number).name
-        if self._evaluating:
+        if self._interruptible:
             raise _Stopped
         logger.warning("%s: a checkpoint follows this step; a second one ends at once", name)
 
