@@ -14,10 +14,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vild.data.files import atomic_path
-from vild.storage.layout import HEADER_LENGTH, data_start
+from vild.storage.layout import BLOCK, HEADER_LENGTH, data_start
 
 DIGEST = "vild_sha256"  # key in the metadata
-BLOCK = 1 << 22  # bytes to read at a time
 
 
 def write_safetensors(

@@ -22,6 +22,7 @@ from vild.storage.errors import CorruptStoreError, StoreMismatchError
 
 FORMAT = "vild-store-2"  # the first one recorded image ids alone, which splits may share
 SPEC, MANIFEST, CHECKED, LOCKS = "spec.json", "manifest.json", ".checked.json", ".locks"
+BLOCK = 1 << 22  # bytes to read at a time
 HEADER_LENGTH = 8  # bytes of safetensors' own length field
 HEADER_KEY = "vild"  # one key: the order of several is not fixed, and equal stores shall be equal
 
@@ -332,6 +333,6 @@ def file_digests(path: Path) -> tuple[str, str]:
         length = file.read(HEADER_LENGTH)
         # a damaged length must not ask for more memory than the file has
         header = file.read(min(data_start(length), path.stat().st_size) - HEADER_LENGTH)
-        while block := file.read(1 << 22):
+        while block := file.read(BLOCK):
             data.update(block)
     return hashlib.sha256(length + header).hexdigest(), data.hexdigest()

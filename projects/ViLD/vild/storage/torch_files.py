@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from vild.storage.errors import UnsafeFileError
+from vild.storage.layout import BLOCK
 from vild.storage.pickles import Array, Dtype, plain, stand_ins
 
-BLOCK = 1 << 22  # bytes to read at a time
 DOS_FOLDER = 0x10  # attribute of a folder
 ZIP_START = b"PK\x03\x04"  # by which torch recognises its archives
 
