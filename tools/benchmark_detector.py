@@ -86,7 +86,7 @@ def selection(repeats: int, device: torch.device) -> None:
         )
         print(
             f"selection, 1000 {kind} boxes, K = {classes}, threshold {threshold}: "
-            f"{found['ours'] * 1e3:.1f} ms, Detectron2 {found['detectron2'] * 1e3:.1f} ms, "
+            f"{found['ours'] * 1e3:.2f} ms, Detectron2 {found['detectron2'] * 1e3:.2f} ms, "
             f"ratio {found['detectron2'] / found['ours']:.2f}",
             flush=True,
         )

@@ -6,7 +6,7 @@ the M-th best of the classes' best scores bounds the scores of the M best detect
 candidates under it need no look. Nor do those under the bound that rises as more boxes are kept.
 
 Shapes: R regions, K classes, M detections, n candidates. Boxes are (x1, y1, x2, y2) in pixels.
-A candidate is a region and a class; its rank is its place among the candidates, best first.
+A candidate is a region and a class.
 """
 
 from __future__ import annotations
@@ -93,22 +93,22 @@ def select_from_chunks(
         ValueError: chunks of more or fewer than R rows.
     """
     boxes = boxes.float()
-    usable = torch.isfinite(boxes).all(dim=1)
-    height, width = image_size
-    x, y = boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)
-    boxes = torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)
     candidates = _Candidates(score_threshold, max_detections, boxes.device)
     done = 0
     for scores in chunks:
-        own = usable[done : done + len(scores)]
+        own = boxes[done : done + len(scores)]
         if len(own) == len(scores):
             candidates.add(at_least_float32(scores), own, done)
         done += len(scores)
     if done != len(boxes):
         raise ValueError(f"expected scores of {len(boxes)} regions, got {done}")
-    scores, regions, classes = candidates.best_first()
-    kept = suppress(boxes[regions], classes, nms_threshold, max_detections)
-    return boxes[regions[kept]], scores[kept], classes[kept], regions[kept]
+    scores, regions, classes = candidates.all()
+    boxes = boxes.clone()
+    boxes[:, 0::2].clamp_(0, image_size[1])
+    boxes[:, 1::2].clamp_(0, image_size[0])
+    kept = suppress(boxes[regions], scores, classes, nms_threshold, max_detections)
+    regions = regions[kept]
+    return boxes[regions], scores[kept], classes[kept], regions
 
 
 class _Candidates:
@@ -121,23 +121,21 @@ class _Candidates:
     """
 
     def __init__(self, threshold: float, wanted: int, device: torch.device) -> None:
-        self.threshold, self.wanted, self.bound = threshold, wanted, -torch.inf
+        self.threshold, self.wanted, self.device = threshold, wanted, device
+        self.bound = -torch.inf
         self.class_best: Tensor | None = None  # (K,)
-        indices = torch.empty(0, dtype=torch.int64, device=device)
-        self.found = [(torch.empty(0, device=device), indices, indices)]
+        self.found: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def add(self, scores: Tensor, usable: Tensor, first: int) -> None:
+    def add(self, scores: Tensor, boxes: Tensor, first: int) -> None:
         """Take the candidates out of scores (r, K) of the regions from ``first`` on.
 
         Args:
-            scores: floats; rows that are not finite are passed over.
-            usable: (r,) bool, rows whose boxes are finite.
+            scores: floats; regions whose scores or boxes are not finite are passed over.
+            boxes: (r, 4) float32.
             first: number of the first region.
         """
-        rows = None
-        usable = usable & _finite_rows(scores)
-        if not usable.all():
-            rows = usable.nonzero()[:, 0]
+        rows = _finite_rows(scores, boxes)
+        if rows is not None:
             scores = scores[rows]
         if not scores.numel() or not self.wanted:
             return
@@ -156,14 +154,18 @@ class _Candidates:
             regions = rows[regions]
         self.found.append((found, regions + first, classes))
 
-    def best_first(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores, regions and classes (n,) each; equal scores go by region, then by class."""
+    def all(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scores, regions and classes, (n,) each, by region, then by class."""
+        if not self.found:
+            indices = torch.empty(0, dtype=torch.int64, device=self.device)
+            return torch.empty(0, device=self.device), indices, indices
+        if len(self.found) == 1:
+            return self.found[0]
         scores, regions, classes = (torch.cat(parts) for parts in zip(*self.found, strict=True))
         if self.bound > self.threshold:  # it has risen since the first of them were found
             late = (scores >= self.bound).nonzero()[:, 0]
             scores, regions, classes = scores[late], regions[late], classes[late]
-        order = scores.sort(descending=True, stable=True).indices
-        return scores[order], regions[order], classes[order]
+        return scores, regions, classes
 
 
 def _where_at_least(scores: Tensor, bound: float) -> tuple[Tensor, Tensor]:
@@ -179,12 +181,14 @@ def _where_at_least(scores: Tensor, bound: float) -> tuple[Tensor, Tensor]:
     return flat // classes, flat % classes
 
 
-def _finite_rows(scores: Tensor) -> Tensor:
-    """(r,) bool."""
+def _finite_rows(scores: Tensor, boxes: Tensor) -> Tensor | None:
+    """Return the rows (s,) int64 with finite scores (r, K) and boxes (r, 4); None if all are."""
     # A sum is not finite where an entry is not, and costs a tenth of looking at each; where it
     # is not, each is looked at, as large entries may also overflow.
-    finite = torch.isfinite(scores.sum(dim=1))
-    if not finite.all():
-        suspects = (~finite).nonzero()[:, 0]
-        finite[suspects] = torch.isfinite(scores[suspects]).all(dim=1)
-    return finite
+    finite = torch.isfinite(scores.sum(dim=1) + boxes.sum(dim=1))
+    if finite.all():
+        return None
+    suspects = (~finite).nonzero()[:, 0]
+    finite[suspects] = torch.isfinite(scores[suspects]).all(dim=1)
+    finite[suspects] &= torch.isfinite(boxes[suspects]).all(dim=1)
+    return finite.nonzero()[:, 0]
