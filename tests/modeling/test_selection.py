@@ -187,6 +187,17 @@ def test_degenerate_rows_as_in_detectron2() -> None:
         assert torch.equal(found[0], clipped)  # regions are counted in the input
 
 
+def test_scores_at_the_threshold_exactly() -> None:
+    """0.05 in float32 exceeds 0.05; such scores counted where they also were the bound."""
+    boxes, _ = example("random", 0, 20, 40)
+    scores = torch.full((20, 40), 0.05)
+    scores[3, :5] = 0.9
+    found = select_detections(boxes, scores, SIZE, 0.05, 0.5, 10)
+    assert found[2].tolist() == [0, 1, 2, 3, 4]
+    chunked = select_from_chunks(boxes, scores.split(6), SIZE, 0.05, 0.5, 10)
+    assert all(torch.equal(a, b) for a, b in zip(found, chunked, strict=True))
+
+
 @pytest.mark.parametrize("threshold", [0.6, 0.7, 0.5, 0.3])
 def test_iou_at_the_threshold_exactly(threshold: float) -> None:
     """torchvision compares float32 quotients with a double: 0.6 in float32 exceeds 0.6."""

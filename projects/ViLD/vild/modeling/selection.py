@@ -139,6 +139,8 @@ class _Candidates:
             scores = scores[rows]
         if not scores.numel() or not self.wanted:
             return
+        # rounded as ``scores > threshold`` does: 0.05 in float32 is above 0.05, and not above itself
+        self.threshold = torch.tensor(self.threshold, dtype=scores.dtype).item()
         if 0 < self.wanted < scores.shape[1]:
             best = scores.amax(dim=0)
             if self.class_best is not None:
