@@ -139,7 +139,7 @@ class _Candidates:
             scores = scores[rows]
         if not scores.numel() or not self.wanted:
             return
-        # rounded as ``scores > threshold`` does: 0.05 in float32 is above 0.05, and not above itself
+        # rounded as ``scores > threshold`` does: 0.05 in float32 exceeds 0.05, but not itself
         self.threshold = torch.tensor(self.threshold, dtype=scores.dtype).item()
         if 0 < self.wanted < scores.shape[1]:
             best = scores.amax(dim=0)
