@@ -9,7 +9,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # operators after which a GPU's host waits: their result has a size or a value that it needs
-WAITING = ("nonzero", "_local_scalar_dense", "nms", "_unique2", "equal", "is_nonzero", "index")
+WAITING = (
+    *("nonzero", "_local_scalar_dense", "nms", "_unique2", "unique_consecutive"),
+    *("equal", "is_nonzero", "index"),
+)
 
 
 class Waits(TorchDispatchMode):
