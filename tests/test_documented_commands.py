@@ -1,4 +1,4 @@
-"""Every command of the README's table runs, on a few pictures of `shapes`."""
+"""Every command of docs/COMMANDS.md runs, on a few images of `shapes`."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ TRAINING = {
 
 
 def rows() -> dict[str, list[str]]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = text.split("## Every command")[1].split("\n\n")[2].splitlines()[2:]
+    text = (ROOT / "docs" / "COMMANDS.md").read_text(encoding="utf-8")
+    table = text.split("\n\n")[2].splitlines()[2:]
     found = {}
     for line in table:
         _, task, cell, _ = line.split("|")
