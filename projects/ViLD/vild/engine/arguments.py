@@ -9,6 +9,7 @@ from detectron2.engine import default_argument_parser
 
 from vild.data import positive_float
 from vild.evaluation.ground_truth import TASKS
+from vild.precision import add_precision_argument
 
 
 def training_parser() -> argparse.ArgumentParser:
@@ -43,6 +44,7 @@ def training_parser() -> argparse.ArgumentParser:
         help="detect the classes of this vocabulary file (embedded by MODEL.VILD.TEACHER), or of "
         "this .safetensors file of text embeddings",
     )
+    add_precision_argument(group, "fp32")
     group.add_argument(
         "--eval-results", metavar="FILE", help="evaluate these detections, without a model"
     )
