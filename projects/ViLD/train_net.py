@@ -83,11 +83,6 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     if args.eval_only or args.eval_results:
         begin(cfg, args, notes)
         return evaluate_only(cfg, args)
-    if args.precision != "fp32":
-        raise ValueError(
-            f"expected --eval-only beside --precision {args.precision}: training takes its own "
-            "from SOLVER.AMP.ENABLED and SOLVER.AMP.PRECISION"
-        )
     resume = args.resume or args.resume_from is not None
     with only_training(cfg.OUTPUT_DIR):
         resolve_seed(cfg, resume)

@@ -62,7 +62,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             while rest and rest[0] in TASKS:
                 tasks.append(rest.pop(0))
             joined[-1] = f"--eval={','.join(tasks)}"
-    return training_parser().parse_args(joined)
+    parser = training_parser()
+    args = parser.parse_args(joined)
+    if args.precision != "fp32" and not args.eval_only:
+        parser.error(
+            f"expected --eval-only beside --precision {args.precision}: training takes its own "
+            "from SOLVER.AMP.ENABLED and SOLVER.AMP.PRECISION"
+        )
+    return args
 
 
 def _tasks(text: str) -> tuple[str, ...]:
