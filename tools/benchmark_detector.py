@@ -13,6 +13,7 @@ to nothing. Ours is 0.
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import statistics
 import sys
@@ -38,9 +39,10 @@ from vild.data import Vocabulary
 from vild.embeddings import TextEmbeddings
 from vild.engine import reuse_freed_memory
 from vild.modeling import select_detections
+from vild.precision import autocast
 
 ROOT = Path(__file__).parents[1]
-SECTIONS = ("selection", "training", "inference")
+SECTIONS = ("selection", "training", "inference", "precision")
 HEIGHT, WIDTH = 800, 1216
 DIMENSION, LVIS, MANY = 512, 1203, 20_000
 CLASSES = (1, 3, 20, 80, LVIS, MANY)  # of the selection
@@ -162,6 +164,30 @@ def inference(repeats: int, device: torch.device) -> None:
             device,
         )
         report(f"inference of {variant} by K", found)
+
+
+def precision(repeats: int, device: torch.device) -> None:
+    """Detections of one picture in fp32 and bf16, each with and without ``channels_last``."""
+    picture = [{"image": random_picture(), "height": HEIGHT, "width": WIDTH}]
+    model = make_model("ensemble", LVIS, device).eval()
+    layouts = {"": model, ", channels_last": copy.deepcopy(model)}
+    layouts[", channels_last"].to(memory_format=torch.channels_last)
+    busy = defaultdict(list)
+
+    def detect(name: str, layout: str) -> None:
+        start = time.process_time()
+        with torch.inference_mode(), autocast(name, device):
+            layouts[layout](picture)
+        busy[name + layout].append(time.process_time() - start)
+
+    sides = itertools.product(("fp32", "bf16"), layouts)
+    found = timed(
+        {name + layout: partial(detect, name, layout) for name, layout in sides}, repeats, device
+    )
+    title = f"inference of ensemble, {HEIGHT} x {WIDTH}, K = {LVIS}"
+    report(title, found)
+    if device.type == "cpu":  # other programs slow it down less than the wall clock
+        report(f"{title}, CPU time", {name: statistics.median(busy[name][1:]) for name in found})
 
 
 def make_model(variant: str, classes: int, device: torch.device) -> nn.Module:

@@ -38,6 +38,7 @@ from vild.inference.arguments import add_vocabulary_arguments, predictor_from_ar
 from vild.inference.inputs import SUFFIXES, VIDEO_SUFFIXES, find_pictures
 from vild.inference.named import NamedDetectionsWriter, require_format
 from vild.inference.pictures import safe_stem
+from vild.precision import add_precision_argument
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 VIDEO_OUTPUTS = (".mp4", ".mkv", ".avi")
@@ -63,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--output", type=path, help="folder for images, file for one image or for the video"
     )
     parser.add_argument("--results", type=path, help=".json (COCO's results format) or .csv")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    add_precision_argument(parser, "auto")
     parser.add_argument("--max-frames", type=positive_int, help="of a video or a webcam")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     return parser

@@ -28,6 +28,7 @@ from vild.data import add_data_arguments, find_split, positive_int, register_fro
 from vild.data.files import require_writable_file, require_writable_folder
 from vild.engine import add_worker_arguments, run_workers
 from vild.modeling import load_weights
+from vild.precision import add_precision_argument
 from vild.proposals import (
     ProposalExtractor,
     ProposalStore,
@@ -61,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--nms-threshold", type=float, default=0.9, help="IoU in (0, 1], class-agnostic"
     )
     parser.add_argument("--topk", type=positive_int, default=1000, help="most proposals an image")
+    add_precision_argument(parser, "fp32")
     parser.add_argument(
         "--recall", action=argparse.BooleanOptionalAction, default=True, help="report AR at the end"
     )
@@ -102,6 +104,7 @@ def work(
         source=args.source,
         nms_threshold=args.nms_threshold,
         limit=args.topk,
+        precision=args.precision,
         device=device,
     )
     source = extractor.describe()  # hashes the weights: once for all splits

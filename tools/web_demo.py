@@ -26,6 +26,7 @@ from vild.inference.inputs import find_pictures
 from vild.inference.web import VISITORS, Limits, PageDetector
 from vild.inference.web_folder import private_folder
 from vild.inference.web_gate import Gate, ServedHosts, require_free_address
+from vild.precision import add_precision_argument
 
 try:
     import gradio as gr
@@ -62,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-upload-mb", type=positive_int, default=default.upload_mb)
     parser.add_argument("--max-megapixels", type=positive_int, default=default.megapixels)
     parser.add_argument("--max-words", type=positive_int, default=default.words)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    add_precision_argument(parser, "auto")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     return parser
 

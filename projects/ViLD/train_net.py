@@ -110,6 +110,7 @@ def evaluate_only(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
         out=args.out,
         show_dir=args.show_dir,
         vocabulary=args.vocabulary_from,
+        precision=args.precision,
         resume=args.resume,
     )
 

@@ -120,6 +120,7 @@ def test_a_video(run: Run, photos: Path, tmp_path: Path, opts: list[str]) -> Non
         (("--input", "{photos}", "--confidence-threshold", "30"), "a number from 0 to 1, got '30'"),
         (("--input", "{photos}", "--confidence-threshold", "-1"), "a number from 0 to 1, got '-1'"),
         (("--input", "{photos}", "--confidence-threshold", "nan"), "from 0 to 1, got 'nan'"),
+        (("--input", "{photos}", "--precision", "fp8"), "--precision: invalid choice: 'fp8'"),
         (("--webcam", "--max-frames", "0"), "expected an integer of at least 1, got '0'"),
         (("--video-input", "{photos}/gone.mp4"), "no such file"),
         (("--video-input", "{photos}/notes.txt", "--results", "a.json"), "OpenCV cannot open it"),

@@ -9,6 +9,7 @@ from detectron2.engine import default_argument_parser
 
 from vild.data import positive_float
 from vild.evaluation.ground_truth import TASKS
+from vild.precision import add_precision_argument
 
 
 def training_parser() -> argparse.ArgumentParser:
@@ -43,6 +44,7 @@ def training_parser() -> argparse.ArgumentParser:
         help="detect the classes of this vocabulary file (embedded by MODEL.VILD.TEACHER), or of "
         "this .safetensors file of text embeddings",
     )
+    add_precision_argument(group, "fp32")
     group.add_argument(
         "--eval-results", metavar="FILE", help="evaluate these detections, without a model"
     )
@@ -60,7 +62,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             while rest and rest[0] in TASKS:
                 tasks.append(rest.pop(0))
             joined[-1] = f"--eval={','.join(tasks)}"
-    return training_parser().parse_args(joined)
+    parser = training_parser()
+    args = parser.parse_args(joined)
+    if args.precision != "fp32" and not args.eval_only:
+        parser.error(
+            f"expected --eval-only beside --precision {args.precision}: training takes its own "
+            "from SOLVER.AMP.ENABLED and SOLVER.AMP.PRECISION"
+        )
+    return args
 
 
 def _tasks(text: str) -> tuple[str, ...]:
