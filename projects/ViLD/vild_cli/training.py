@@ -1,0 +1,125 @@
+"""The command line of train_net.py."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from vild_cli.arguments import positive_float
+
+TASKS = ("bbox", "segm")
+
+
+def training_parser() -> argparse.ArgumentParser:
+    """Detectron2's arguments and this project's own."""
+    parser = detectron2_parser()
+    parser.add_argument(
+        "--resume-from", metavar="FILE", help="go on from this checkpoint of OUTPUT_DIR"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=positive_float,
+        default=30.0,
+        metavar="MINUTES",
+        help="how long processes wait for each other",
+    )
+    parser.add_argument(
+        "--zero-shot",
+        action=argparse.BooleanOptionalAction,
+        help="train on base classes alone (default of the ViLD configurations), or on all",
+    )
+    group = parser.add_argument_group("evaluation")
+    group.add_argument(
+        "--eval", type=_tasks, metavar="bbox segm", help="what to evaluate; all that there is"
+    )
+    group.add_argument("--out", metavar="FILE", help="write detections as json (COCO's format)")
+    group.add_argument(
+        "--show-dir", metavar="DIR", help="write pictures of detections beside the ground truth"
+    )
+    group.add_argument(
+        "--vocabulary-from",
+        metavar="FILE",
+        help="detect the classes of this vocabulary file (embedded by MODEL.VILD.TEACHER), or of "
+        "this .safetensors file of text embeddings",
+    )
+    group.add_argument(
+        "--eval-results", metavar="FILE", help="evaluate these detections, without a model"
+    )
+    return parser
+
+
+def detectron2_parser() -> argparse.ArgumentParser:
+    """Return what ``detectron2.engine.default_argument_parser()`` does, without importing it."""
+    program = sys.argv[0]
+    parser = argparse.ArgumentParser(
+        epilog=f"""
+Examples:
+
+Run on single machine:
+    $ {program} --num-gpus 8 --config-file cfg.yaml
+
+Change some config options:
+    $ {program} --config-file cfg.yaml MODEL.WEIGHTS /path/to/weight.pth SOLVER.BASE_LR 0.001
+
+Run on multiple machines:
+    (machine0)$ {program} --machine-rank 0 --num-machines 2 --dist-url <URL> [--other-flags]
+    (machine1)$ {program} --machine-rank 1 --num-machines 2 --dist-url <URL> [--other-flags]
+""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="path to config file")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="Whether to attempt to resume from the checkpoint directory. "
+        "See documentation of `DefaultTrainer.resume_or_load()` for what it means.",
+    )
+    parser.add_argument("--eval-only", action="store_true", help="perform evaluation only")
+    parser.add_argument("--num-gpus", type=int, default=1, help="number of gpus *per machine*")
+    parser.add_argument("--num-machines", type=int, default=1, help="total number of machines")
+    parser.add_argument(
+        "--machine-rank", type=int, default=0, help="the rank of this machine (unique per machine)"
+    )
+    # a port for each user: processes left over from an earlier run are noticed
+    user = os.getuid() if sys.platform != "win32" else 1
+    port = 2**15 + 2**14 + hash(user) % 2**14
+    parser.add_argument(
+        "--dist-url",
+        default=f"tcp://127.0.0.1:{port}",
+        help="initialization URL for pytorch distributed backend. See "
+        "https://pytorch.org/docs/stable/distributed.html for details.",
+    )
+    parser.add_argument(
+        "opts",
+        help="""
+Modify config options at the end of the command. For Yacs configs, use
+space-separated "PATH.KEY VALUE" pairs.
+For python-based LazyConfig, use "path.key=value".
+        """.strip(),
+        default=None,
+        nargs=argparse.REMAINDER,
+    )
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read a command line; ``--eval bbox segm`` may stand before overrides."""
+    joined: list[str] = []
+    rest = list(arguments)
+    while rest:
+        joined.append(rest.pop(0))
+        if joined[-1] == "--eval":
+            tasks = []
+            while rest and rest[0] in TASKS:
+                tasks.append(rest.pop(0))
+            joined[-1] = f"--eval={','.join(tasks)}"
+    return training_parser().parse_args(joined)
+
+
+def _tasks(text: str) -> tuple[str, ...]:
+    tasks = tuple(text.split(","))
+    if not set(tasks) <= set(TASKS):
+        raise argparse.ArgumentTypeError(f"expected bbox, segm or both, got {text!r}")
+    return tasks
