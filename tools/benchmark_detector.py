@@ -13,6 +13,7 @@ to nothing. Ours is 0.
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import statistics
 import sys
@@ -38,9 +39,10 @@ from vild.data import Vocabulary
 from vild.embeddings import TextEmbeddings
 from vild.engine import reuse_freed_memory
 from vild.modeling import select_detections
+from vild.precision import autocast
 
 ROOT = Path(__file__).parents[1]
-SECTIONS = ("selection", "training", "inference")
+SECTIONS = ("selection", "training", "inference", "precision")
 HEIGHT, WIDTH = 800, 1216
 DIMENSION, LVIS, MANY = 512, 1203, 20_000
 CLASSES = (1, 3, 20, 80, LVIS, MANY)  # of the selection
@@ -164,6 +166,26 @@ def inference(repeats: int, device: torch.device) -> None:
         report(f"inference of {variant} by K", found)
 
 
+def precision(repeats: int, device: torch.device) -> None:
+    """Detections of one picture in fp32 and bf16, each with and without ``channels_last``."""
+    picture = [{"image": random_picture(), "height": HEIGHT, "width": WIDTH}]
+    model = make_model("ensemble", LVIS, device).eval()
+    last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+
+    def detect(model: nn.Module, name: str) -> None:
+        with torch.inference_mode(), autocast(name, device):
+            model(picture)
+
+    work: dict[str, Callable[[], object]] = {}
+    for name in ("fp32", "bf16"):
+        work[name] = partial(detect, model, name)
+        work[f"{name}, channels_last"] = partial(detect, last, name)
+    title = f"inference, ensemble, {HEIGHT} x {WIDTH}, K = {LVIS}"
+    wall, cpu = timed(work, repeats, device), timed(work, repeats, device, time.process_time)
+    report(f"{title}, wall", wall)
+    report(f"{title}, CPU time", cpu)
+
+
 def make_model(variant: str, classes: int, device: torch.device) -> nn.Module:
     """One variant at the official sizes, or Detectron2's Mask R-CNN (``plain``)."""
     cfg = read_config(ROOT / "configs" / "LVIS" / "vild_ensemble_r50_fpn_lsj.yaml")
@@ -228,17 +250,20 @@ def training_picture() -> dict[str, object]:
 
 
 def timed(
-    work: dict[str, Callable[[], object]], repeats: int, device: torch.device
+    work: dict[str, Callable[[], object]],
+    repeats: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """Median seconds of each; they take turns."""
+    """Median seconds of each by a clock; they take turns."""
     times = defaultdict(list)
     for turn in range(repeats + 1):
         for name, function in work.items():
-            start = time.perf_counter()
+            start = clock()
             function()
             synchronise(device)
             if turn:  # the first warms up
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 

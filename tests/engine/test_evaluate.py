@@ -53,6 +53,22 @@ def test_the_vocabulary_of_the_configuration(folder: Path, tmp_path: Path) -> No
     assert set(evaluate(cfg, tasks=("bbox",))) == {"bbox"}
 
 
+def test_half_precision_is_recorded(folder: Path, tmp_path: Path) -> None:
+    scores = {}
+    for precision in ("fp32", "bf16"):
+        output = tmp_path / precision
+        cfg = config(folder, output)
+        evaluate(cfg, tasks=("bbox",), precision=precision)
+        (metrics,), (found,) = output.glob("*_metrics.json"), output.glob("*_results.json")
+        assert json.loads(metrics.read_text(encoding="utf-8"))["precision"] == precision
+        found = json.loads(found.read_text(encoding="utf-8"))
+        scores[precision] = torch.tensor([entry["score"] for entry in found])
+    assert not torch.equal(scores["fp32"], scores["bf16"])
+    assert abs(scores["fp32"].mean() - scores["bf16"].mean()) < 0.02
+    with pytest.raises(ValueError, match=r"expected a precision of .*, got 'fp8'"):
+        evaluate(cfg, precision="fp8")
+
+
 def test_other_vocabularies_in_coco_format(folder: Path, tmp_path: Path) -> None:
     """A COCO-style data set and custom words, embedded by the teacher, of the same checkpoint."""
     image = next(iter(DatasetCatalog.get(small_shapes.SEEN)))

@@ -113,9 +113,26 @@ def test_the_description_names_what_decides(cfg: CfgNode) -> None:
     larger.INPUT.MIN_SIZE_TEST = 128
     assert ProposalExtractor(larger, keep).describe()["config_sha256"] != described["config_sha256"]
     assert ProposalExtractor(cfg, keep, limit=7).describe()["limit"] == 7
+    assert "precision" not in described  # fp32, as in stores from before the option
+    half = ProposalExtractor(cfg, keep, precision="bf16").describe()
+    assert half == {**described, "precision": "bf16"}
+
+
+@pytest.mark.parametrize("source", ["rpn", "detector"])
+def test_half_precision_proposes_nearly_the_same(cfg: CfgNode, source: str) -> None:
+    full, half = (
+        ProposalExtractor(cfg, keep, source=source, limit=50, precision=name)(picture())
+        for name in ("fp32", "bf16")
+    )
+    assert half.boxes.dtype == half.objectness.dtype == torch.float32
+    assert not torch.equal(half.objectness, full.objectness)
+    overlap = box_iou(full.boxes, half.boxes).amax(dim=1)
+    assert (overlap > 0.9).float().mean() > 0.8
 
 
 def test_what_cannot_work_is_refused(cfg: CfgNode) -> None:
+    with pytest.raises(ValueError, match=r"expected a precision of .*, got 'fp8'"):
+        ProposalExtractor(cfg, keep, precision="fp8")
     with pytest.raises(ValueError, match="expected a source"):
         ProposalExtractor(cfg, keep, source="guess")
     with pytest.raises(ValueError, match="NMS threshold"):

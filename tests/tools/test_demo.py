@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 import demo
+from tool_parts.demo import _video_writer
 from vild.inference.inputs import find_pictures
 from vild.inference.named import NamedDetectionsWriter
 
@@ -120,6 +121,7 @@ def test_a_video(run: Run, photos: Path, tmp_path: Path, opts: list[str]) -> Non
         (("--input", "{photos}", "--confidence-threshold", "30"), "a number from 0 to 1, got '30'"),
         (("--input", "{photos}", "--confidence-threshold", "-1"), "a number from 0 to 1, got '-1'"),
         (("--input", "{photos}", "--confidence-threshold", "nan"), "from 0 to 1, got 'nan'"),
+        (("--input", "{photos}", "--precision", "fp8"), "--precision: invalid choice: 'fp8'"),
         (("--webcam", "--max-frames", "0"), "expected an integer of at least 1, got '0'"),
         (("--video-input", "{photos}/gone.mp4"), "no such file"),
         (("--video-input", "{photos}/notes.txt", "--results", "a.json"), "OpenCV cannot open it"),
@@ -168,7 +170,7 @@ def test_outputs_are_checked_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(demo, "predictor_from_arguments", lambda *_: 1 / 0)
+    monkeypatch.setattr("tool_parts.demo.predictor_from_arguments", lambda *_: 1 / 0)
     common = ("--config-file", CONFIG, "--input", photos)
     for more in (("--output", photos / "a.png"), ("--results", photos), ("--results", "a.xml")):
         assert run(demo, *common, *more, *opts) == 2
@@ -232,7 +234,7 @@ def test_frames_that_were_not_written_are_an_error(
     out = tmp_path / f"out{kind}"
 
     def write_all() -> None:
-        with demo._video_writer(out, 5.0) as write:
+        with _video_writer(out, 5.0) as write:
             for _ in range(frames):
                 write(np.zeros((64, 64, 3), np.uint8))
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from vild_cli.words import split_words
 
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _Number = TypeVar("_Number", int, float)
 
 
@@ -31,6 +32,17 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="register this data set of your own first (see datasets/README.md)",
+    )
+
+
+def add_precision_argument(parser: argparse._ActionsContainer, default: str) -> None:
+    """Add ``--precision``; see :func:`vild.precision.resolve_precision`."""
+    parser.add_argument(
+        "--precision",
+        default=default,
+        choices=PRECISIONS,
+        help="auto: bf16 on GPUs and processors that compute in it (Ampere and later; AVX512-BF16 "
+        f"or AMX), else fp32; {default} by default",
     )
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vild_cli.arguments import positive_float
+from vild_cli.arguments import add_precision_argument, positive_float
 
 TASKS = ("bbox", "segm")
 
@@ -44,6 +44,7 @@ def training_parser() -> argparse.ArgumentParser:
         help="detect the classes of this vocabulary file (embedded by MODEL.VILD.TEACHER), or of "
         "this .safetensors file of text embeddings",
     )
+    add_precision_argument(group, "fp32")
     group.add_argument(
         "--eval-results", metavar="FILE", help="evaluate these detections, without a model"
     )
@@ -115,7 +116,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             while rest and rest[0] in TASKS:
                 tasks.append(rest.pop(0))
             joined[-1] = f"--eval={','.join(tasks)}"
-    return training_parser().parse_args(joined)
+    parser = training_parser()
+    args = parser.parse_args(joined)
+    if args.precision != "fp32" and not args.eval_only:
+        parser.error(
+            f"expected --eval-only beside --precision {args.precision}: training takes its own "
+            "from SOLVER.AMP.ENABLED and SOLVER.AMP.PRECISION"
+        )
+    return args
 
 
 def _tasks(text: str) -> tuple[str, ...]:

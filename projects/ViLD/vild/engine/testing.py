@@ -26,6 +26,7 @@ from vild.evaluation import OpenVocabularyEvaluator
 from vild.inference import PictureWriter
 from vild.modeling import AtomicCheckpointer, ViLDROIHeads, load_weights
 from vild.modeling.checkpointing import IMAGE_HEAD
+from vild.precision import autocast, resolve_precision
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ def evaluate(
     out: str | None = None,
     show_dir: str | None = None,
     vocabulary: str | None = None,
+    precision: str = "fp32",
     resume: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint on ``DATASETS.TEST``.
@@ -48,6 +50,7 @@ def evaluate(
         show_dir: folder for pictures.
         vocabulary: file of the classes to detect instead of the configuration's; see
             :func:`read_vocabulary`.
+        precision: see :func:`vild.precision.resolve_precision`; the metrics' file names it.
         resume: take the last checkpoint of ``OUTPUT_DIR`` if there is one.
 
     Returns:
@@ -55,11 +58,12 @@ def evaluate(
 
     Raises:
         ValueError: no test set, or one that is not registered; a checkpoint that is missing,
-            incomplete or of another model; masks that the model does not give; or classes that are
-            not the data set's.
+            incomplete or of another model; masks that the model does not give; classes that are not
+            the data set's; or an unknown precision.
     """
     if not cfg.DATASETS.TEST:
         raise ValueError("expected a test set in DATASETS.TEST to evaluate on, got none")
+    precision = resolve_precision(precision, cfg.MODEL.DEVICE)
     check_test_sets(cfg)
     cfg = _for_tasks(cfg, tasks, resume)
     model = Trainer.build_model(cfg)
@@ -76,6 +80,7 @@ def evaluate(
     for name in cfg.DATASETS.TEST:
         _require_classes(model, name)
     check_test_proposals(cfg)
+    logger.info("Precision: %s", precision)
     results = {}
     for name in cfg.DATASETS.TEST:
         evaluator: DatasetEvaluator = OpenVocabularyEvaluator(
@@ -83,10 +88,13 @@ def evaluate(
             tasks=tasks or (("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)),
             output_dir=cfg.OUTPUT_DIR,
             out=_named(out, name, len(cfg.DATASETS.TEST)),
+            precision=precision,
         )
         if show_dir is not None:
             evaluator = DatasetEvaluators([evaluator, _Pictures(show_dir, name)])
-        results[name] = inference_on_dataset(model, Trainer.build_test_loader(cfg, name), evaluator)
+        loader = Trainer.build_test_loader(cfg, name)
+        with autocast(precision, cfg.MODEL.DEVICE):
+            results[name] = inference_on_dataset(model, loader, evaluator)
         if comm.is_main_process():
             print_csv_format(results[name])
     return next(iter(results.values())) if len(results) == 1 else results

@@ -122,6 +122,7 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
         tasks: ``bbox``, ``segm`` or both. Masks are written only for ``segm``.
         output_dir: folder of the files.
         out: results file; ``<output_dir>/<dataset>_results.json`` by default.
+        precision: of the detector; recorded beside the metrics.
 
     Raises:
         ValueError: an unknown task or a data set that cannot be evaluated.
@@ -134,6 +135,7 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
         tasks: Sequence[str] = TASKS,
         output_dir: str | os.PathLike[str],
         out: str | os.PathLike[str] | None = None,
+        precision: str = "fp32",
     ) -> None:
         if not tasks or not set(tasks) <= set(TASKS) or len(set(tasks)) < len(tasks):
             raise ValueError(f"expected tasks among {TASKS}, each once, got {tuple(tasks)}")
@@ -141,6 +143,7 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
         self._tasks = tuple(tasks)
         self._folder = Path(output_dir)
         self._out = Path(out) if out else self._folder / f"{dataset_name}_results.json"
+        self._precision = precision
         self._writer: ResultsWriter | None = None
         self._pictures = 0
 
@@ -198,7 +201,10 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
         for part in parts:
             part.unlink()
         logger.info("Wrote the detections of %d pictures to %s", sum(pictures), self._out)
-        return _measure(self._protocol, self._out, self._tasks, self._folder, sum(pictures))
+        return _measure(
+            *(self._protocol, self._out, self._tasks, self._folder, sum(pictures)),
+            precision=self._precision,
+        )
 
     def _part(self, rank: int) -> Path:
         return self._out.with_name(f"{self._out.stem}.part{rank}.json")
@@ -235,6 +241,7 @@ def _measure(
     tasks: Sequence[str] | None,
     folder: Path | None,
     pictures: int | None = None,
+    precision: str | None = None,
 ) -> Metrics:
     """Measure a file; write and log the figures."""
     truth = protocol.read()
@@ -265,6 +272,7 @@ def _measure(
             protocol=protocol.kind,
             results=str(results),
             detections=detections,
+            precision=precision,
         )
         logger.info("Wrote the figures of each class to %s", per_class)
     return OrderedDict((task, dict(found.metrics)) for task, found in figures.items())

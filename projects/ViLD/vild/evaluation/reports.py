@@ -56,11 +56,11 @@ def write_metrics(
     path: Path,
     truth: GroundTruth,
     figures: Mapping[str, TaskFigures],
-    **origin: str | int,
+    **origin: str | int | None,
 ) -> None:
     """The metrics of all tasks as json, null for those that do not exist, with their origin."""
     contents = {
-        **origin,
+        **{name: value for name, value in origin.items() if value is not None},
         "annotations": truth.path,
         "pictures": len(truth.images),
         "classes": len(truth.categories),

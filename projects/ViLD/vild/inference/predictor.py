@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, overload
 
@@ -27,8 +26,8 @@ from vild.data.images import image_pixels
 from vild.embeddings import TextEmbeddings
 from vild.embeddings.cache import CachedTextEncoder
 from vild.modeling import WITH_TEACHER, ViLDROIHeads, load_weights
+from vild.precision import autocast, resolve_precision
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 Words = Sequence[str] | str | os.PathLike[str] | Vocabulary | TextEmbeddings
 Picture = np.ndarray | Image.Image | str | os.PathLike[str]
 
@@ -41,20 +40,21 @@ class OpenVocabularyPredictor:
             teacher that words are embedded by. Without a GPU it runs on the CPU.
         vocabulary: see :meth:`set_vocabulary`; that of ``MODEL.VILD.TEXT_EMBEDDINGS`` by default.
         novel: see there.
-        precision: ``fp32`` or ``bf16`` (autocast).
+        precision: see :func:`vild.precision.resolve_precision`.
         batch_size: most images at a time; only those of one size go together.
         cache: folder of the text embeddings; see :class:`CachedTextEncoder`.
 
     Attributes:
         model: the detector.
         encoder: embeds words.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
         base_classes: names of the classes that the detector was trained on, where
             ``MODEL.VILD.TEXT_EMBEDDINGS`` says so.
 
     Raises:
         ValueError: a configuration without ``MODEL.VILD``, a checkpoint that is missing or of
             another model, a detector that needs precomputed proposals, text embeddings that are
-            missing, no vocabulary, or see :meth:`set_vocabulary`.
+            missing, no vocabulary, an unknown precision, or see :meth:`set_vocabulary`.
     """
 
     def __init__(
@@ -67,8 +67,6 @@ class OpenVocabularyPredictor:
         batch_size: int = 8,
         cache: str | os.PathLike[str] | None = None,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(f"expected a precision of {sorted(PRECISIONS)}, got {precision!r}")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"expected a batch of 1 or more images, got {batch_size!r}")
         if cache is not None and not os.fspath(cache):
@@ -78,7 +76,8 @@ class OpenVocabularyPredictor:
         cfg.defrost()
         if not torch.cuda.is_available():
             cfg.MODEL.DEVICE = "cpu"
-        self.batch_size, self._dtype = batch_size, PRECISIONS[precision]
+        self.batch_size = batch_size
+        self.precision = resolve_precision(precision, cfg.MODEL.DEVICE)
         file = cfg.MODEL.VILD.TEXT_EMBEDDINGS
         if file and not Path(file).is_file():
             # without them every word would count as novel, which changes scores
@@ -176,14 +175,9 @@ class OpenVocabularyPredictor:
         return [found[index] for index in range(len(inputs))]
 
     def _detect(self, inputs: list[dict[str, Any]]) -> list[Instances]:
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), autocast(self.precision, self.model.device):
             outputs = self.model(inputs)
         return [output["instances"].to("cpu") for output in outputs]
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self._dtype is None:
-            return nullcontext()
-        return torch.autocast(self.model.device.type, self._dtype)
 
     def _prepare(self, picture: object) -> dict[str, Any]:
         rgb = _pixels(picture)

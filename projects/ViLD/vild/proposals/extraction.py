@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from vild.data.augmentations import ResizeShortestEdge
 from vild.data.images import UnreadableImageError, read_image
+from vild.precision import autocast, resolve_precision
 from vild.proposals.store import Proposals
 from vild.storage import StoreWriter, map_ahead, working_on
 
@@ -62,11 +63,12 @@ class ProposalExtractor:
             box head and ranked by its score.
         nms_threshold: IoU of the class-agnostic NMS.
         limit: most proposals an image.
+        precision: see :func:`vild.precision.resolve_precision`.
         device: where to compute.
 
     Raises:
-        ValueError: unknown source, a detector of several classes, numbers out of range, or what
-            ``load`` refuses.
+        ValueError: unknown source or precision, a detector of several classes, numbers out of
+            range, or what ``load`` refuses.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class ProposalExtractor:
         source: str = "rpn",
         nms_threshold: float = 0.9,
         limit: int = 1000,
+        precision: str = "fp32",
         device: str = "cpu",
     ) -> None:
         if source not in SOURCES:
@@ -87,6 +90,7 @@ class ProposalExtractor:
                 f"{nms_threshold} and {limit}"
             )
         self.source, self.nms_threshold, self.limit = source, nms_threshold, limit
+        self.precision = resolve_precision(precision, device)
         self._cfg = self._inference_config(cfg.clone(), device)
         torch.manual_seed(max(cfg.SEED, 0))  # equal random weights in every process
         self._model = build_model(self._cfg).eval()
@@ -130,12 +134,15 @@ class ProposalExtractor:
         for key, value in sorted(self._model.state_dict().items()):
             digest.update(key.encode())
             digest.update(value.cpu().contiguous().numpy().tobytes())
+        # fp32 is not named: stores from before the option are of it
+        precision = {} if self.precision == "fp32" else {"precision": self.precision}
         return {
             "config_sha256": hashlib.sha256(described.encode()).hexdigest(),
             "weights_sha256": digest.hexdigest(),
             "from": self.source,
             "nms_threshold": self.nms_threshold,
             "limit": self.limit,
+            **precision,
         }
 
     def __call__(self, image: np.ndarray) -> Proposals:
@@ -159,7 +166,8 @@ class ProposalExtractor:
         """Return up to ``limit`` proposals of one image, on the CPU, best first."""
         # Detectron2's models move the uint8 pixels to the device and convert them there
         inputs = {"image": image.pixels, "height": image.height, "width": image.width}
-        (output,) = self._model([inputs])
+        with autocast(self.precision, self._cfg.MODEL.DEVICE):
+            (output,) = self._model([inputs])
         if self.source == "rpn":
             found = output["proposals"]
             boxes, objectness = found.proposal_boxes.tensor, found.objectness_logits
