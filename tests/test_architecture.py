@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "projects" / "ViLD" / "vild"
+COMMAND_LINES = PACKAGE.with_name("vild_cli")  # imported before anything that takes long
 ORDER = (
     *("data", "storage", "proposals", "embeddings", "modeling", "evaluation", "inference"),
     "engine",
@@ -46,6 +48,26 @@ def imported_modules(file: Path) -> list[str]:
 
 def test_the_package_keeps_the_order() -> None:
     assert not violations(PACKAGE)
+
+
+def test_command_lines_take_the_standard_library_alone() -> None:
+    assert not heavy_imports(COMMAND_LINES)
+
+
+def heavy_imports(package: Path) -> list[str]:
+    """Imports of a package that are neither its own nor Python's, one line each."""
+    light = {package.name, *sys.stdlib_module_names}
+    return [
+        f"{file.relative_to(package)} imports {name}"
+        for file in sorted(package.rglob("*.py"))
+        for name in imported_modules(file)
+        if name.partition(".")[0] not in light
+    ]
+
+
+def test_a_heavy_import_is_found(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("import os\n\ndef f():\n    from vild import data\n", "utf-8")
+    assert heavy_imports(tmp_path) == ["a.py imports vild.data"]
 
 
 def test_every_part_of_the_package_is_in_the_order() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from vild.engine import parse
+from vild_cli.training import parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(

@@ -7,8 +7,9 @@ import argparse
 import pytest
 import torch
 
-from vild.engine.arguments import parse
-from vild.precision import add_precision_argument, autocast, resolve_precision
+from vild.precision import autocast, resolve_precision
+from vild_cli.arguments import add_precision_argument
+from vild_cli.training import parse
 
 TESTS_OF_CPUS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 

@@ -13,7 +13,7 @@ import torch
 from detectron2.data import MetadataCatalog
 
 from vild.data.shapes import generate_shapes
-from vild.engine import parse
+from vild_cli.training import parse
 
 from .making import text_embeddings
 

@@ -14,19 +14,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
-from vild.config import read_config, use_available_device
-from vild.data import add_data_arguments, positive_int, register_from_arguments
-from vild.embeddings import EmbeddingStore
-from vild.engine.regions import compare_regions
-from vild.evaluation.similarity import SimilarityMeter
+from vild_cli.arguments import add_data_arguments, positive_int, tool_parser
+from vild_cli.errors import one_line_errors
+
+if TYPE_CHECKING:
+    from vild.evaluation.similarity import SimilarityMeter
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("--config-file", required=True, help="of the detectors")
     parser.add_argument("--weights", required=True, nargs="+", help="their checkpoints")
     parser.add_argument("--dataset", required=True, help="registered, with all classes annotated")
@@ -52,22 +51,24 @@ def report(name: str, meter: SimilarityMeter) -> None:
     print(f"{name}: named rightly {', '.join(shares)} regions", flush=True)
 
 
+@one_line_errors
 def main() -> int:
     """Command line entry; returns the exit code."""
-    parser = build_parser()
-    args = parser.parse_args()
-    try:
-        register_from_arguments(args)
-        store = EmbeddingStore(args.regions)
-        for number, weights in enumerate(args.weights):
-            cfg = read_config(args.config_file, ["MODEL.WEIGHTS", weights, *args.opts])
-            use_available_device(cfg)
-            teacher, detector = compare_regions(cfg, args.dataset, store, args.pictures)
-            if number == 0:
-                report("the teacher", teacher)
-            report(weights, detector)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+    args = build_parser().parse_args()
+    from vild.config import read_config, use_available_device
+    from vild.data import register_from_arguments
+    from vild.embeddings import EmbeddingStore
+    from vild.engine.regions import compare_regions
+
+    register_from_arguments(args)
+    store = EmbeddingStore(args.regions)
+    for number, weights in enumerate(args.weights):
+        cfg = read_config(args.config_file, ["MODEL.WEIGHTS", weights, *args.opts])
+        use_available_device(cfg)
+        teacher, detector = compare_regions(cfg, args.dataset, store, args.pictures)
+        if number == 0:
+            report("the teacher", teacher)
+        report(weights, detector)
     return 0
 
 

@@ -16,15 +16,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from vild.modeling.checkpoint_files import read_checkpoint, write_weights
-from vild.storage.errors import UnsafeFileError
+from vild_cli.arguments import tool_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("checkpoint", type=Path, help=".pth, .pt, .bin, .pkl, .pyth, ...")
     parser.add_argument("out", type=Path, help="file to write (.safetensors)")
     parser.add_argument(
@@ -39,6 +36,9 @@ def main() -> int:
     args = parser.parse_args()
     if args.out.suffix != ".safetensors":
         parser.error(f"expected the output to end in .safetensors, got {args.out}")
+    from vild.modeling.checkpoint_files import read_checkpoint, write_weights
+    from vild.storage.errors import UnsafeFileError
+
     try:
         count = write_weights(args.out, read_checkpoint(args.checkpoint, args.trusted))
     # Python's documentation: a damaged pickle may raise nearly anything

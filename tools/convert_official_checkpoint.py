@@ -19,14 +19,13 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
+from vild_cli.arguments import add_data_arguments, tool_parser
+from vild_cli.errors import one_line_errors
 
-import vild
-from vild.data import Vocabulary, add_data_arguments, register_from_arguments
-from vild.data.files import atomic_path, read_npy
-from vild.modeling.official import convert_variables, official_text
+if TYPE_CHECKING:
+    import numpy as np
 
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
 
@@ -91,6 +90,8 @@ def read_variables(prefix: Path) -> dict[str, np.ndarray]:
     Raises:
         ValueError: TensorFlow is not installed, or the files are not whole.
     """
+    import numpy as np
+
     try:
         import tensorflow as tf
     except ImportError:
@@ -118,6 +119,13 @@ def convert(args: argparse.Namespace) -> list[str]:
     Raises:
         ValueError: see the functions that this calls. Nothing is written then.
     """
+    import torch
+
+    import vild
+    from vild.data import Vocabulary, register_from_arguments
+    from vild.data.files import atomic_path, read_npy
+    from vild.modeling.official import convert_variables, official_text
+
     register_from_arguments(args)
     vocabulary = Vocabulary.load(args.vocabulary)
     with checkpoint_prefix(args.checkpoint) as prefix:
@@ -148,9 +156,7 @@ def convert(args: argparse.Namespace) -> list[str]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("checkpoint", type=Path, help="archive, folder or prefix")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint to write (.pth)")
     parser.add_argument(
@@ -173,16 +179,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@one_line_errors
 def main() -> int:
     """Command line entry; returns the exit code."""
     parser = build_parser()
     args = parser.parse_args()
     if args.out.suffix != ".pth":
         parser.error(f"expected --out to end on .pth, got {args.out}")
-    try:
-        print("\n".join(convert(args)))
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+    print("\n".join(convert(args)))
     return 0
 
 

@@ -16,17 +16,13 @@ import logging
 import sys
 from pathlib import Path
 
-import vild
-from vild.data import add_data_arguments, find_split, register_from_arguments
-from vild.proposals import ProposalStore, read_detectron2_proposals, write_detectron2_proposals
-from vild.proposals.conversion import import_proposals
+from vild_cli.arguments import add_data_arguments, tool_parser
+from vild_cli.errors import one_line_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--from-detectron2", type=Path, metavar="PKL", help="read this file")
     way.add_argument("--to-detectron2", type=Path, metavar="PKL", help="write this file")
@@ -38,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@one_line_errors
 def main() -> int:
     """Command line entry; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -46,22 +43,24 @@ def main() -> int:
     missing = "--split" if args.from_detectron2 else "--store"
     if not (args.split if args.from_detectron2 else args.store):
         parser.error(f"this way needs {missing}")
-    try:
-        if args.to_detectron2:
-            store = ProposalStore(args.store)
-            write_detectron2_proposals(args.to_detectron2, ((i, *own) for i, own in store.items()))
-            print(f"wrote {args.to_detectron2}: {store.rows} proposals of {len(store)} images")
-            return 0
-        register_from_arguments(args)
-        records, folder = find_split(args.split), args.out_dir / args.split
-        proposals = read_detectron2_proposals(args.from_detectron2, args.allow_pickle)
-        made_by = {"vild": vild.__version__}
-        dropped, foreign = import_proposals(
-            args.from_detectron2, proposals, args.split, records, folder, made_by
-        )
-        store = ProposalStore(folder)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+    import vild
+    from vild.data import find_split, register_from_arguments
+    from vild.proposals import ProposalStore, read_detectron2_proposals, write_detectron2_proposals
+    from vild.proposals.conversion import import_proposals
+
+    if args.to_detectron2:
+        store = ProposalStore(args.store)
+        write_detectron2_proposals(args.to_detectron2, ((i, *own) for i, own in store.items()))
+        print(f"wrote {args.to_detectron2}: {store.rows} proposals of {len(store)} images")
+        return 0
+    register_from_arguments(args)
+    records, folder = find_split(args.split), args.out_dir / args.split
+    proposals = read_detectron2_proposals(args.from_detectron2, args.allow_pickle)
+    made_by = {"vild": vild.__version__}
+    dropped, foreign = import_proposals(
+        args.from_detectron2, proposals, args.split, records, folder, made_by
+    )
+    store = ProposalStore(folder)
     print(
         f"{folder}: {store.rows} proposals of {len(store)} images; left out: {dropped} boxes "
         f"without area in their picture, {foreign} images of other splits; without proposals: "

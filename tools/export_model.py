@@ -16,20 +16,20 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from vild_cli.arguments import add_vocabulary_arguments, positive_int, tool_parser
+from vild_cli.errors import one_line_errors
 
-from vild.config import read_config, register_datasets
-from vild.data import positive_int, read_image
-from vild.inference.arguments import add_vocabulary_arguments, predictor_from_arguments
-from vild.inference.export import FORMATS, Exported, export_detector
+if TYPE_CHECKING:
+    from vild.inference.export import Exported
+
+FORMATS = ("torchscript", "onnx")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument(
         "--output",
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="pictures to compare on; the first one is traced",
     )
-    parser.add_argument("--format", nargs="+", choices=tuple(FORMATS), default=list(FORMATS))
+    parser.add_argument("--format", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--text-embeddings", choices=("input", "baked"), default="input")
     add_vocabulary_arguments(parser)
     parser.add_argument("--repeats", type=positive_int, default=5, help="of the time measurements")
@@ -54,6 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def report(item: Exported) -> None:
     """Size, times and how the file agrees with the detector."""
+    import torch
+
     print(
         f"wrote {item.file}: {item.megabytes:.1f} MB; {item.picture[0]} x {item.picture[1]} pixels "
         f"in {item.seconds:.3f} s, by the detector itself in {item.eager_seconds:.3f} s "
@@ -66,27 +68,29 @@ def report(item: Exported) -> None:
         )
 
 
+@one_line_errors
 def main() -> int:
     """Command line entry; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    parser = build_parser()
-    args = parser.parse_args()
-    try:
-        cfg = read_config(args.config_file, args.opts)
-        cfg.MODEL.DEVICE = "cpu"
-        register_datasets(cfg)
-        pictures = [read_image(file) for file in args.sample_image]
-        written = export_detector(
-            predictor_from_arguments(cfg, args).model,
-            cfg,
-            args.output,
-            pictures,
-            formats=args.format,
-            text_input=args.text_embeddings == "input",
-            repeats=args.repeats,
-        )
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+    args = build_parser().parse_args()
+    from vild.config import read_config, register_datasets
+    from vild.data import read_image
+    from vild.inference.arguments import predictor_from_arguments
+    from vild.inference.export import export_detector
+
+    cfg = read_config(args.config_file, args.opts)
+    cfg.MODEL.DEVICE = "cpu"
+    register_datasets(cfg)
+    pictures = [read_image(file) for file in args.sample_image]
+    written = export_detector(
+        predictor_from_arguments(cfg, args).model,
+        cfg,
+        args.output,
+        pictures,
+        formats=args.format,
+        text_input=args.text_embeddings == "input",
+        repeats=args.repeats,
+    )
     for item in written:
         report(item)
     return 0

@@ -17,50 +17,26 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import open_clip
-import torch
-
-import vild
-from vild.data import (
+from vild_cli.arguments import (
     add_data_arguments,
-    find_split,
+    add_worker_arguments,
     positive_float,
     positive_int,
-    register_from_arguments,
+    tool_parser,
 )
-from vild.data.files import require_writable_folder
-from vild.embeddings import CropRule, EmbeddingStore, RegionCropper, Teacher, extract_embeddings
-from vild.embeddings.crops import CROP_MODES
-from vild.embeddings.store import DTYPES, IMAGES_PER_SHARD, KIND, embedding_source, fields
-from vild.embeddings.teacher import (
-    OPENAI_MODEL,
-    OPENAI_TAG,
-    PRECISIONS,
-    SHAPES_MODEL,
-    default_precision,
-)
-from vild.engine import add_worker_arguments, run_workers
-from vild.proposals import ProposalStore
-from vild.storage import (
-    ImageId,
-    SplitImages,
-    StoreMismatchError,
-    StoreSpec,
-    StoreWriter,
-    require_disk_space,
-    store_spec,
-)
-from vild.storage.layout import SPEC, read_json
+from vild_cli.errors import one_line_errors
+
+if TYPE_CHECKING:
+    from vild.storage import ImageId, SplitImages, StoreSpec, StoreWriter
 
 logger = logging.getLogger("extract_image_embeddings")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("--split", required=True, help="registered data set")
     parser.add_argument("--proposals", type=Path, required=True, help="their store for this split")
     parser.add_argument("--out-dir", type=Path, default=Path("embeddings"))
@@ -71,27 +47,27 @@ def build_parser() -> argparse.ArgumentParser:
     regions.add_argument(
         "--crop-mode",
         default="stretch",
-        choices=CROP_MODES,
+        choices=("stretch", "pad", "clip"),
         help="how a crop becomes a square: stretched, padded, or its middle cut out (CLIP's own)",
     )
     regions.add_argument("--scales", type=positive_float, nargs="+", default=[1.0, 1.5])
-    regions.add_argument("--dtype", default="float16", choices=DTYPES, help="of the store")
-    encoder = parser.add_argument_group("encoder")
-    encoder.add_argument(
-        "--model", default=OPENAI_MODEL, help=f"open_clip model, or {SHAPES_MODEL}"
+    regions.add_argument(
+        "--dtype", default="float16", choices=("float16", "int8"), help="of the store"
     )
+    encoder = parser.add_argument_group("encoder")
+    encoder.add_argument("--model", default="ViT-B-32", help="open_clip model, or vild-shapes")
     encoder.add_argument(
-        "--pretrained", default=OPENAI_TAG, help="open_clip tag or checkpoint; '' for random"
+        "--pretrained", default="openai", help="open_clip tag or checkpoint; '' for random"
     )
     encoder.add_argument(
         "--precision",
         default="auto",
-        choices=["auto", *sorted(PRECISIONS)],
+        choices=("auto", "bf16", "fp16", "fp32"),
         help="auto: bf16 on GPUs that compute in it, else fp32",
     )
     encoder.add_argument("--batch-size", type=positive_int, default=256, help="crops")
     parser.add_argument("--retry-failed", action="store_true", help="try failed pictures again")
-    parser.add_argument("--images-per-shard", type=positive_int, default=IMAGES_PER_SHARD)
+    parser.add_argument("--images-per-shard", type=positive_int, default=256)
     parser.add_argument(
         "--threads", type=positive_int, default=2, help="image-loading threads per process"
     )
@@ -107,6 +83,9 @@ def open_writer(folder: Path, spec: StoreSpec, images: Sequence[ImageId]) -> Sto
         StoreMismatchError: it was begun with other options; where its precision is another one,
             which the default of another machine may be, the message names the option.
     """
+    from vild.storage import StoreMismatchError, StoreWriter
+    from vild.storage.layout import SPEC, read_json
+
     try:
         return StoreWriter(folder, spec, images)
     except StoreMismatchError as error:
@@ -130,6 +109,16 @@ def work(
         args: of :func:`build_parser`.
         split: images to embed.
     """
+    import open_clip
+    import torch
+
+    import vild
+    from vild.embeddings import CropRule, RegionCropper, Teacher, extract_embeddings
+    from vild.embeddings.store import KIND, embedding_source, fields
+    from vild.embeddings.teacher import default_precision
+    from vild.proposals import ProposalStore
+    from vild.storage import require_disk_space, store_spec
+
     torch.manual_seed(0)  # equal weights in every process, where they are random
     precision = default_precision(device) if args.precision == "auto" else args.precision
     teacher = Teacher.load(args.model, args.pretrained or None, device, precision)
@@ -174,25 +163,29 @@ def work(
     args.world_size = world_size  # for main(), unless this is a process of its own
 
 
+@one_line_errors
 def main() -> int:
     """Command line entry; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = build_parser()
-    args = parser.parse_args()
+    args = build_parser().parse_args()
+    from vild.data import find_split, register_from_arguments
+    from vild.data.files import require_writable_folder
+    from vild.embeddings import EmbeddingStore
+    from vild.engine import run_workers
+    from vild.proposals import ProposalStore
+    from vild.storage import SplitImages
+
     folder = args.out_dir / args.split
-    try:
-        register_from_arguments(args)
-        records = find_split(args.split)
-        ProposalStore(args.proposals).check_split(args.split, records)
-        require_writable_folder(folder, "--out-dir")
-        run_workers(work, args, (args, SplitImages.from_records(args.split, records)))
-        alone = getattr(args, "world_size", args.num_machines) == 1
-        if not alone and not (folder / "manifest.json").exists():
-            print(f"{folder}: this process's part is done; others are not finished yet")
-            return 0
-        store = EmbeddingStore(folder)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+    register_from_arguments(args)
+    records = find_split(args.split)
+    ProposalStore(args.proposals).check_split(args.split, records)
+    require_writable_folder(folder, "--out-dir")
+    run_workers(work, args, (args, SplitImages.from_records(args.split, records)))
+    alone = getattr(args, "world_size", args.num_machines) == 1
+    if not alone and not (folder / "manifest.json").exists():
+        print(f"{folder}: this process's part is done; others are not finished yet")
+        return 0
+    store = EmbeddingStore(folder)
     print(f"{folder}: {store.rows} regions of {len(store)} images, D = {store.dimension}")
     for image, reason in store.failed.items():
         print(f"failed: image {image}: {reason}")

@@ -16,38 +16,26 @@ import logging
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from detectron2.data import MetadataCatalog
-from tqdm import tqdm
-
-import vild
-from vild.config import read_config, register_datasets
-from vild.data import add_data_arguments, find_split, positive_int, register_from_arguments
-from vild.data.files import require_writable_file, require_writable_folder
-from vild.engine import add_worker_arguments, run_workers
-from vild.modeling import load_weights
-from vild.precision import add_precision_argument
-from vild.proposals import (
-    ProposalExtractor,
-    ProposalStore,
-    RecallMeter,
-    extract_proposals,
-    write_detectron2_proposals,
+from vild_cli.arguments import (
+    add_data_arguments,
+    add_precision_argument,
+    add_worker_arguments,
+    positive_int,
+    tool_parser,
 )
-from vild.proposals.extraction import SOURCES
-from vild.proposals.store import FIELDS, IMAGES_PER_SHARD, KIND
-from vild.storage import SplitImages, StoreWriter, require_disk_space, store_spec
+from vild_cli.errors import one_line_errors
+
+if TYPE_CHECKING:
+    from vild.storage import SplitImages
 
 logger = logging.getLogger("extract_proposals")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("--config-file", required=True, help="of the detector")
     parser.add_argument("--weights", help="checkpoint of the detector; MODEL.WEIGHTS by default")
     parser.add_argument("--split", action="append", required=True, help="registered dataset")
@@ -55,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--source",
         default="rpn",
-        choices=SOURCES,
+        choices=("rpn", "detector"),
         help="boxes of the RPN, or those that a class-agnostic detector's box head refined",
     )
     parser.add_argument(
@@ -72,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="write SPLIT.pkl too, for DATASETS.PROPOSAL_FILES_TRAIN",
     )
     parser.add_argument("--retry-failed", action="store_true", help="try failed images again")
-    parser.add_argument("--images-per-shard", type=positive_int, default=IMAGES_PER_SHARD)
+    parser.add_argument("--images-per-shard", type=positive_int, default=1024)
     parser.add_argument(
         "--threads", type=positive_int, default=2, help="image-loading threads per process"
     )
@@ -94,6 +82,15 @@ def work(
         args: of :func:`build_parser`.
         splits: their images.
     """
+    import torch
+
+    import vild
+    from vild.config import read_config
+    from vild.modeling import load_weights
+    from vild.proposals import ProposalExtractor, extract_proposals
+    from vild.proposals.store import FIELDS, KIND
+    from vild.storage import StoreWriter, store_spec
+
     cfg = read_config(args.config_file, args.opts)
     weights = cfg.MODEL.WEIGHTS if args.weights is None else args.weights
     # the RPN takes no RoI heads, so a checkpoint of any variant will do
@@ -131,6 +128,11 @@ def report(
     folder: Path, split: str, records: list[dict[str, Any]], args: argparse.Namespace
 ) -> int:
     """Say what the finished store of a split holds; returns the number of failed images."""
+    from detectron2.data import MetadataCatalog
+    from tqdm import tqdm
+
+    from vild.proposals import ProposalStore, RecallMeter, write_detectron2_proposals
+
     store = ProposalStore(folder)
     print(f"{folder}: {store.rows} proposals of {len(store)} images")
     if args.detectron2_pickle:
@@ -149,34 +151,38 @@ def report(
     return len(store.failed)
 
 
+@one_line_errors
 def main() -> int:
     """Command line entry; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = build_parser()
-    args = parser.parse_args()
+    args = build_parser().parse_args()
+    from vild.config import read_config, register_datasets
+    from vild.data import find_split, register_from_arguments
+    from vild.data.files import require_writable_file, require_writable_folder
+    from vild.engine import run_workers
+    from vild.proposals.store import FIELDS
+    from vild.storage import SplitImages, require_disk_space
+
     failed = 0
-    try:
-        register_from_arguments(args)
-        register_datasets(read_config(args.config_file, args.opts))
-        records = {split: find_split(split) for split in args.split}
-        splits = [SplitImages.from_records(split, own) for split, own in records.items()]
-        rows = args.topk * sum(len(split.files) for split in splits)
-        need = rows * sum(field.bytes_per_row for field in FIELDS.values())
-        logger.info("%s at most", require_disk_space(args.out_dir, need))
-        for split in args.split:
-            require_writable_folder(args.out_dir / split, "--out-dir")
-            if args.detectron2_pickle:
-                require_writable_file(args.out_dir / f"{split}.pkl", "--detectron2-pickle")
-        run_workers(work, args, (args, splits))
-        alone = getattr(args, "world_size", args.num_machines) == 1
-        for split, own in records.items():
-            folder = args.out_dir / split
-            if alone or (folder / "manifest.json").exists():
-                failed += report(folder, split, own, args)
-            else:
-                print(f"{folder}: this process's part is done; others are not finished yet")
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+    register_from_arguments(args)
+    register_datasets(read_config(args.config_file, args.opts))
+    records = {split: find_split(split) for split in args.split}
+    splits = [SplitImages.from_records(split, own) for split, own in records.items()]
+    rows = args.topk * sum(len(split.files) for split in splits)
+    need = rows * sum(field.bytes_per_row for field in FIELDS.values())
+    logger.info("%s at most", require_disk_space(args.out_dir, need))
+    for split in args.split:
+        require_writable_folder(args.out_dir / split, "--out-dir")
+        if args.detectron2_pickle:
+            require_writable_file(args.out_dir / f"{split}.pkl", "--detectron2-pickle")
+    run_workers(work, args, (args, splits))
+    alone = getattr(args, "world_size", args.num_machines) == 1
+    for split, own in records.items():
+        folder = args.out_dir / split
+        if alone or (folder / "manifest.json").exists():
+            failed += report(folder, split, own, args)
+        else:
+            print(f"{folder}: this process's part is done; others are not finished yet")
     return 3 if failed else 0
 
 

@@ -16,35 +16,20 @@ import logging
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import vild
-from vild.data import (
-    Vocabulary,
-    add_data_arguments,
-    comma_list,
-    positive_int,
-    register_from_arguments,
-)
-from vild.data.files import require_writable_file
-from vild.embeddings import (
-    Teacher,
-    TextEmbeddings,
-    embed_vocabulary,
-    import_embeddings,
-    template_set,
-)
-from vild.embeddings.published import stored_names
-from vild.embeddings.teacher import OPENAI_MODEL, OPENAI_TAG, SHAPES_MODEL
-from vild.embeddings.text import CLIP_TEMPERATURE
+from vild_cli.arguments import add_data_arguments, comma_list, positive_int, tool_parser
+from vild_cli.errors import one_line_errors
+
+if TYPE_CHECKING:
+    from vild.embeddings import TextEmbeddings
 
 logger = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument(
         "--vocabulary",
         required=True,
@@ -59,12 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_data_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     encoder = parser.add_argument_group("encoder")
-    encoder.add_argument(
-        "--model", default=OPENAI_MODEL, help=f"open_clip model, or {SHAPES_MODEL}"
-    )
-    encoder.add_argument(
-        "--pretrained", default=OPENAI_TAG, help="open_clip tag or checkpoint file"
-    )
+    encoder.add_argument("--model", default="ViT-B-32", help="open_clip model, or vild-shapes")
+    encoder.add_argument("--pretrained", default="openai", help="open_clip tag or checkpoint file")
     encoder.add_argument(
         "--templates",
         default="vild",
@@ -90,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         "order; by default the names that FILE holds, if any",
     )
     published.add_argument("--layout", default="auto", choices=("auto", "kd", "dk"))
-    published.add_argument("--temperature", type=float, default=CLIP_TEMPERATURE)
+    published.add_argument("--temperature", type=float, default=0.01)
     return parser
 
 
@@ -100,6 +81,10 @@ def run(args: argparse.Namespace) -> TextEmbeddings:
     Raises:
         ValueError: see the functions that this calls.
     """
+    from vild.data import Vocabulary, register_from_arguments
+    from vild.embeddings import Teacher, embed_vocabulary, import_embeddings, template_set
+    from vild.embeddings.published import stored_names
+
     register_from_arguments(args)
     vocabulary = Vocabulary.load(args.vocabulary, args.novel)
     if args.import_file:
@@ -120,18 +105,18 @@ def run(args: argparse.Namespace) -> TextEmbeddings:
     )
 
 
+@one_line_errors
 def main() -> int:
     """Command line entry; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = build_parser()
-    args = parser.parse_args()
+    args = build_parser().parse_args()
+    import vild
+    from vild.data.files import require_writable_file
+
     start = time.perf_counter()
-    try:
-        require_writable_file(args.out, "--out")
-        embeddings = run(args)
-        embeddings.save(args.out)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+    require_writable_file(args.out, "--out")
+    embeddings = run(args)
+    embeddings.save(args.out)
     classes, dimension = embeddings.embeddings.shape
     templates = embeddings.templates
     if "{}" in templates:

@@ -12,38 +12,37 @@ import sys
 import time
 from pathlib import Path
 
-from vild.data import positive_int
-from vild.data.contact_sheet import write_contact_sheet
-from vild.data.files import require_writable_file
-from vild.data.shapes import generate_shapes, pixel_digest, register_shapes
-from vild.data.shapes.dataset import TRAIN_IMAGES, VAL_IMAGES, shapes_folder
+from vild_cli.arguments import positive_int, tool_parser
+from vild_cli.errors import one_line_errors
 
 
-def main() -> int:
-    """Command line entry; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = tool_parser(__doc__)
     parser.add_argument("--seed", type=int, default=0, help="other classes and pictures (0)")
     parser.add_argument("--out-dir", type=Path, help="default: shapes below $DETECTRON2_DATASETS")
-    parser.add_argument("--train-images", type=positive_int, default=TRAIN_IMAGES)
-    parser.add_argument("--val-images", type=positive_int, default=VAL_IMAGES)
+    parser.add_argument("--train-images", type=positive_int, default=2000)
+    parser.add_argument("--val-images", type=positive_int, default=500)
     parser.add_argument("--workers", type=positive_int, help="processes (one per core)")
     parser.add_argument("--contact-sheet", type=Path, help="PNG with the first pictures, annotated")
     parser.add_argument("--digest", action="store_true", help="print a digest of the pixels")
-    args = parser.parse_args()
+    return parser
+
+
+@one_line_errors
+def main() -> int:
+    """Command line entry; returns the exit code."""
+    args = build_parser().parse_args()
+    from vild.data.files import require_writable_file
+    from vild.data.shapes import generate_shapes
+    from vild.data.shapes.dataset import shapes_folder
 
     folder = args.out_dir or shapes_folder(args.seed)
     start = time.perf_counter()
-    try:
-        if args.contact_sheet:
-            require_writable_file(args.contact_sheet, "--contact-sheet")
-        written = generate_shapes(
-            folder, args.seed, args.train_images, args.val_images, args.workers
-        )
-        report(args, folder, time.perf_counter() - start if written else None)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    if args.contact_sheet:
+        require_writable_file(args.contact_sheet, "--contact-sheet")
+    written = generate_shapes(folder, args.seed, args.train_images, args.val_images, args.workers)
+    report(args, folder, time.perf_counter() - start if written else None)
     return 0
 
 
@@ -55,6 +54,9 @@ def report(args: argparse.Namespace, folder: Path, seconds: float | None) -> Non
         folder: of the data set.
         seconds: that it took; None: it was there.
     """
+    from vild.data.contact_sheet import write_contact_sheet
+    from vild.data.shapes import pixel_digest, register_shapes
+
     if seconds is not None:
         print(f"wrote {folder} in {seconds:.1f} s")
     else:

@@ -17,8 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vild.data import positive_int
-from vild.data.files import require_writable_folder
+from vild_cli.arguments import positive_int, tool_parser
 
 TRAIN = Path(__file__).parents[1] / "projects" / "ViLD" / "train_net.py"
 
@@ -63,11 +62,9 @@ class Training:
         return DelayedSubmission(Training(arguments, self.port))
 
 
-def main() -> int:
-    """Command line entry; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; what it does not know is for train_net.py."""
+    parser = tool_parser(__doc__)
     parser.add_argument("--cluster", choices=("slurm", "local"), default="slurm")
     parser.add_argument("--nodes", type=positive_int, default=1)
     parser.add_argument("--gpus-per-node", type=int, default=8, help="and processes")
@@ -79,12 +76,20 @@ def main() -> int:
     parser.add_argument("--log-dir", default="output/submitit")
     parser.add_argument("--port", type=int, default=29500)
     parser.add_argument("--wait", action="store_true", help="for the end of the job")
+    return parser
+
+
+def main() -> int:
+    """Command line entry; returns the exit code."""
+    parser = build_parser()
     args, rest = parser.parse_known_args()
     try:
         import submitit
     except ImportError:
         print("error: expected submitit: pip install submitit", file=sys.stderr)
         return 2
+    from vild.data.files import require_writable_folder
+
     try:
         require_writable_folder(args.log_dir, "--log-dir")
     except ValueError as error:

@@ -15,21 +15,20 @@ import argparse
 import logging
 import sys
 
-from vild.data.command_line import path
-from vild.inference.runs import TASKS, read_runs
-from vild.inference.summary import build_tables, to_markdown, write_summary
+from vild_cli.arguments import path, tool_parser
+from vild_cli.errors import one_line_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("run", type=path, nargs="+", help="folder of a run, or file of its metrics")
     parser.add_argument("--names", nargs="+", help="one a run; the folders' by default")
     parser.add_argument("--out-dir", type=path, required=True)
     parser.add_argument(
-        "--task", choices=TASKS, help="what the paper reports by default: masks, or boxes on COCO"
+        "--task",
+        choices=("segm", "bbox"),
+        help="what the paper reports by default: masks, or boxes on COCO",
     )
     parser.add_argument(
         "--reference", action="store_true", help="add the paper's rows, marked as published"
@@ -37,17 +36,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@one_line_errors
 def main() -> int:
     """Command line entry; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = build_parser()
-    args = parser.parse_args()
-    try:
-        runs = read_runs(args.run, args.names)
-        tables = build_tables(runs, args.task, args.reference)
-        files = write_summary(args.out_dir, runs, tables)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+    args = build_parser().parse_args()
+    from vild.inference.runs import read_runs
+    from vild.inference.summary import build_tables, to_markdown, write_summary
+
+    runs = read_runs(args.run, args.names)
+    tables = build_tables(runs, args.task, args.reference)
+    files = write_summary(args.out_dir, runs, tables)
     print(to_markdown(tables))
     print(f"wrote {', '.join(map(str, files))}")
     return 0

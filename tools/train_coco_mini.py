@@ -15,9 +15,12 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vild.engine.stages import Stage, StageRunner, run_or_exit
-from vild.inference.runs import read_runs
+from vild_cli.arguments import tool_parser
+
+if TYPE_CHECKING:
+    from vild.engine.stages import Stage
 
 OUTPUT = Path("output/coco_mini")
 DATASET = "datasets/coco_mini.yaml"
@@ -27,6 +30,8 @@ EXPECTED_AP50 = 30.0  # box, base classes, on the pictures that were learned
 
 def build_stages(data: Path, text_embeddings: Path, opts: list[str]) -> list[Stage]:
     """All stages, in order."""
+    from vild.engine.stages import Stage
+
     text, run, val = OUTPUT / "text.safetensors", OUTPUT / "text", OUTPUT / "val"
     return [
         Stage(
@@ -64,19 +69,26 @@ def build_stages(data: Path, text_embeddings: Path, opts: list[str]) -> list[Sta
     ]
 
 
-def main() -> int:
-    """Command line entry; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = tool_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--text-embeddings", type=Path, required=True)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of the training")
+    return parser
+
+
+def main() -> int:
+    """Command line entry; returns the exit code."""
+    parser = build_parser()
     args = parser.parse_args()
     data = args.data.resolve()
     for path in (data / "annotations" / "instances_val2017.json", args.text_embeddings):
         if not path.is_file():
             parser.error(f"expected a file at {path}, got none")
+    from vild.engine.stages import StageRunner, run_or_exit
+    from vild.inference.runs import read_runs
+
     os.environ["COCO_MINI"] = str(data)
     print(f"export COCO_MINI={data}")
     stages = build_stages(data, args.text_embeddings, args.opts)

@@ -14,54 +14,51 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
+from vild_cli.arguments import positive_int, tool_parser
+from vild_cli.errors import one_line_errors
 
-from vild.data import Vocabulary, positive_int
-from vild.data.files import atomic_path, require_writable_folder
-from vild.data.shapes import ALL_COMPOSITIONS, shapes_vocabulary
-from vild.embeddings import Teacher, embed_vocabulary
-from vild.embeddings.shapes_training import (
-    ITERATIONS,
-    SCENES,
-    draw_crops,
-    embed_crops,
-    jitter,
-    train,
-    zero_shot_accuracy,
-)
-from vild.embeddings.teacher import SHAPES_FOLDER
+if TYPE_CHECKING:
+    from vild.embeddings import Teacher
 
 CONFIG = "open_clip_config.json"
 LOOSE = 0.3  # what edges are off by at most: an IoU of 0.57 on average, as most proposals have
 
 
-def main() -> int:
-    """Command line entry; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = tool_parser(__doc__)
     parser.add_argument("--out-dir", type=Path, default=Path("output/shapes_teacher"))
-    parser.add_argument("--iterations", type=positive_int, default=ITERATIONS)
+    parser.add_argument("--iterations", type=positive_int, default=3000)
     parser.add_argument(
-        "--scenes", type=positive_int, default=SCENES, help="pictures to cut crops from"
+        "--scenes", type=positive_int, default=8000, help="pictures to cut crops from"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vocabulary-seed", type=int, default=0, help="classes to evaluate on")
     parser.add_argument("--evaluate-only", action="store_true", help="the shipped weights")
-    args = parser.parse_args()
+    return parser
 
-    try:
-        teacher = Teacher.load("vild-shapes") if args.evaluate_only else trained(args)
-        report(teacher, args.vocabulary_seed)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+
+@one_line_errors
+def main() -> int:
+    """Command line entry; returns the exit code."""
+    args = build_parser().parse_args()
+    from vild.embeddings import Teacher
+
+    teacher = Teacher.load("vild-shapes") if args.evaluate_only else trained(args)
+    report(teacher, args.vocabulary_seed)
     return 0
 
 
 def trained(args: argparse.Namespace) -> Teacher:
     """Train a teacher and write it to ``--out-dir``."""
+    import torch
+
+    from vild.data.files import atomic_path, require_writable_folder
+    from vild.embeddings.shapes_training import train
+    from vild.embeddings.teacher import SHAPES_FOLDER
+
     require_writable_folder(args.out_dir, "--out-dir")
     with atomic_path(args.out_dir / CONFIG) as temporary:
         shutil.copy(SHAPES_FOLDER / CONFIG, temporary)
@@ -76,6 +73,18 @@ def trained(args: argparse.Namespace) -> Teacher:
 
 def report(teacher: Teacher, vocabulary_seed: int) -> None:
     """Print the zero-shot accuracy among a seed's classes and among all compositions."""
+    import numpy as np
+
+    from vild.data import Vocabulary
+    from vild.data.shapes import ALL_COMPOSITIONS, shapes_vocabulary
+    from vild.embeddings import embed_vocabulary
+    from vild.embeddings.shapes_training import (
+        draw_crops,
+        embed_crops,
+        jitter,
+        zero_shot_accuracy,
+    )
+
     crops = draw_crops("held-out", 2000, seed=vocabulary_seed)
     classes = shapes_vocabulary(vocabulary_seed)
     row_of = {composition: row for row, composition in enumerate(ALL_COMPOSITIONS)}

@@ -15,13 +15,14 @@ import json
 import sys
 from pathlib import Path
 
-from vild.embeddings.store import KIND as EMBEDDINGS
-from vild.embeddings.store import embedding_faults
-from vild.proposals.store import KIND as PROPOSALS
-from vild.proposals.store import proposal_faults
-from vild.storage import store_faults
+from vild_cli.arguments import tool_parser
 
-CHECKS = {EMBEDDINGS: embedding_faults, PROPOSALS: proposal_faults}
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = tool_parser(__doc__)
+    parser.add_argument("store", type=Path, nargs="+")
+    return parser
 
 
 def kind_of(folder: Path) -> str:
@@ -35,14 +36,19 @@ def kind_of(folder: Path) -> str:
 
 def main() -> int:
     """Command line entry; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("store", type=Path, nargs="+")
+    args = build_parser().parse_args()
+    from vild.embeddings import store as embeddings
+    from vild.proposals import store as proposals
+    from vild.storage import store_faults
+
+    checks = {
+        embeddings.KIND: embeddings.embedding_faults,
+        proposals.KIND: proposals.proposal_faults,
+    }
     wrong = 0
-    for folder in parser.parse_args().store:
+    for folder in args.store:
         kind = kind_of(folder)
-        faults = store_faults(folder, CHECKS.get(kind), progress=sys.stderr.isatty())
+        faults = store_faults(folder, checks.get(kind), progress=sys.stderr.isatty())
         wrong += len(faults)
         print(f"{folder}: {kind or 'no'} store, {len(faults) or 'no'} faults")
         for fault in faults:

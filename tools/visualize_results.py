@@ -16,27 +16,13 @@ import logging
 import sys
 from typing import Any
 
-from detectron2.data import MetadataCatalog
-from tqdm import tqdm
-
-from vild.data import (
-    Vocabulary,
-    add_data_arguments,
-    find_split,
-    fraction,
-    positive_int,
-    register_from_arguments,
-)
-from vild.data.command_line import path
-from vild.data.files import require_writable_folder
-from vild.inference import PictureWriter, instances_from_results, read_results_by_picture
+from vild_cli.arguments import add_data_arguments, fraction, path, positive_int, tool_parser
+from vild_cli.errors import one_line_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("--dataset", required=True, help="registered data set of the results")
     parser.add_argument("--results", type=path, required=True, help="json of the detections")
     parser.add_argument("--out-dir", type=path, required=True)
@@ -67,28 +53,32 @@ def choose(records: list[dict[str, Any]], args: argparse.Namespace) -> list[dict
     return records[: args.limit]
 
 
+@one_line_errors
 def main() -> int:
     """Command line entry; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = build_parser()
-    args = parser.parse_args()
-    try:
-        require_writable_folder(args.out_dir, "--out-dir")
-        register_from_arguments(args)
-        records = find_split(args.dataset)
-        rows = MetadataCatalog.get(args.dataset).thing_dataset_id_to_contiguous_id
-        results = read_results_by_picture(
-            args.results, [record["image_id"] for record in records], rows
-        )
-        chosen = choose(records, args)
-        writer = PictureWriter(
-            args.out_dir,
-            Vocabulary.from_dataset(args.dataset),
-            [] if args.no_ground_truth else chosen,
-            args.threshold,
-        )
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+    args = build_parser().parse_args()
+    from detectron2.data import MetadataCatalog
+    from tqdm import tqdm
+
+    from vild.data import Vocabulary, find_split, register_from_arguments
+    from vild.data.files import require_writable_folder
+    from vild.inference import PictureWriter, instances_from_results, read_results_by_picture
+
+    require_writable_folder(args.out_dir, "--out-dir")
+    register_from_arguments(args)
+    records = find_split(args.dataset)
+    rows = MetadataCatalog.get(args.dataset).thing_dataset_id_to_contiguous_id
+    results = read_results_by_picture(
+        args.results, [record["image_id"] for record in records], rows
+    )
+    chosen = choose(records, args)
+    writer = PictureWriter(
+        args.out_dir,
+        Vocabulary.from_dataset(args.dataset),
+        [] if args.no_ground_truth else chosen,
+        args.threshold,
+    )
     failed = {}
     for record in tqdm(chosen, unit="img", disable=None):
         # those below the threshold are never drawn, and their masks need not be decoded

@@ -13,42 +13,26 @@ import argparse
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from detectron2.config import CfgNode
-from detectron2.engine import default_setup
-from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
+from vild_cli.training import parse
 
-from vild.config import (
-    override_config,
-    read_config,
-    register_datasets,
-    scale_schedule,
-    set_zero_shot,
-    use_available_device,
-)
-from vild.data.files import write_errors_named
-from vild.engine import (
-    EXIT_CTRL_C,
-    Trainer,
-    check_before_training,
-    check_test_sets,
-    evaluate,
-    explained,
-    launch,
-    only_training,
-    parse,
-    report_log_errors_once,
-    require_same_config,
-    resolve_seed,
-    reuse_freed_memory,
-)
-from vild.evaluation import evaluate_results
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 
 def configure(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
     """Return the configuration from the file, the overrides and the machine, with notes to log."""
+    from vild.config import (
+        override_config,
+        read_config,
+        register_datasets,
+        scale_schedule,
+        set_zero_shot,
+        use_available_device,
+    )
+    from vild.engine import require_same_config, reuse_freed_memory
+
     cfg = read_config(args.config_file)
     recipe_batch = cfg.SOLVER.IMS_PER_BATCH
     override_config(cfg, args.opts)
@@ -65,6 +49,13 @@ def configure(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
 
 def begin(cfg: CfgNode, args: argparse.Namespace, notes: list[str]) -> None:
     """Freeze the configuration and write it and the log to ``OUTPUT_DIR``."""
+    from detectron2.engine import default_setup
+    from detectron2.utils import comm
+    from detectron2.utils.logger import setup_logger
+
+    from vild.data.files import write_errors_named
+    from vild.engine import report_log_errors_once
+
     cfg.freeze()
     # Detectron2's loggers first, as default_setup asks for them: their file may be on a full disk
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fvcore")
@@ -79,6 +70,8 @@ def begin(cfg: CfgNode, args: argparse.Namespace, notes: list[str]) -> None:
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """Run one process of the job."""
+    from vild.engine import Trainer, check_before_training, only_training, resolve_seed
+
     cfg, notes = configure(args)
     if args.eval_only or args.eval_results:
         begin(cfg, args, notes)
@@ -95,6 +88,9 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 
 def evaluate_only(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate a checkpoint, or a file of detections."""
+    from vild.engine import check_test_sets, evaluate
+    from vild.evaluation import evaluate_results
+
     if args.eval_results:
         if len(cfg.DATASETS.TEST) != 1:
             raise ValueError(
@@ -116,7 +112,11 @@ def evaluate_only(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    # before torch and Detectron2 are imported, which takes seconds
     arguments = parse(sys.argv[1:])
+    from vild.config import read_config
+    from vild.engine import EXIT_CTRL_C, explained, launch
+
     try:
         launch(
             main,

@@ -6,7 +6,8 @@ import argparse
 
 import pytest
 
-from vild.data import comma_list, find_split, positive_float, positive_int, require_split
+from vild.data import find_split, require_split
+from vild_cli.arguments import comma_list, positive_float, positive_int
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "nan", "many", ""])

@@ -11,7 +11,8 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from vild.data import Vocabulary
-from vild.data.vocabulary import MAX_NAME_LENGTH, join_words, split_words
+from vild.data.vocabulary import MAX_NAME_LENGTH
+from vild_cli.words import join_words, split_words
 
 ODD_NAMES = ("🦦 otter", "a {brace}", "{}", "{article}", 'say "hi"', "crème brûlée", "猫")
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from vild.engine import explained, launch, parse
+from vild.engine import explained, launch
 from vild.engine.launching import _run
 from vild.engine.ranks import gpu_of, launched_place
-from vild.engine.workers import add_worker_arguments, run_workers
+from vild.engine.workers import run_workers
+from vild_cli.arguments import add_worker_arguments
+from vild_cli.training import parse
 
 
 def _write(folder: str, text: str) -> None:

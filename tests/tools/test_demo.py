@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 import demo
+from tool_parts.demo import _video_writer
 from vild.inference.inputs import find_pictures
 from vild.inference.named import NamedDetectionsWriter
 
@@ -169,7 +170,7 @@ def test_outputs_are_checked_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(demo, "predictor_from_arguments", lambda *_: 1 / 0)
+    monkeypatch.setattr("tool_parts.demo.predictor_from_arguments", lambda *_: 1 / 0)
     common = ("--config-file", CONFIG, "--input", photos)
     for more in (("--output", photos / "a.png"), ("--results", photos), ("--results", "a.xml")):
         assert run(demo, *common, *more, *opts) == 2
@@ -233,7 +234,7 @@ def test_frames_that_were_not_written_are_an_error(
     out = tmp_path / f"out{kind}"
 
     def write_all() -> None:
-        with demo._video_writer(out, 5.0) as write:
+        with _video_writer(out, 5.0) as write:
             for _ in range(frames):
                 write(np.zeros((64, 64, 3), np.uint8))
 

@@ -20,6 +20,8 @@ import extract_image_embeddings
 import extract_proposals
 import verify_store
 from vild.embeddings import EmbeddingStore
+from vild.proposals import ProposalExtractor
+from vild.storage import StoreWriter
 
 from .conftest import SIZES, SmallData
 
@@ -139,7 +141,7 @@ def test_other_errors_stop_and_name_the_image(
 
     assert tools.propose() == 0
     monkeypatch.setattr("vild.embeddings.extraction.crop_and_resize", broken)
-    monkeypatch.setattr(extract_proposals.ProposalExtractor, "propose", broken)
+    monkeypatch.setattr(ProposalExtractor, "propose", broken)
     for make, out in ((tools.embed, "new_e"), (tools.propose, "new_p")):
         with pytest.raises(type(error)):
             make(out=out)
@@ -174,13 +176,13 @@ def test_a_shard_that_somebody_removes(
     tools: Tools, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The process that made it notices, on one machine and on several."""
-    finish = extract_proposals.StoreWriter.finish
+    finish = StoreWriter.finish
 
     def removing(writer: object, *arguments: object, **more: object) -> bool:
         (tools.folder("p") / "shard_00002.safetensors").unlink()
         return finish(writer, *arguments, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(extract_proposals.StoreWriter, "finish", removing)
+    monkeypatch.setattr(StoreWriter, "finish", removing)
     assert tools.propose() == 2
     assert "shard_00002.safetensors was written but is missing" in capsys.readouterr().err
     assert tools.propose("--num-machines", 2, "--machine-rank", 0) == 2

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import result_page
+from tool_parts.result_page import stage_section
 from vild.engine.stages import Record
 
 
@@ -38,7 +39,7 @@ def test_impossible_arguments(
 
 def test_small_sizes_are_shown_in_small_units() -> None:
     stage = Record({"command": ["a.py"]}, "", 3.0, 4_200_000, "one", 0)
-    section = result_page.stage_section([stage])
+    section = stage_section([stage])
     assert section.table is not None
     assert section.table.rows[0][-1] == "4.2 MB"
     assert "at most 4.2 MB of memory" in section.text

@@ -20,8 +20,8 @@ from shapes_experiment.methods import METHODS, distill
 from shapes_experiment.pipeline import TRAIN_NET, Pipeline, teacher_version
 from shapes_experiment.table import METRICS, collect, summary, to_markdown
 from vild.config import read_config
-from vild.engine import parse
 from vild.engine.stages import Stage, StageRunner
+from vild_cli.training import parse
 
 
 def all_stages(pipeline: Pipeline) -> list[Stage]:

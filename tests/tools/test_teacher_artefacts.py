@@ -24,6 +24,7 @@ import convert_proposals
 import extract_image_embeddings
 import extract_proposals
 import verify_store
+import vild.data
 from vild.embeddings import EmbeddingStore, Teacher, crop_and_resize, enlarge_boxes
 from vild.proposals import ProposalStore
 
@@ -321,7 +322,7 @@ def test_photographs_pass_without_a_warning(
     )
     split = f"photographs{count}_val"
     data = ["--split", split, "--dataset-yaml", tmp_path / "mini.yaml"]
-    register = extract_proposals.register_from_arguments
+    register = vild.data.register_from_arguments
 
     def register_some(args: object) -> None:
         register(args)
@@ -334,8 +335,7 @@ def test_photographs_pass_without_a_warning(
         # not ours: pycocotools on numpy 2, torch's announcements
         warnings.filterwarnings("ignore", message="__array__ implementation")
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-        for tool in (extract_proposals, extract_image_embeddings):
-            patch.setattr(tool, "register_from_arguments", register_some)
+        patch.setattr(vild.data, "register_from_arguments", register_some)
         assert (
             run(
                 extract_proposals,

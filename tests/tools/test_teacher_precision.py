@@ -46,7 +46,7 @@ def test_a_store_of_another_machine_s_precision(
     source = ["--proposals", small.folder / "p" / small.split, "--out-dir", small.folder / "e"]
     embed = ["--model", "vild-shapes", *source, *own]
     with monkeypatch.context() as patch:
-        patch.setattr(extract_image_embeddings, "default_precision", lambda _: "bf16")
+        patch.setattr("vild.embeddings.teacher.default_precision", lambda _: "bf16")
         assert run(extract_image_embeddings, *embed) == 0
     folder = small.folder / "e" / small.split
     assert EmbeddingStore(folder).spec.source["teacher"]["precision"] == "bf16"

@@ -5,6 +5,7 @@ Cases only read them; each case writes to a separate folder.
 
 from __future__ import annotations
 
+import importlib
 import os
 import runpy
 import sys
@@ -212,6 +213,9 @@ class Bench:
 def prepare(folder: Path) -> Bench:
     """Register the datasets of a fixture folder in this process, before the first fork."""
     os.environ["DETECTRON2_DATASETS"] = str(folder)
+    # what many commands import when they need it: once here, not in each child
+    for name in ("detectron2.utils.visualizer", "lvis", "open_clip"):
+        importlib.import_module(name)
     from vild.data import register_from_arguments
 
     class Arguments:

@@ -6,24 +6,12 @@ Weights stay as they are, and whatever needs more than 16 bits leaves autocast b
 
 from __future__ import annotations
 
-import argparse
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 AUTO = "auto"
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def add_precision_argument(parser: argparse._ActionsContainer, default: str) -> None:
-    """Add ``--precision``."""
-    parser.add_argument(
-        "--precision",
-        default=default,
-        choices=(AUTO, *PRECISIONS),
-        help="auto: bf16 on GPUs and processors that compute in it (Ampere and later; AVX512-BF16 "
-        f"or AMX), else fp32; {default} by default",
-    )
 
 
 def resolve_precision(precision: str, device: str | torch.device) -> str:

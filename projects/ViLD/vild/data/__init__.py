@@ -1,16 +1,7 @@
 """Data sets, splits, vocabularies and prompts. Importing it registers the built-in data sets."""
 
 from vild.data.annotations import Category, read_annotations
-from vild.data.command_line import (
-    add_data_arguments,
-    comma_list,
-    find_split,
-    fraction,
-    positive_float,
-    positive_int,
-    register_from_arguments,
-    require_split,
-)
+from vild.data.command_line import find_split, register_from_arguments, require_split
 from vild.data.custom import register_custom
 from vild.data.images import UnreadableImageError, read_image
 from vild.data.prompts import clean_name, fill, vild_templates
@@ -19,6 +10,7 @@ from vild.data.registry import register_builtin, register_split, register_splits
 from vild.data.shapes import register_made_shapes, register_shapes
 from vild.data.splits import COCO_BASE, COCO_NOVEL, novel_flags
 from vild.data.vocabulary import Vocabulary
+from vild_cli.arguments import positive_int
 
 __all__ = [
     "COCO_BASE",
@@ -26,15 +18,11 @@ __all__ = [
     "Category",
     "UnreadableImageError",
     "Vocabulary",
-    "add_data_arguments",
     "clean_name",
-    "comma_list",
     "fill",
     "find_split",
-    "fraction",
     "load_records",
     "novel_flags",
-    "positive_float",
     "positive_int",
     "read_annotations",
     "read_image",

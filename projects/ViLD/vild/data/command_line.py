@@ -1,105 +1,24 @@
-"""What every tool that reads a data set asks for on its command line."""
+"""Datasets that a command line names."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-import math
 import os
-from collections.abc import Callable
 from difflib import get_close_matches
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from detectron2.data import DatasetCatalog
 
 from vild.data.custom import register_custom
 from vild.data.registry import register_builtin
 from vild.data.shapes import register_made_shapes
-from vild.data.vocabulary import split_words
 
 logger = logging.getLogger(__name__)
-_Number = TypeVar("_Number", int, float)
-
-
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--data-root`` and ``--dataset-yaml``."""
-    group = parser.add_argument_group("data")
-    group.add_argument(
-        "--data-root", help="folder of the data sets; $DETECTRON2_DATASETS or datasets by default"
-    )
-    group.add_argument(
-        "--dataset-yaml",
-        action="append",
-        default=[],
-        help="register this data set of your own first (see datasets/README.md)",
-    )
-
-
-def comma_list(text: str) -> list[str]:
-    """Return the words of ``--novel "a, b"``; for argparse's ``type``.
-
-    Raises:
-        argparse.ArgumentTypeError: see :func:`vild.data.vocabulary.split_words`.
-    """
-    try:
-        return split_words(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def path(text: str) -> Path:
-    """Convert text to a path; for argparse's ``type``.
-
-    Raises:
-        argparse.ArgumentTypeError: empty text, which would mean the current folder.
-    """
-    if not text.strip():
-        raise argparse.ArgumentTypeError(f"expected a path, got {text!r}")
-    return Path(text)
-
-
-def fraction(text: str) -> float:
-    """Convert text to a number from 0 to 1; for argparse's ``type``.
-
-    Raises:
-        argparse.ArgumentTypeError: other text.
-    """
-    return _number(text, float, lambda number: 0 <= number <= 1, "a number from 0 to 1")
-
-
-def positive_int(text: str) -> int:
-    """Convert text to an integer of at least 1; for argparse's ``type``.
-
-    Raises:
-        argparse.ArgumentTypeError: other text.
-    """
-    return _number(text, int, lambda number: number >= 1, "an integer of at least 1")
-
-
-def positive_float(text: str) -> float:
-    """Convert text to a finite number above 0; for argparse's ``type``.
-
-    Raises:
-        argparse.ArgumentTypeError: other text.
-    """
-    return _number(text, float, lambda number: 0 < number < math.inf, "a number above 0")
-
-
-def _number(
-    text: str, convert: Callable[[str], _Number], is_valid: Callable[[_Number], bool], expected: str
-) -> _Number:
-    try:
-        number = convert(text)
-    except ValueError:
-        number = None
-    if number is None or not is_valid(number):  # no range holds for NaN
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
-    return number
 
 
 def register_from_arguments(args: argparse.Namespace) -> None:
-    """Register what the arguments of :func:`add_data_arguments` name.
+    """Register what the arguments of :func:`vild_cli.arguments.add_data_arguments` name.
 
     Raises:
         ValueError: see :func:`vild.data.register_custom`.

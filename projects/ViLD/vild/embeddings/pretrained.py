@@ -23,15 +23,13 @@ import torch
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from safetensors import SafetensorError
 
+from vild.embeddings.teacher import OPENAI_TAG, SHAPES_FOLDER, SHAPES_MODEL
 from vild.embeddings.torchscript import as_safetensors, is_archive
 from vild.storage.pickles import ForbiddenError
 from vild.storage.torch_files import check_archive, forbidden_name
 
 logger = logging.getLogger(__name__)
 
-OPENAI_MODEL, OPENAI_TAG = "ViT-B-32", "openai"  # the paper's teacher
-SHAPES_MODEL = "vild-shapes"  # the embedded benchmark's, in this package
-SHAPES_FOLDER = Path(__file__).parent / "shapes_teacher"  # its config and weights
 LOCAL, HUB = "local-dir:", "hf-hub:"  # models that bring weights and preprocessing of their own
 # errors whose text says what is wrong; others are an accident of what read the file
 _READABLE = (

@@ -11,26 +11,23 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import open_clip
 import torch
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
 from vild.embeddings.crops import INTERPOLATIONS
-from vild.embeddings.pretrained import (
-    OPENAI_MODEL,
-    OPENAI_TAG,
-    SHAPES_FOLDER,
-    SHAPES_MODEL,
-    find_source,
-)
 from vild.precision import AUTO, PRECISIONS, autocast, resolve_precision
 
-__all__ = ["OPENAI_MODEL", "OPENAI_TAG", "SHAPES_FOLDER", "SHAPES_MODEL", "Teacher"]
+if TYPE_CHECKING:
+    import open_clip
 
+OPENAI_MODEL, OPENAI_TAG = "ViT-B-32", "openai"  # the paper's teacher
+SHAPES_MODEL = "vild-shapes"  # the bundled benchmark's, in this package
+SHAPES_FOLDER = Path(__file__).parent / "shapes_teacher"  # its config and weights
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -121,6 +118,10 @@ class Teacher:
                 ambiguous, inputs that are not square, or weights or a tokenizer that could not be
                 had; the message says what to fetch or install and how to name it.
         """
+        import open_clip  # only here: most commands need no teacher
+
+        from vild.embeddings.pretrained import find_source
+
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         source = find_source(model, pretrained)
         tokenizer = source.load_tokenizer()  # before anything large is downloaded or built
@@ -256,6 +257,8 @@ class Teacher:
 
     @property
     def _trims_padding(self) -> bool:
+        import open_clip
+
         return (
             type(self.model) is open_clip.CLIP
             and self.model.text_pool_type == "argmax"

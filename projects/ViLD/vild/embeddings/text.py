@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -197,6 +196,8 @@ def template_set(source: str) -> tuple[str, ...]:
     if source == "vild":
         return vild_templates()
     if source == "imagenet":  # open_clip has functions of the name
+        import open_clip
+
         return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
     if "{}" in source:
         return _read_templates(source, "the templates")

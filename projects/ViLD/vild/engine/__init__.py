@@ -1,7 +1,6 @@
-"""Running the parts: command line, processes, the training loop and its hooks."""
+"""Running the parts: processes, the training loop and its hooks."""
 
 from vild.engine.agreement import require_same_config
-from vild.engine.arguments import parse
 from vild.engine.launching import EXIT_CTRL_C, explained, launch
 from vild.engine.loading import build_test_loader, build_train_loader
 from vild.engine.locking import only_training
@@ -10,13 +9,12 @@ from vild.engine.preflight import check_before_training, check_test_sets
 from vild.engine.seeding import resolve_seed
 from vild.engine.testing import evaluate
 from vild.engine.trainer import Trainer
-from vild.engine.workers import add_worker_arguments, run_workers
+from vild.engine.workers import run_workers
 from vild.engine.writing import report_log_errors_once
 
 __all__ = [
     "EXIT_CTRL_C",
     "Trainer",
-    "add_worker_arguments",
     "build_test_loader",
     "build_train_loader",
     "check_before_training",
@@ -25,7 +23,6 @@ __all__ = [
     "explained",
     "launch",
     "only_training",
-    "parse",
     "report_log_errors_once",
     "require_same_config",
     "resolve_seed",

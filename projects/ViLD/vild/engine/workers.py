@@ -14,28 +14,9 @@ from typing import Any
 import torch
 from torch import multiprocessing
 
-from vild.data import positive_int
 from vild.engine.ranks import launched_place
 
 logger = logging.getLogger(__name__)
-
-
-def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--num-processes``, ``--num-machines``, ``--machine-rank`` and ``--device``."""
-    group = parser.add_argument_group(
-        "processes",
-        "Each image is worked on once over all processes of all machines. Machines need only "
-        "share the folder. Under torchrun or srun the launcher's own ranks are taken.",
-    )
-    group.add_argument(
-        "--num-processes",
-        type=positive_int,
-        default=max(1, torch.cuda.device_count()),
-        help="on this machine; one a GPU by default",
-    )
-    group.add_argument("--num-machines", type=positive_int, default=1)
-    group.add_argument("--machine-rank", type=int, default=0, help="which of them, from 0")
-    group.add_argument("--device", help="GPU when there is one")
 
 
 def run_workers(
@@ -45,7 +26,7 @@ def run_workers(
 
     Args:
         main: function of a module (it is pickled).
-        args: with the arguments of :func:`add_worker_arguments`.
+        args: with the arguments of :func:`vild_cli.arguments.add_worker_arguments`.
         extra: further positional arguments.
 
     Raises:
@@ -55,7 +36,10 @@ def run_workers(
     if place is not None:
         main(place.rank, place.world_size, _device(args.device, place.local_rank), *extra)
         return
-    processes, machines, machine = args.num_processes, args.num_machines, args.machine_rank
+    machines, machine = args.num_machines, args.machine_rank
+    processes = args.num_processes
+    if processes is None:
+        processes = max(1, torch.cuda.device_count())
     if processes < 1 or not 0 <= machine < machines:
         raise ValueError(
             "expected --num-processes of 1 or more and --machine-rank from 0 to --num-machines - "

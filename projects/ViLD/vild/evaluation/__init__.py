@@ -1,12 +1,13 @@
 """Evaluation: results files, LVIS's and open-vocabulary COCO's metrics, Detectron2's evaluator."""
 
+from typing import Any
+
 from vild.evaluation.coco_metrics import evaluate_coco_open_vocabulary
 from vild.evaluation.detections import Detections
 from vild.evaluation.encoding import encode_masks
 from vild.evaluation.evaluator import OpenVocabularyEvaluator, Protocol, evaluate_results
 from vild.evaluation.figures import TaskFigures
 from vild.evaluation.ground_truth import GroundTruth
-from vild.evaluation.lvis_metrics import evaluate_lvis
 from vild.evaluation.results import (
     ResultsWriter,
     coco_results,
@@ -27,3 +28,12 @@ __all__ = [
     "evaluate_results",
     "merge_parts",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import LVIS's metrics at first use: the official package imports matplotlib's pyplot."""
+    if name == "evaluate_lvis":
+        from vild.evaluation.lvis_metrics import evaluate_lvis
+
+        return evaluate_lvis
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

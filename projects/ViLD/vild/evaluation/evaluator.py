@@ -20,7 +20,6 @@ from vild.data.files import remove_leftovers
 from vild.evaluation.coco_metrics import evaluate_coco_open_vocabulary
 from vild.evaluation.detections import Detections
 from vild.evaluation.ground_truth import TASKS, GroundTruth
-from vild.evaluation.lvis_metrics import evaluate_lvis
 from vild.evaluation.reports import log_figures, write_metrics, write_per_class
 from vild.evaluation.results import ResultsWriter, merge_parts
 
@@ -28,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 Metrics = OrderedDict[str, dict[str, float]]
 
-_MEASURES = {"lvis": evaluate_lvis, "coco": evaluate_coco_open_vocabulary}
+_KINDS = ("lvis", "coco")
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Protocol:
             )
         metadata = MetadataCatalog.get(name)
         kind = metadata.get("evaluator_type")
-        if kind not in _MEASURES:
+        if kind not in _KINDS:
             raise ValueError(
                 f"{name}: expected evaluator_type 'lvis' or 'coco', got {kind!r}. Register the "
                 "data set with vild.data.register_split."
@@ -260,7 +259,10 @@ def _measure(
     if len(tasks) > 1 and not truth.has_masks():
         logger.warning("%s has no masks: boxes alone are evaluated", truth.path)
         tasks = ("bbox",)
-    figures = _MEASURES[protocol.kind](truth, found, tasks, protocol.novel)
+    evaluate = evaluate_coco_open_vocabulary
+    if protocol.kind == "lvis":
+        from vild.evaluation.lvis_metrics import evaluate_lvis as evaluate
+    figures = evaluate(truth, found, tasks, protocol.novel)
     log_figures(truth, protocol.novel, figures)
     if folder is not None:
         stem, detections = folder / protocol.dataset_name, len(found)

@@ -1,4 +1,4 @@
-"""What every tool that detects words asks for on its command line."""
+"""The detector that a command line names."""
 
 from __future__ import annotations
 
@@ -6,24 +6,13 @@ import argparse
 
 from detectron2.config import CfgNode
 
-from vild.data import comma_list
 from vild.inference.predictor import OpenVocabularyPredictor
-
-
-def add_vocabulary_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--vocabulary`` and ``--novel``."""
-    parser.add_argument(
-        "--vocabulary",
-        help="lvis, coco, a registered data set, a file (.json, .txt, .yaml, .csv or "
-        ".safetensors) or a comma list; the configuration's own by default",
-    )
-    parser.add_argument("--novel", type=comma_list, help="comma list of the novel classes")
 
 
 def predictor_from_arguments(
     cfg: CfgNode, args: argparse.Namespace, precision: str = "fp32"
 ) -> OpenVocabularyPredictor:
-    """The detector with the vocabulary that :func:`add_vocabulary_arguments` asked for.
+    """Return the detector, with the vocabulary of ``--vocabulary`` and ``--novel``.
 
     Raises:
         ValueError: novel classes without a vocabulary; see :class:`OpenVocabularyPredictor`.

@@ -14,20 +14,18 @@ import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from detectron2.structures import BoxMode, Instances
-from detectron2.utils.visualizer import Visualizer
-from matplotlib import font_manager
-from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
 from PIL import Image, ImageDraw, ImageFont
 
 from vild.data import Vocabulary
 from vild.data.masks import decode_segmentation
 from vild.inference.labels import LabelPlace, place_labels
+
+if TYPE_CHECKING:  # imports matplotlib, which takes longer than to detect in an image
+    from detectron2.utils.visualizer import Visualizer
 
 logger = logging.getLogger(__name__)
 
@@ -193,6 +191,8 @@ def side_by_side(left: np.ndarray, right: np.ndarray, titles: Sequence[str]) -> 
 
 @functools.lru_cache(maxsize=8)
 def _font(size: int) -> ImageFont.FreeTypeFont:
+    from matplotlib import font_manager
+
     # matplotlib ships it, so it is there on every machine and has the star
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
 
@@ -229,6 +229,8 @@ def _scale_of(height: int, width: int) -> float:
 
 def _draw(picture: np.ndarray, items: Sequence[_Item], vocabulary: Vocabulary) -> np.ndarray:
     """Draw objects; the first ones lie on top and choose the places of their names first."""
+    from detectron2.utils.visualizer import Visualizer
+
     height, width = picture.shape[:2]
     scale = _scale_of(height, width)
     canvas = Visualizer(picture, scale=scale)
@@ -272,6 +274,9 @@ def _font_pixels(canvas: Visualizer) -> float:
 
 
 def _draw_box(canvas: Visualizer, box: np.ndarray, colour: Colour, novel: bool) -> None:
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
+
     pixels = _font_pixels(canvas) / (4 if novel else 7)
     # seen on a background of its own colour too
     rim = withStroke(linewidth=_points(pixels + 2, canvas), foreground=(0, 0, 0, 0.35))
@@ -329,6 +334,8 @@ def _draw_labels(canvas: Visualizer, items: Sequence[_Item], vocabulary: Vocabul
 
 
 def _draw_leader(canvas: Visualizer, place: LabelPlace, colour: Colour) -> None:
+    from matplotlib.lines import Line2D
+
     if place.leader is None:
         return
     xs, ys = (np.array(ends) / canvas.output.scale for ends in zip(*place.leader, strict=True))

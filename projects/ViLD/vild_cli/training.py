@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 
-from detectron2.engine import default_argument_parser
+from vild_cli.arguments import add_precision_argument, positive_float
 
-from vild.data import positive_float
-from vild.evaluation.ground_truth import TASKS
-from vild.precision import add_precision_argument
+TASKS = ("bbox", "segm")
 
 
 def training_parser() -> argparse.ArgumentParser:
     """Detectron2's arguments and this project's own."""
-    parser = default_argument_parser()
+    parser = detectron2_parser()
     parser.add_argument(
         "--resume-from", metavar="FILE", help="go on from this checkpoint of OUTPUT_DIR"
     )
@@ -47,6 +47,60 @@ def training_parser() -> argparse.ArgumentParser:
     add_precision_argument(group, "fp32")
     group.add_argument(
         "--eval-results", metavar="FILE", help="evaluate these detections, without a model"
+    )
+    return parser
+
+
+def detectron2_parser() -> argparse.ArgumentParser:
+    """Return what ``detectron2.engine.default_argument_parser()`` does, without importing it."""
+    program = sys.argv[0]
+    parser = argparse.ArgumentParser(
+        epilog=f"""
+Examples:
+
+Run on single machine:
+    $ {program} --num-gpus 8 --config-file cfg.yaml
+
+Change some config options:
+    $ {program} --config-file cfg.yaml MODEL.WEIGHTS /path/to/weight.pth SOLVER.BASE_LR 0.001
+
+Run on multiple machines:
+    (machine0)$ {program} --machine-rank 0 --num-machines 2 --dist-url <URL> [--other-flags]
+    (machine1)$ {program} --machine-rank 1 --num-machines 2 --dist-url <URL> [--other-flags]
+""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="path to config file")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="Whether to attempt to resume from the checkpoint directory. "
+        "See documentation of `DefaultTrainer.resume_or_load()` for what it means.",
+    )
+    parser.add_argument("--eval-only", action="store_true", help="perform evaluation only")
+    parser.add_argument("--num-gpus", type=int, default=1, help="number of gpus *per machine*")
+    parser.add_argument("--num-machines", type=int, default=1, help="total number of machines")
+    parser.add_argument(
+        "--machine-rank", type=int, default=0, help="the rank of this machine (unique per machine)"
+    )
+    # a port for each user: processes left over from an earlier run are noticed
+    user = os.getuid() if sys.platform != "win32" else 1
+    port = 2**15 + 2**14 + hash(user) % 2**14
+    parser.add_argument(
+        "--dist-url",
+        default=f"tcp://127.0.0.1:{port}",
+        help="initialization URL for pytorch distributed backend. See "
+        "https://pytorch.org/docs/stable/distributed.html for details.",
+    )
+    parser.add_argument(
+        "opts",
+        help="""
+Modify config options at the end of the command. For Yacs configs, use
+space-separated "PATH.KEY VALUE" pairs.
+For python-based LazyConfig, use "path.key=value".
+        """.strip(),
+        default=None,
+        nargs=argparse.REMAINDER,
     )
     return parser
 

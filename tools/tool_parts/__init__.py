@@ -1,0 +1,1 @@
+"""What the larger tools do, each in a module of its name, imported once arguments are parsed."""
