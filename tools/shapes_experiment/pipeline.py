@@ -18,7 +18,6 @@ from vild.storage.layout import MANIFEST
 
 TRAIN_NET = "projects/ViLD/train_net.py"
 PROPOSALS = 100  # a picture, kept in the stores
-DISTILLED_REGIONS = 60  # of them, embedded by the teacher for training
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,8 @@ class Pipeline:
         seed: of the data and of the trainings.
         options: KEY VALUE pairs of the configuration, for every training and evaluation.
         prefix: of the stages' names, where several pipelines are run together.
-        images: number of training and of validation pictures; None: as make_shapes.py has it.
+        images: number of training and of validation images; None: as make_shapes.py has it.
+        regions: of the proposals, that the teacher embeds of each training image.
     """
 
     folder: Path = Path("output/shapes")
@@ -38,6 +38,7 @@ class Pipeline:
     options: tuple[str, ...] = ()
     prefix: str = ""
     images: tuple[int, int] | None = None
+    regions: int = 60
 
     @property
     def data(self) -> str:
@@ -110,7 +111,7 @@ class Pipeline:
             )
         )
         for split, regions, stem in zip(
-            splits, (DISTILLED_REGIONS, PROPOSALS), ("train", "val"), strict=True
+            splits, (self.regions, PROPOSALS), ("train", "val"), strict=True
         ):
             stages.append(
                 Stage(
