@@ -13,55 +13,39 @@ import sys
 import time
 from pathlib import Path
 
-from shapes_experiment.methods import METHODS
-from shapes_experiment.pipeline import Pipeline, teacher_version
+from shapes_experiment.pipeline import Pipeline
+from shapes_experiment.quick import IMAGES, ROWS, quick_pipeline, quick_stages
 from vild.data import positive_int
 from vild.engine.progress import shown_time
 from vild.engine.stages import Stage, StageRunner, run_or_exit
 
 OUTPUT = Path("output/quickstart")
 PAGE = OUTPUT / "index.html"
-# rows of the table, in the order in which they are shown
-ROWS = {
-    "ensemble": "ViLD-ensemble",
-    "text_head": "its text head alone (ViLD-text)",
-    "image_head": "its image head alone (ViLD-image)",
-    "clip": "CLIP on cropped regions",
-}
-# two thirds of what the recipes, and `make benchmark-shapes`, take
-SHORT = ("SOLVER.MAX_ITER", "400", "SOLVER.STEPS", "(300, 360)")
+FIRST_PAGE = OUTPUT / "first.html"
 
 
 def build_stages(pipeline: Pipeline) -> list[Stage]:
-    """All stages, in order."""
-    data, *others = pipeline.prepare(SHORT)
-    teacher = Stage(
-        "teacher",
-        "see what that CLIP knows of base and novel classes",
-        ("tools/train_shapes_teacher.py", "--evaluate-only"),
-        (),
-        seconds=12,
-        version=teacher_version(),
-    )
-    ensemble = "vild_ensemble"
-    stages = [data, teacher, *others]
-    stages.append(
-        pipeline.train(
-            *("ensemble", ensemble, "train ViLD-ensemble on base classes"),
-            *(*SHORT, "TEST.EVAL_PERIOD", "200"),
-            weights=pipeline.baseline,
-            seconds=260,
-        )
-    )
-    for name, title in (
-        ("text_head", "evaluate its text head alone"),
-        ("image_head", "evaluate its image head alone"),
-    ):
-        options = METHODS[name].options
-        stages.append(pipeline.evaluate(name, ensemble, title, *options, trained="ensemble"))
-    title = "evaluate the CLIP itself on cropped regions"
-    stages.append(pipeline.evaluate("clip", "clip_on_crops", title, trained="rpn_baseline"))
+    """Return all stages, in order."""
+    stages = quick_stages(pipeline)
+    clip = next(n for n, stage in enumerate(stages) if stage.name == "clip")
+    stages.insert(clip + 1, first_page_stage(pipeline))
     return [*stages, page_stage(pipeline, stages)]
+
+
+def first_page_stage(pipeline: Pipeline) -> Stage:
+    """The stage that shows, before the long training, what CLIP alone finds."""
+    return Stage(
+        "first_page",
+        f"write a first page to look at meanwhile, {FIRST_PAGE}: what CLIP alone finds",
+        (
+            *("tools/result_page.py", "--dataset", f"{pipeline.data}_val"),
+            *("--out", str(FIRST_PAGE), "--title", "CLIP on cropped regions, on two cores"),
+            *("--run", f"{ROWS['clip']}={pipeline.folder / 'clip'}"),
+        ),
+        (FIRST_PAGE,),
+        ("clip",),
+        seconds=10,
+    )
 
 
 def page_stage(pipeline: Pipeline, stages: list[Stage]) -> Stage:
@@ -87,10 +71,10 @@ def page_stage(pipeline: Pipeline, stages: list[Stage]) -> Stage:
 
 def verdict(pipeline: Pipeline) -> tuple[bool, str]:
     """Whether the ensemble finds novel classes better than its text head, and the sentence."""
-    novel = {name: pipeline.figures(name)["APr"] for name in ("ensemble", "text_head")}
-    holds = novel["ensemble"] > novel["text_head"]
+    novel = {name: pipeline.figures(name)["APr"] for name in ("both_heads", "text_head")}
+    holds = novel["both_heads"] > novel["text_head"]
     return holds, (
-        f"AP of novel classes: ViLD-ensemble {novel['ensemble']:.1f}, its text head alone "
+        f"AP of novel classes: ViLD-ensemble {novel['both_heads']:.1f}, its text head alone "
         f"{novel['text_head']:.1f}: distillation {'helps' if holds else 'does NOT help'}."
     )
 
@@ -105,9 +89,8 @@ def main() -> int:
     )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of every configuration")
     args = parser.parse_args()
-    pipeline = Pipeline(
-        options=tuple(args.opts), images=tuple(args.images) if args.images else None
-    )
+    images = tuple(args.images) if args.images else IMAGES
+    pipeline = quick_pipeline(options=tuple(args.opts), images=images)
     runner = StageRunner(build_stages(pipeline), OUTPUT / "stages")
     begin = time.monotonic()
     worked = run_or_exit(runner, "`make quickstart`")

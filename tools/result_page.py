@@ -2,7 +2,7 @@
 r"""Write a result page: the table, pictures, AP of each class, curves, similarities, commands.
 
 python tools/result_page.py --dataset shapes_val --out output/result/index.html \
-    --run "ViLD-ensemble=output/shapes/ensemble" --run "CLIP on crops=output/shapes/clip" \
+    --run "ViLD-ensemble=output/shapes/both_heads" --run "CLIP on crops=output/shapes/clip" \
     --config-file configs/shapes/vild_ensemble.yaml \
     --weights output/shapes/ensemble/model_final.pth --regions output/shapes/embeddings/shapes_val
 

@@ -86,7 +86,7 @@ def test_the_table_has_means_and_deviations(tmp_path: Path) -> None:
     results = collect(pipelines, ["text"])
     assert summary(results, "text", "AP") == (15.0, pytest.approx(50**0.5))
     assert summary(collect(pipelines[:1], ["text"]), "text", "AP") == (10.0, 0.0)
-    assert to_markdown(results).splitlines()[2] == (
+    assert to_markdown(results, {"text": "ViLD-text"}).splitlines()[2] == (
         "| ViLD-text | 15.0 ± 7.1 | 7.5 ± 3.5 | 1.0 ± 0.0 | 2.0 ± 0.0 |"
     )
 
@@ -94,7 +94,7 @@ def test_the_table_has_means_and_deviations(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("ensemble", "holds"), [(30.1, True), (30.0, False), (20.0, False)])
 def test_the_quickstart_says_whether_it_holds(tmp_path: Path, ensemble: float, holds: bool) -> None:
     pipeline = Pipeline(tmp_path)
-    for name, ap in (("ensemble", ensemble), ("text_head", 30.0)):
+    for name, ap in (("both_heads", ensemble), ("text_head", 30.0)):
         file = pipeline.metrics(name)
         file.parent.mkdir(parents=True)
         text = json.dumps({"metrics": {"bbox": {"APr": ap}}})

@@ -30,7 +30,8 @@ class Pipeline:
         seed: of the data and of the trainings.
         options: KEY VALUE pairs of the configuration, for every training and evaluation.
         prefix: of the stages' names, where several pipelines are run together.
-        images: number of training and of validation pictures; None: as make_shapes.py has it.
+        images: number of training and of validation images; None: as make_shapes.py has it.
+        precision: of trainings and of the extraction of proposals: ``fp32`` or ``bf16``.
     """
 
     folder: Path = Path("output/shapes")
@@ -38,6 +39,7 @@ class Pipeline:
     options: tuple[str, ...] = ()
     prefix: str = ""
     images: tuple[int, int] | None = None
+    precision: str = "fp32"
 
     @property
     def data(self) -> str:
@@ -49,11 +51,12 @@ class Pipeline:
         """Checkpoint that proposals come from and that every detector begins with."""
         return self.folder / "rpn_baseline" / "model_final.pth"
 
-    def prepare(self, baseline_options: tuple[str, ...] = ()) -> list[Stage]:
-        """Stages up to the region embeddings; the first draws the pictures.
+    def prepare(self, baseline: str = "rpn_baseline") -> list[Stage]:
+        """Return the stages up to the region embeddings; the first draws the images.
 
         Args:
-            baseline_options: KEY VALUE pairs for the training of the class-agnostic detector.
+            baseline: config of the class-agnostic detector, a file in configs/shapes without its
+                ending.
         """
         pictures, text = shapes_folder(self.seed), self.folder / "text.safetensors"
         splits = (f"{self.data}_train_base", f"{self.data}_val")
@@ -85,9 +88,7 @@ class Pipeline:
                 version=teacher_version(),
             ),
             self.train(
-                *("rpn_baseline", "rpn_baseline"),
-                "train the class-agnostic detector on base classes",
-                *baseline_options,
+                *("rpn_baseline", baseline, "train the class-agnostic detector on base classes"),
                 weights=None,
                 test=False,
                 seconds=140,
@@ -102,6 +103,7 @@ class Pipeline:
                     *("tools/extract_proposals.py", "--weights", str(self.baseline)),
                     *("--config-file", "configs/shapes/rpn_baseline.yaml"),
                     *("--topk", str(PROPOSALS), "--out-dir", str(proposals)),
+                    *("--precision", self.precision),
                     *(word for split in splits for word in ("--split", split)),
                 ),
                 tuple(path for split in splits for path in _store(proposals / split)),
@@ -152,6 +154,8 @@ class Pipeline:
         """
         after = ("embeddings_train", "embeddings_val") if weights else ("shapes", "text_embeddings")
         begin = ("MODEL.WEIGHTS", str(weights)) if weights else ()
+        if self.precision != "fp32":
+            options += ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", self.precision)
         weights_file = self.folder / name / "model_final.pth"
         return Stage(
             self._name(name),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
-from shapes_experiment.methods import METHODS
 from shapes_experiment.pipeline import Pipeline
 
 COLUMNS = ("AP", "APr", "APc", "APf")
@@ -34,8 +33,8 @@ def summary(results: Results, method: str, column: str) -> tuple[float, float]:
     return fmean(values), stdev(values) if len(values) > 1 else 0.0
 
 
-def to_markdown(results: Results) -> str:
-    """The table, as Markdown."""
+def to_markdown(results: Results, labels: Mapping[str, str]) -> str:
+    """The table, as Markdown; ``labels`` are of its rows, by method."""
     seeds = next(iter(results.values()))
     lines = [
         f"| box AP on `shapes_seed{{{','.join(seeds)}}}_val` | {' | '.join(COLUMNS)} |",
@@ -46,5 +45,5 @@ def to_markdown(results: Results) -> str:
         for column in COLUMNS:
             mean, deviation = summary(results, method, column)
             cells.append(f"{mean:.1f} ± {deviation:.1f}")
-        lines.append(f"| {METHODS[method].label} | {' | '.join(cells)} |")
+        lines.append(f"| {labels[method]} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -83,6 +83,7 @@ class Record:
         peak_bytes: largest resident memory of one of its processes.
         title: of the stage.
         number: its place among the stages, from 0.
+        cpu_seconds: processor time of the attempt that finished.
     """
 
     identity: dict[str, Any]
@@ -91,6 +92,7 @@ class Record:
     peak_bytes: int
     title: str
     number: int
+    cpu_seconds: float = 0.0
 
     @property
     def command(self) -> str:
@@ -263,6 +265,7 @@ class StageRunner:
                 usage.ru_maxrss * unit,
                 stage.title,
                 self.stages.index(stage),
+                usage.ru_utime + usage.ru_stime,
             )
             with atomic_path(self._file(stage, "json")) as temporary:
                 temporary.write_text(json.dumps(vars(record), indent=1), encoding="utf-8")
