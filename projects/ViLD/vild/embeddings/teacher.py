@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from vild.embeddings.crops import INTERPOLATIONS
+from vild.precision import AUTO, PRECISIONS, autocast, resolve_precision
 
 if TYPE_CHECKING:
     import open_clip
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 OPENAI_MODEL, OPENAI_TAG = "ViT-B-32", "openai"  # the paper's teacher
 SHAPES_MODEL = "vild-shapes"  # the embedded benchmark's, in this package
 SHAPES_FOLDER = Path(__file__).parent / "shapes_teacher"  # its config and weights
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -248,7 +247,7 @@ class Teacher:
                 batch = tokens[index]
                 if lengths is not None:
                     batch = batch[:, : int(lengths[index].max())]
-                with self._autocast():
+                with autocast(self.precision, self.device):
                     embedded = self._embed_tokens(batch.to(self.device)).float()
                 rows.append(functional.normalize(embedded, dim=1).cpu())
                 bar.update(len(index))
@@ -307,24 +306,18 @@ class Teacher:
         if not normalised:
             mean, std = (values[:, None, None] for values in self.statistics)
             crops = (crops - mean) / std
-        with self._autocast():
+        with autocast(self.precision, self.device):
             embedded = self.model.encode_image(crops)
         return functional.normalize(embedded.float(), dim=1)
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, PRECISIONS[self.precision])
 
 
 def default_precision(device: str | torch.device) -> str:
     """Return the precision to embed crops in: ``bf16`` on GPUs that compute in it, else ``fp32``.
 
-    GPUs older than NVIDIA's Ampere emulate bf16, which takes longer than fp32.
+    On processors autocast saves nothing: open_clip's attention then copies its weights, which takes
+    as long as faster products save.
     """
-    device = torch.device(device)
-    ample = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return "bf16" if ample else "fp32"
+    return "fp32" if torch.device(device).type == "cpu" else resolve_precision(AUTO, device)
 
 
 def _three_numbers(values: Any) -> tuple[float, ...]:
