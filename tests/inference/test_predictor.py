@@ -241,6 +241,16 @@ def test_half_precision_finds_nearly_the_same(folder: Path) -> None:
     full = OpenVocabularyPredictor(config(folder), cache=folder / "cache")(picture)
     half = OpenVocabularyPredictor(config(folder), precision="bf16", cache=folder / "cache")
     assert torch.allclose(half(picture).scores.float(), full.scores, atol=0.05)
+    with pytest.raises(ValueError, match=r"^expected a precision of auto, fp32, .*, got 'fp8'$"):
+        OpenVocabularyPredictor(config(folder), precision="fp8")
+
+
+def test_the_precision_of_the_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is taken where it is asked for; by default detections do not depend on the machine."""
+    monkeypatch.setattr("vild.precision._cpu_computes_in_bf16", lambda: True)
+    for options, expected in (({}, "fp32"), ({"precision": "auto"}, "bf16")):
+        predictor = OpenVocabularyPredictor(config(folder), cache=folder / "cache", **options)
+        assert predictor.precision == expected
 
 
 @pytest.mark.parametrize(

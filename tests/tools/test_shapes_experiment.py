@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -170,6 +171,7 @@ def test_what_cannot_be_is_refused_in_one_line_before_the_work(
     tool: ModuleType,
     arguments: str,
     complaint: str,
+    run: Callable[..., int],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -178,10 +180,7 @@ def test_what_cannot_be_is_refused_in_one_line_before_the_work(
     (tmp_path / "FOLDER").mkdir()
     (tmp_path / "FOLDER" / "notes.txt").touch()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", [f"{tool.__name__}.py", *arguments.split()])
-    with pytest.raises(SystemExit) as ended:
-        tool.main()
-    assert ended.value.code == 2
+    assert run(tool, *arguments.split()) == 2
     assert complaint in capsys.readouterr().err.splitlines()[-1]
 
 
