@@ -76,10 +76,12 @@ class Forked:
         self._process.join()
 
 
-def run(words: Sequence[object], cwd: Path = ROOT, **env: str) -> tuple[int | None, str]:
+def run(
+    words: Sequence[object], cwd: Path = ROOT, timeout: float = 300, **env: str
+) -> tuple[int | None, str]:
     """Run a command to its end; returns its exit code and its output."""
     process = Forked(words, cwd, **env)
-    output = process.communicate()
+    output = process.communicate(timeout)
     return process.returncode, output
 
 

@@ -22,13 +22,14 @@ from ..forked import Forked
 from ..making import text_embeddings, tiny_model
 from .run_training import read_losses
 
-ITERATIONS = 14
+ITERATIONS = 24  # five kills, each some steps after the one before, have to fit
 
 
 def start(folder: Path, run: str, workers: int) -> Forked:
     return Forked(["-m", "tests.engine.run_training", folder, run, ITERATIONS, workers])
 
 
+@pytest.mark.slow
 def test_killed_at_five_moments_and_resumed(tmp_path: Path) -> None:
     """With 0 and with 2 loader workers in turn, which are sent every signal but one, too."""
     small_shapes.make(tmp_path, 6)
