@@ -36,6 +36,9 @@ def _config(output: Path, iterations: int) -> CfgNode:
             *("SOLVER.IMS_PER_BATCH", 1, "SOLVER.MAX_ITER", iterations, "SOLVER.STEPS", ()),
             # from random weights: nothing frozen, and a norm that does not wait for statistics
             *("MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.RESNETS.NORM", "GN", "SEED", 1),
+            # a tenth of the parameters
+            *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
+            *("MODEL.ROI_BOX_HEAD.FC_DIM", 128, "MODEL.FPN.OUT_CHANNELS", 64),
             *("SOLVER.BASE_LR", 0.001, "SOLVER.WARMUP_ITERS", 0),
             # so little training gives low scores: keep them all, of few proposals
             *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.RPN.POST_NMS_TOPK_TEST", 5),

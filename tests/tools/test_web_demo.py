@@ -181,6 +181,7 @@ def test_in_a_browser(server: str, browser: Any, picture: Path, tmp_path: Path) 
 NOT_TYPED = ("half a character", "empty lines")
 
 
+@pytest.mark.slow
 def test_the_page_works_after_everything_malformed(
     server: str, browser: Any, picture: Path, tmp_path: Path
 ) -> None:
