@@ -2,12 +2,14 @@
 PYTHON ?= python3
 RUN := $(PYTHON) tools/setup_env.py --run
 PYTEST_ARGS ?=
+# worksteal keeps neighbours together: fixtures of a module are made once
+PARALLEL := -n auto --dist worksteal
 DEMO_ARGS ?=
 DEMO_WORDS ?= striped blue heart, striped green bolt, dotted red hourglass, plain green circle, checkered white circle
 QUICKSTART := output/shapes/ensemble/model_final.pth
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint format quickstart demo benchmark-shapes clean
+.PHONY: help setup test test-slow test-all lint format quickstart demo benchmark-shapes clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -15,11 +17,14 @@ help:  ## show this list
 setup:  ## make the environment (.venv, unless a suitable one is active)
 	@$(PYTHON) tools/setup_env.py
 
-test:  ## the default tests: CPU, offline
-	@$(RUN) -m pytest -n auto $(PYTEST_ARGS)
+test:  ## the default tests: CPU, offline, about 4 minutes on two cores
+	@$(RUN) -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
-test-slow:  ## the long tests too
-	@$(RUN) -m pytest -m "not gpu" $(PYTEST_ARGS)
+test-slow:  ## the long tests alone, which `make test` leaves out
+	@$(RUN) -m pytest $(PARALLEL) -m "slow and not gpu" $(PYTEST_ARGS)
+
+test-all:  ## all tests but those that need a GPU: both of the above
+	@$(RUN) -m pytest $(PARALLEL) -m "not gpu" $(PYTEST_ARGS)
 
 lint:  ## ruff, mypy, codespell
 	@$(RUN) -m ruff check .

@@ -7,16 +7,21 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import multiprocessing
 
-# Two tests side by side must not take four threads on two cores.
+from . import forked  # noqa: F401 (what the server of forked processes imports)
+
+# Two tests side by side must not take four threads on two cores, nor the processes they start.
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 # Nothing here may reach out: code that would load weights from a hub has to fail at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -49,6 +54,13 @@ def pytest_report_header() -> list[str]:
         f"versions: {', '.join(found)}",
         f"detectron2 from {origin}; CUDA: {torch.version.cuda}, GPUs: {torch.cuda.device_count()}",
     ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _processes_of_launch_are_forked() -> None:
+    """From a server that has imported the libraries, which takes four seconds of a core each."""
+    forking = partial(multiprocessing.start_processes, start_method="forkserver")
+    multiprocessing.spawn = forking
 
 
 @pytest.fixture(scope="session")

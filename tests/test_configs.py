@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,20 @@ def coco_mini(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(FOLDER.parent)
 
 
+def parameters(paths: list[Path], slow: str) -> list[Any]:
+    """Paths as parameters of a test; those whose names match are slow ones."""
+    return [
+        pytest.param(
+            path,
+            id=f"{path.parent.name}/{path.stem}",
+            marks=[pytest.mark.slow] if re.search(slow, path.stem) else [],
+        )
+        for path in paths
+    ]
+
+
 @pytest.mark.usefixtures("coco_mini")
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("path", parameters(CONFIGS, slow="_r152"))
 def test_recipe_takes_a_step_and_detects(path: Path, tmp_path: Path) -> None:
     """As shipped but for its numbers of channels in the heads, on one small picture."""
     cfg = read_config(path)
@@ -161,7 +174,7 @@ def test_recipe_takes_a_step_and_detects(path: Path, tmp_path: Path) -> None:
 LSJ = [path for path in CONFIGS if path.stem.endswith("r50_fpn_lsj")]
 
 
-@pytest.mark.parametrize("path", LSJ, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("path", parameters(LSJ, slow="_(text|vild|image)_"))
 def test_the_official_schedule_trains_without_base_objects(path: Path, tmp_path: Path) -> None:
     """A batch without an object of a base class: the mask head gets no region at all."""
     cfg = read_config(path)
@@ -185,7 +198,7 @@ def test_the_official_schedule_trains_without_base_objects(path: Path, tmp_path:
     assert all(torch.equal(after[key], value) for key, value in before.items() if "running" in key)
 
 
-@pytest.mark.parametrize("sizes", [[(1024, 1024)], [(96, 64), (70, 131)]])
+@pytest.mark.parametrize("sizes", [[(512, 512)], [(96, 64), (70, 131)]])
 def test_the_official_pyramid_takes_any_size(sizes: list[tuple[int, int]]) -> None:
     """Images are padded to multiples of 64, and every level has half the cells of the last."""
     cfg = read_config(FOLDER / "LVIS" / "vild_text_r50_fpn_lsj.yaml")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from vild_cli.training import parse
+
+from .forked import run
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -119,7 +119,10 @@ def test_commands_of_the_guides_run_in_a_test_or_say_what_they_need() -> None:
             assert block[0] in NEEDS, block
 
 
-def test_the_examples_of_custom_data_and_words(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_examples_of_custom_data_and_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = ROOT / "docs" / "CUSTOM_DATA.md"
     text = page.read_text(encoding="utf-8")
     (yaml,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
@@ -136,17 +139,14 @@ def test_the_examples_of_custom_data_and_words(tmp_path: Path) -> None:
         "output/shapes/": "output/things/",
         '--vocabulary "striped': '--confidence-threshold 0 --vocabulary "striped',
     }
-    environ = {**os.environ, "OMP_NUM_THREADS": "1", "VILD_CACHE": str(tmp_path / "cache")}
-    environ.pop("DETECTRON2_DATASETS", None)
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
     for block in [*blocks(page), *blocks(ROOT / "docs" / "CUSTOM_VOCABULARY.md")]:
         for command in block:
             for large, small in smaller.items():
                 command = command.replace(large, small)
-            words = [sys.executable, "-W", "ignore", *shlex.split(command)[1:]]
-            done = subprocess.run(
-                words, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=300
-            )
-            assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+            words, cache = shlex.split(command)[1:], str(tmp_path / "cache")
+            code, output = run(words, tmp_path, OMP_NUM_THREADS="1", VILD_CACHE=cache)
+            assert code == 0, f"{command}\n{output[-3000:]}"
     out = tmp_path / "output" / "things"
     assert (out / "ensemble" / "things_val_metrics.json").is_file()
     assert (out / "index.html").stat().st_size > 100_000

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from vild.data.shapes import generate_shapes
+
+from .forked import Forked
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(
@@ -59,9 +58,9 @@ def smaller(command: str) -> list[str]:
         command = command.replace(large, small)
     words = shlex.split(command)
     if words[0] == "torchrun":
-        words[:1] = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run"]
+        words[:1] = ["-m", "torch.distributed.run"]
     else:
-        words[:1] = [sys.executable, "-W", "ignore"]
+        del words[0]
     words = [
         str(ROOT / w) if w.startswith(("tools/", "projects/", "configs/")) else w for w in words
     ]
@@ -92,19 +91,10 @@ def test_the_table_is_complete() -> None:
     assert all(found.values())
 
 
+@pytest.mark.slow
 def test_every_command_of_the_table(tmp_path: Path) -> None:
     generate_shapes(tmp_path / "shapes", train_images=4, val_images=2, progress=False)
-    environ = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path), "OMP_NUM_THREADS": "1"}
-
-    def start(words: list[str]) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            *(words,),
-            cwd=tmp_path,
-            env=environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    environ = {"DETECTRON2_DATASETS": str(tmp_path), "OMP_NUM_THREADS": "1"}
 
     for task, commands in rows().items():
         for command in commands:
@@ -113,13 +103,14 @@ def test_every_command_of_the_table(tmp_path: Path) -> None:
                     probe.bind(("127.0.0.1", 0))
                     meeting = f"127.0.0.1:{probe.getsockname()[1]}"
                 command = command.replace("ADDRESS:PORT", meeting).replace("--num-gpus 8 ", "")
-                running = [start(smaller(command.replace("RANK", rank))) for rank in "01"]
+                both = [smaller(command.replace("RANK", rank)) for rank in "01"]
+                running = [Forked(words, tmp_path, **environ) for words in both]
             else:
                 processes = "2" if task in TWO_PROCESSES else "1"
                 command = command.replace("--num-gpus 8", f"--num-gpus {processes}")
-                running = [start(smaller(command))]
+                running = [Forked(smaller(command), tmp_path, **environ)]
             for process in running:
-                output, _ = process.communicate(timeout=300)
+                output = process.communicate()
                 assert process.returncode == 0, f"{task}: {command}\n{output[-3000:]}"
 
     assert (tmp_path / "output/rpn_baseline/model_final.pth").is_file()

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -20,6 +17,7 @@ from vild.data.shapes import generate_shapes
 from vild.inference import OpenVocabularyPredictor
 from vild.modeling.official import resize
 
+from . import forked
 from .making import text_embeddings
 from .official import CONFIGS, config, converted
 
@@ -43,23 +41,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def run(repository: Path, folder: Path, tool: str, *args: str) -> None:
-    command = [sys.executable, "-W", "ignore", tool, *args]
-    command += [word for pair in SETTINGS.items() for word in pair]
+def run(folder: Path, tool: str, *args: str) -> None:
+    command = [tool, *args, *(word for pair in SETTINGS.items() for word in pair)]
     command += ["MODEL.WEIGHTS", str(folder / "model.pth")]
     command += ["MODEL.VILD.TEXT_EMBEDDINGS", str(folder / "text.safetensors")]
-    environ = {**os.environ, "DETECTRON2_DATASETS": str(folder)}
-    done = subprocess.run(
-        command, cwd=repository, env=environ, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    code, output = forked.run(command, DETECTRON2_DATASETS=str(folder))
+    assert code == 0, output[-3000:]
 
 
-def test_evaluation(folder: Path, repository: Path) -> None:
+def test_evaluation(folder: Path) -> None:
     file = str(CONFIGS / "vild_ensemble_r50.yaml")
     args = ["--config-file", file, "--eval-only", "--out", str(folder / "found.json")]
     output = ["DATASETS.TEST", "('shapes_val',)", "OUTPUT_DIR", str(folder / "run")]
-    run(repository, folder, "projects/ViLD/train_net.py", *args, *output)
+    run(folder, "projects/ViLD/train_net.py", *args, *output)
     found = json.loads((folder / "found.json").read_text(encoding="utf-8"))
     assert len(found) == 10
     for entry in found:
@@ -68,10 +62,10 @@ def test_evaluation(folder: Path, repository: Path) -> None:
         assert max(x + width, y + height) <= 160.01
 
 
-def test_demo(folder: Path, repository: Path) -> None:
+def test_demo(folder: Path) -> None:
     file, pictures = str(CONFIGS / "vild_ensemble_r50.yaml"), str(folder / "shapes" / "val")
     args = ["--config-file", file, "--input", pictures, "--results", str(folder / "demo.json")]
-    run(repository, folder, "tools/demo.py", *args, "--confidence-threshold", "0", "--opts")
+    run(folder, "tools/demo.py", *args, "--confidence-threshold", "0", "--opts")
     assert len(json.loads((folder / "demo.json").read_text(encoding="utf-8"))) == 10
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from detectron2.data import MetadataCatalog
 from vild.data.shapes import generate_shapes
 from vild_cli.training import parse
 
+from . import forked
 from .making import text_embeddings
 
 
@@ -26,69 +24,57 @@ def made(tmp_path: Path) -> None:
     text_embeddings(classes.thing_classes, 64, novel=novel).save(tmp_path / "text.safetensors")
 
 
-def run(repository: Path, tmp_path: Path, *args: str) -> str:
+def train_net(tmp_path: Path, *args: str) -> tuple[int | None, str]:
     command = [
-        *(sys.executable, "projects/ViLD/train_net.py"),
-        *("--config-file", "configs/shapes/vild_text.yaml", *args),
-        *("OUTPUT_DIR", str(tmp_path / "run"), "DATASETS.TEST", "('shapes_val',)"),
+        *("projects/ViLD/train_net.py", "--config-file", "configs/shapes/vild_text.yaml", *args),
+        *("OUTPUT_DIR", str(tmp_path / "run")),
+        *("MODEL.VILD.TEXT_EMBEDDINGS", str(tmp_path / "text.safetensors")),
+    ]
+    return forked.run(command, DETECTRON2_DATASETS=str(tmp_path))
+
+
+def run(tmp_path: Path, *args: str) -> str:
+    settings = [
+        *("DATASETS.TEST", "('shapes_val',)"),
         *("MODEL.RPN.POST_NMS_TOPK_TEST", "5", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
         *("TEST.DETECTIONS_PER_IMAGE", "5", "SOLVER.CHECKPOINT_PERIOD", "2"),
         *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8", "SOLVER.IMS_PER_BATCH", "1"),
-        *("MODEL.VILD.TEXT_EMBEDDINGS", str(tmp_path / "text.safetensors")),
     ]
-    environ = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path)}
-    done = subprocess.run(
-        command, cwd=repository, env=environ, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    code, output = train_net(tmp_path, *args, *settings)
+    assert code == 0, output[-3000:]
+    return output
 
 
-def test_trains_resumes_and_evaluates(repository: Path, tmp_path: Path) -> None:
+def test_trains_resumes_and_evaluates(tmp_path: Path) -> None:
     made(tmp_path)
-    log = run(repository, tmp_path, "SOLVER.MAX_ITER", "2")
+    log = run(tmp_path, "SOLVER.MAX_ITER", "2")
     assert "1 pictures a batch instead of the recipe's 8" in log
     assert "SOLVER.BASE_LR: 0.02 -> 0.0025" in log
     state = torch.load(tmp_path / "run" / "model_0000001.pth", weights_only=False)
     momentum = state["trainer"]["_trainer"]["optimizer"]["state"]
     assert any(float(s["momentum_buffer"].abs().sum()) > 0 for s in momentum.values())
 
-    log = run(repository, tmp_path, "--resume", "SOLVER.MAX_ITER", "3")
+    log = run(tmp_path, "--resume", "SOLVER.MAX_ITER", "3")
     assert "Starting training from iteration 2" in log
     lines = (tmp_path / "run" / "metrics.json").read_text(encoding="utf-8").splitlines()
     assert all(0 < json.loads(line).get("total_loss", 1) < 100 for line in lines)
 
-    log = run(
-        repository, tmp_path, "--eval-only", "MODEL.WEIGHTS", f"{tmp_path}/run/model_final.pth"
-    )
+    log = run(tmp_path, "--eval-only", "MODEL.WEIGHTS", f"{tmp_path}/run/model_final.pth")
     assert "Task: bbox" in log
     assert "Task: segm" in log
     assert "APr" in log
 
 
-def test_bad_input_is_one_line_before_anything_is_trained(repository: Path, tmp_path: Path) -> None:
+def test_bad_input_is_one_line_before_anything_is_trained(tmp_path: Path) -> None:
     made(tmp_path)
-    command = [
-        *(sys.executable, "projects/ViLD/train_net.py"),
-        *("--config-file", "configs/shapes/vild_text.yaml", "OUTPUT_DIR", str(tmp_path / "run")),
-        *("MODEL.VILD.TEXT_EMBEDDINGS", str(tmp_path / "text.safetensors")),
-    ]
-    environ = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path)}
     for options, message in (
         (("DATASETS.TEST", "('shapes_vla',)"), "in DATASETS.TEST, got 'shapes_vla'"),
         (("SOLVER.IMS_PER_BATCH", "0"), "expected SOLVER.IMS_PER_BATCH to be a number of at least"),
     ):
-        done = subprocess.run(
-            [*command, *options],
-            cwd=repository,
-            env=environ,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 1
-        assert message in done.stderr.splitlines()[-1]
-        assert "Traceback" not in done.stdout + done.stderr
+        code, output = train_net(tmp_path, *options)
+        assert code == 1
+        assert message in output.splitlines()[-1]
+        assert "Traceback" not in output
     assert not list(tmp_path.glob("run/*.pth"))
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ import pytest
 from vild.data import download as module
 from vild.data.download import ARCHIVES, Archive, fetch
 
+from ..forked import run
 from .conftest import contents, expect_small, make_coco, make_lvis, write_custom
 from .test_download import Server, make_zip, running
 
@@ -42,34 +40,23 @@ def main(repository: Path) -> Main:
     return lambda args: command.main(args)
 
 
-def start(repository: Path, folder: Path, *args: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, repository / "datasets" / "check_datasets.py", *args],
-        cwd=folder,
-        env={name: value for name, value in os.environ.items() if name != "DETECTRON2_DATASETS"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def squeezed(text: str) -> list[str]:
     """Lines with single spaces."""
     return [" ".join(line.split()) for line in text.splitlines()]
 
 
-def test_as_a_process_of_its_own(repository: Path, tmp_path: Path, server: Server) -> None:
+def test_as_a_process_of_its_own(
+    repository: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    command = repository / "datasets" / "check_datasets.py"
     (tmp_path / "root").mkdir()
     fake = make_zip({"lvis_v1_train.json": b"{}"})
     server.files["/LVIS/lvis_v1_train.json.zip"] = fake
-    args = ("--root", "root", "--download", "lvis", "--archive-base", server.url)
-    download = start(repository, tmp_path, *args)  # both at a time: most of it is the import
     write_custom(tmp_path)
-    check = start(repository, tmp_path, "--custom", "small.yaml", "--images", "all")
-
-    out, err = check.communicate(timeout=60)
-    assert check.returncode == 0, err
-    assert squeezed(out) == [
+    code, output = run([command, "--custom", "small.yaml", "--images", "all"], tmp_path)
+    assert code == 0, output
+    assert squeezed(output) == [
         "small (custom layout)",
         "./",
         "there images/",
@@ -80,9 +67,10 @@ def test_as_a_process_of_its_own(repository: Path, tmp_path: Path, server: Serve
         "small: ok (errors: 0, warnings: 0)",
     ]
 
-    out, err = download.communicate(timeout=60)
-    assert (download.returncode, out) == (1, "")
-    last = err.splitlines()[-1]
+    args = ("--root", "root", "--download", "lvis", "--archive-base", server.url)
+    code, output = run([command, *args], tmp_path)
+    assert code == 1
+    last = output.splitlines()[-1]
     assert last.startswith(f"error: {server.url}/LVIS/lvis_v1_train.json.zip: expected a file with")
     assert f"md5 4410d837f71203af226950447ef9d422, got {hashlib.md5(fake).hexdigest()}" in last
     assert files_below(tmp_path / "root") == []

@@ -3,8 +3,6 @@ import errno
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -57,15 +55,15 @@ def temporaries(folder: Path) -> list[str]:
 
 def killed_while_writing(target: Path) -> str:
     """Name of what a process leaves that is killed in the middle of a write."""
-    code = (
-        "import os, signal, sys\n"
-        "from vild.data.files import atomic_path\n"
-        "with atomic_path(sys.argv[1]) as temporary:\n"
-        "    temporary.write_bytes(b'half')\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(target)], check=False)
-    assert done.returncode == -signal.SIGKILL
+    child = os.fork()
+    if not child:
+        try:
+            with atomic_path(target) as temporary:
+                temporary.write_bytes(b"half")
+                os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     (name,) = temporaries(target.parent)
     return name
 

@@ -13,7 +13,13 @@ MODULES = (
 )
 
 
-@pytest.mark.parametrize("modules", [MODULES, MODULES[::-1]], ids=["order", "reverse"])
+@pytest.mark.parametrize(
+    "modules",
+    [
+        pytest.param(MODULES, id="order"),
+        pytest.param(MODULES[::-1], id="reverse", marks=pytest.mark.slow),
+    ],
+)
 def test_imports_in_a_clean_interpreter(modules: tuple[str, ...]) -> None:
     program = f"import {', '.join(modules)}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -36,6 +36,9 @@ def _config(output: Path, iterations: int) -> CfgNode:
             *("SOLVER.IMS_PER_BATCH", 1, "SOLVER.MAX_ITER", iterations, "SOLVER.STEPS", ()),
             # from random weights: nothing frozen, and a norm that does not wait for statistics
             *("MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.RESNETS.NORM", "GN", "SEED", 1),
+            # a tenth of the parameters
+            *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
+            *("MODEL.ROI_BOX_HEAD.FC_DIM", 128, "MODEL.FPN.OUT_CHANNELS", 64),
             *("SOLVER.BASE_LR", 0.001, "SOLVER.WARMUP_ITERS", 0),
             # so little training gives low scores: keep them all, of few proposals
             *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.RPN.POST_NMS_TOPK_TEST", 5),
@@ -46,8 +49,10 @@ def _config(output: Path, iterations: int) -> CfgNode:
 
 
 def test_mask_rcnn_trains_saves_resumes_and_evaluates(tmp_path: Path) -> None:
-    register_lvis_instances(NAME, {}, str(write_lvis_json(tmp_path / "data")), f"{tmp_path}/data/")
-    trainer = _Trainer(_config(tmp_path / "run", 5))
+    register_lvis_instances(
+        NAME, {}, str(write_lvis_json(tmp_path / "data", 2)), f"{tmp_path}/data/"
+    )
+    trainer = _Trainer(_config(tmp_path / "run", 2))
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     assert trainer.model.roi_heads.num_classes == 1203
     trainer.train()
@@ -58,13 +63,13 @@ def test_mask_rcnn_trains_saves_resumes_and_evaluates(tmp_path: Path) -> None:
         trained["roi_heads.box_predictor.cls_score.weight"],
     )
 
-    resumed = _Trainer(_config(tmp_path / "run", 7))
+    resumed = _Trainer(_config(tmp_path / "run", 3))
     resumed.resume_or_load(resume=True)
-    assert resumed.start_iter == 5
+    assert resumed.start_iter == 2
     for key, value in resumed.model.state_dict().items():
         torch.testing.assert_close(value, trained[key], rtol=0, atol=0, msg=key)
     resumed.train()
-    assert resumed.iter == 7
+    assert resumed.iter == 3
     results = _Trainer.test(resumed.cfg, resumed.model)
     for task in ("bbox", "segm"):
         assert 0 <= results[task]["AP"] <= 100

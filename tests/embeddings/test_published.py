@@ -119,6 +119,8 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
 }
 
 
+# what torch says of the kinds of tensors that are refused
+@pytest.mark.filterwarnings("ignore:(Sparse CSR|torch.quantize_per_tensor)")
 @pytest.mark.parametrize("name", REFUSED)
 def test_other_files_are_refused_in_one_line(tmp_path: Path, name: str) -> None:
     file, save, message = REFUSED[name]

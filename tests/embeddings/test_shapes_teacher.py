@@ -37,7 +37,7 @@ def test_it_is_an_open_clip_model_of_its_own_temperature(shipped: Teacher) -> No
     assert (SHAPES_FOLDER / "open_clip_model.safetensors").stat().st_size <= 8e6
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_novel_classes_are_recognised_zero_shot(shipped: Teacher, seed: int) -> None:
     classes = shapes_vocabulary(seed)
     rows = [ALL_COMPOSITIONS.index(c) for c in classes.compositions]

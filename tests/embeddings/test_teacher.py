@@ -50,6 +50,7 @@ def openai(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[torch.nn.
     path.unlink()
 
 
+@pytest.mark.slow
 def test_embeddings_equal_those_of_openai_s_code(openai: tuple[torch.nn.Module, Path]) -> None:
     reference, checkpoint = openai
     teacher = Teacher.load("ViT-B-32-quickgelu", str(checkpoint), "cpu")

@@ -6,8 +6,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,7 @@ from detectron2.utils.events import EventStorage
 from vild.engine import Trainer, launch
 
 from .. import small_shapes
-
-ROOT = Path(__file__).parents[2]
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+from ..forked import Forked
 
 
 @pytest.fixture(scope="module")
@@ -58,21 +54,13 @@ def command(folder: Path, output: Path, *arguments: str, **changes: Any) -> list
     ]
 
 
-def start(folder: Path, words: list[str], *python: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*(python or (sys.executable, "-W", "ignore")), *words],
-        cwd=ROOT,
-        env={**os.environ, "DETECTRON2_DATASETS": str(folder), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+def start(folder: Path, words: list[str]) -> Forked:
+    return Forked(words, DETECTRON2_DATASETS=str(folder), OMP_NUM_THREADS="1")
 
 
 def machines(
     folder: Path, output: Path, *extra: str, gpus: int = 1, **changes: Any
-) -> list[subprocess.Popen[str]]:
+) -> list[Forked]:
     url = f"tcp://127.0.0.1:{free_port()}"
     flags = ("--num-machines", "2", "--num-gpus", str(gpus), "--dist-url", url, *extra)
     return [
@@ -81,13 +69,18 @@ def machines(
     ]
 
 
-def outputs(processes: list[subprocess.Popen[str]], timeout: float = 240) -> list[str]:
+def outputs(processes: list[Forked], timeout: float = 240) -> list[str]:
     try:
-        return [process.communicate(timeout=timeout)[0] for process in processes]
+        return [process.communicate(timeout) for process in processes]
     finally:
         for process in processes:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
+
+
+def children(process: Forked) -> list[int]:
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return [int(pid) for pid in listed.split()]
 
 
 def losses(output: Path) -> dict[str, float]:
@@ -109,16 +102,16 @@ def test_two_machines_train_and_resume(gpus: int, folder: Path, tmp_path: Path) 
     assert "Starting training from iteration 3" in first
 
 
+@pytest.mark.slow
 def test_torchrun_trains_and_restarts_after_a_killed_process(folder: Path, tmp_path: Path) -> None:
     elastic = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "2")
     words = command(folder, tmp_path / "run", "--resume", SOLVER__MAX_ITER=6)
-    process = start(folder, words, *TORCHRUN, *elastic)
+    process = start(folder, ["-m", "torch.distributed.run", *elastic, *words])
     deadline = time.monotonic() + 180
     while not (tmp_path / "run" / "model_0000001.pth").exists() and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert process.poll() is None, process.communicate()[-3000:]
         time.sleep(0.05)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGKILL)
+    os.kill(children(process)[-1], signal.SIGKILL)
     (output,) = outputs([process])
     assert process.returncode == 0, output[-3000:]
     starts = [int(n) for n in re.findall(r"Starting training from iteration (\d+)", output)]
@@ -134,13 +127,7 @@ def test_a_killed_process_ends_the_job_and_it_resumes(folder: Path, tmp_path: Pa
     while not (tmp_path / "run" / "model_0000000.pth").exists() and time.monotonic() < deadline:
         assert all(p.poll() is None for p in processes)
         time.sleep(0.05)
-    (child,) = [
-        int(pid)
-        for pid in Path(f"/proc/{processes[1].pid}/task/{processes[1].pid}/children")
-        .read_text()
-        .split()
-        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    (child,) = children(processes[1])
     os.kill(child, signal.SIGKILL)
     begin = time.monotonic()
     first, second = outputs(processes)

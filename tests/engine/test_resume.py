@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,29 +18,23 @@ from vild.engine.hooks import CheckpointAndStop
 from vild.modeling import AtomicCheckpointer, load_weights
 
 from .. import small_shapes
+from ..forked import Forked
 from ..making import text_embeddings, tiny_model
 from .run_training import read_losses
 
-ITERATIONS = 14
+ITERATIONS = 24  # five kills, each some steps after the one before, have to fit
 
 
-def start(folder: Path, run: str, workers: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "ignore", "-m", "tests.engine.run_training"]
-    return subprocess.Popen(
-        [*command, str(folder), run, str(ITERATIONS), str(workers)],
-        cwd=Path(__file__).parents[2],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # its loader workers are killed with it
-    )
+def start(folder: Path, run: str, workers: int) -> Forked:
+    return Forked(["-m", "tests.engine.run_training", folder, run, ITERATIONS, workers])
 
 
+@pytest.mark.slow
 def test_killed_at_five_moments_and_resumed(tmp_path: Path) -> None:
     """With 0 and with 2 loader workers in turn, which are sent every signal but one, too."""
     small_shapes.make(tmp_path, 6)
     whole = start(tmp_path, "whole", 0)
-    output, _ = whole.communicate(timeout=300)
+    output = whole.communicate()
     assert whole.returncode == 0, output[-3000:]
     expected = read_losses(tmp_path / "whole" / "losses.jsonl")
     assert sorted(expected) == list(range(ITERATIONS))
@@ -66,14 +58,14 @@ def test_killed_at_five_moments_and_resumed(tmp_path: Path) -> None:
             process.send_signal(number)
         else:
             os.killpg(process.pid, number)
-        output, _ = process.communicate(timeout=60)
+        output = process.communicate(timeout=60)
         assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number), output
         if number != signal.SIGKILL:
             assert f"{number.name}: a checkpoint follows this step" in output
             last = (tmp_path / "broken" / "last_checkpoint").read_text()
             assert last == f"model_{max(read_losses(log)):07d}.pth"
     process = start(tmp_path, "broken", 2)
-    output, _ = process.communicate(timeout=300)
+    output = process.communicate()
     assert process.returncode == 0, output[-3000:]
 
     found = read_losses(log)

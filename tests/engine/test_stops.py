@@ -26,12 +26,13 @@ class Checkpointer:
 
 @pytest.fixture
 def stop() -> Iterator[CheckpointAndStop]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     hook = CheckpointAndStop(Checkpointer())  # type: ignore[arg-type]
     hook.trainer = type("T", (), {"iter": 7, "max_iter": 10})()
     hook.before_train()
     yield hook
     hook.after_train()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 def test_ctrl_c_writes_a_checkpoint(stop: CheckpointAndStop) -> None:

@@ -80,8 +80,14 @@ def assert_equal(found: Outputs, expected: Outputs, tolerance: float) -> None:
 @pytest.mark.parametrize(
     ("variant", "text_input"),
     [
-        *(("text", True), ("text", False), ("vild", True), ("vild", False)),
-        *(("ensemble", True), ("ensemble", False), ("image", True)),
+        *(("vild", False), ("ensemble", True)),
+        *(
+            pytest.param(*others, marks=pytest.mark.slow)
+            for others in (
+                *(("text", True), ("text", False), ("vild", True)),
+                *(("ensemble", False), ("image", True)),
+            )
+        ),
     ],
 )
 def test_every_variant(variant: str, text_input: bool, tmp_path: Path) -> None:
@@ -114,6 +120,7 @@ def test_every_variant(variant: str, text_input: bool, tmp_path: Path) -> None:
     assert_equal(run_onnx(folder, *inputs), expected, 1e-4)
 
 
+@pytest.mark.slow
 def test_the_backbone_and_mask_head_of_the_official_schedule(tmp_path: Path) -> None:
     """Sides are padded to multiples of 64, which a trace has to do for any image."""
     pytest.importorskip("onnxruntime")

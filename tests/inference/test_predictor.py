@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import gc
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from vild.embeddings.cache import CachedTextEncoder
 from vild.inference.predictor import OpenVocabularyPredictor
 
 from .. import small_shapes
+from ..forked import run
 
 WORDS = ["striped red star", "plain blue heart", "dotted green moon"]
 
@@ -152,11 +150,10 @@ def test_the_script_in_the_readme(folder: Path, tmp_path: Path) -> None:
     for given, here in paths.items():
         assert given in code, given
         code = code.replace(given, here)
-    environment = {**os.environ, "VILD_CACHE": str(tmp_path)}
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    said = done.stdout.splitlines()
+    (tmp_path / "script.py").write_text(code, encoding="utf-8")
+    exit_code, output = run([tmp_path / "script.py"], tmp_path, VILD_CACHE=str(tmp_path))
+    assert exit_code == 0, output
+    said = output.splitlines()
     assert len(said) == 5
     assert all(line.startswith(("striped red star 0.", "plain blue heart 0.")) for line in said)
 
@@ -416,6 +413,7 @@ def test_the_cache_keeps_the_newest_words(tmp_path: Path, monkeypatch: pytest.Mo
     assert again.encoded == 3
 
 
+@pytest.mark.slow
 def test_memory_returns_after_large_vocabularies(folder: Path) -> None:
     predictor = OpenVocabularyPredictor(config(folder), WORDS, cache=folder / "cache")
     picture = pictures(folder)[0]

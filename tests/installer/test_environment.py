@@ -6,6 +6,7 @@ import ast
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,13 @@ from installer.packages import CLIP, MendedPackage
 from installer.pip import Pip
 from installer.probe import check_torch_pair, probe
 from installer.wheels import BUILD_NOTE
+
+
+@pytest.fixture(scope="module")
+def here() -> dict[str, Any]:
+    """What is known of this environment."""
+    modules = (name for name in environment.REQUIRED if name != "vild")
+    return probe(Path(sys.executable), "numpy", *modules)
 
 
 @pytest.fixture
@@ -114,12 +122,15 @@ def test_torch_and_torchvision_must_be_a_pair(
         check_torch_pair(found, "the environment")
 
 
-def test_this_environment_s_pair_is_accepted() -> None:
-    check_torch_pair(probe(Path(sys.executable), "torch", "torchvision"), "this environment")
+def test_this_environment_s_pair_is_accepted(here: dict[str, Any]) -> None:
+    check_torch_pair(here, "this environment")
 
 
 def test_an_existing_detectron2_is_reported_and_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    here: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / "detectron2").mkdir()
     (tmp_path / "detectron2" / "__init__.py").write_text("__version__ = '9.9'\n", encoding="utf-8")
@@ -128,6 +139,10 @@ def test_an_existing_detectron2_is_reported_and_left_alone(
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError(f"pip was called: {args}")
 
+    def probe_detectron2(python: Path, *modules: str) -> dict[str, Any]:
+        return {**here, **probe(python, *(m for m in modules if m.startswith("detectron2")))}
+
+    monkeypatch.setattr(install, "probe", probe_detectron2)
     monkeypatch.setattr(Pip, "run", refuse)
     with caplog.at_level(logging.INFO, "setup"):
         install.install_mended_packages(Pip(Path(sys.executable)))
@@ -149,6 +164,11 @@ def test_an_older_build_of_ours_is_replaced(
         built.append(package.module)
         return work_dir / "x.whl"
 
+    def probe_clip(python: Path, *modules: str) -> dict[str, Any]:
+        here = {"version": "1", "origin": ""}
+        return {**dict.fromkeys(modules, here), "pair": {}, **probe(python, "clip")}
+
+    monkeypatch.setattr(install, "probe", probe_clip)
     monkeypatch.setattr(install, "build_wheel", build)
     monkeypatch.setattr(Pip, "run", lambda self, *args, doing: None)
     note.write_text(f"Recipe {CLIP.recipe}.", encoding="utf-8")
@@ -195,7 +215,7 @@ def test_every_required_module_is_here() -> None:
 
 
 def test_versions_that_are_there_bind_what_is_added(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    here: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bin").mkdir()
     calls: list[tuple[str, Path | None]] = []
@@ -204,8 +224,7 @@ def test_versions_that_are_there_bind_what_is_added(
     )
     monkeypatch.setattr(environment, "install_mended_packages", lambda pip: None)
     monkeypatch.setattr(environment, "_runs", lambda *args: True)
-    real = Path(sys.executable)
-    monkeypatch.setattr(environment, "probe", lambda python, *names: probe(real, *names))
+    monkeypatch.setattr(environment, "probe", lambda python, *names: here)
     environment._fill(tmp_path / "bin" / "python")
     doing, constraints = calls[-1]
     assert doing == "installing the project and what it depends on"

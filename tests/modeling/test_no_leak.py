@@ -42,7 +42,7 @@ def trained(folder: Path, variant: str) -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in trainer.model.state_dict().items()}
 
 
-@pytest.mark.parametrize("variant", ["text", "ensemble"])
+@pytest.mark.parametrize("variant", [pytest.param("text", marks=pytest.mark.slow), "ensemble"])
 def test_permuted_novel_labels_change_no_bit(variant: str, tmp_path: Path) -> None:
     small_shapes.make(tmp_path, 4)
     weights = trained(tmp_path, variant)

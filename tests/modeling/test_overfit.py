@@ -12,14 +12,8 @@ from .. import small_shapes
 ITERATIONS = 120
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [
-        pytest.param("text", marks=pytest.mark.slow),
-        pytest.param("vild", marks=pytest.mark.slow),
-        "ensemble",
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["text", "vild", "ensemble"])
 def test_eight_pictures_are_learned(variant: str, tmp_path: Path) -> None:
     small_shapes.make(tmp_path, 8)
     cfg = small_shapes.config(

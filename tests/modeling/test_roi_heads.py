@@ -356,7 +356,8 @@ def test_embeddings_of_given_regions_are_those_that_are_distilled(
     found = float(losses_of(model, batch)["loss_distill"].detach())
     images = model.preprocess_image(batch)
     boxes = [mapped["distill_regions"].proposal_boxes for mapped in batch]
-    student = model.roi_heads.embed_regions(model.backbone(images.tensor), boxes)
+    with torch.no_grad():
+        student = model.roi_heads.embed_regions(model.backbone(images.tensor), boxes)
     teacher = torch.cat([mapped["distill_regions"].teacher_embeddings for mapped in batch])
     teacher = nn.functional.normalize(teacher.float(), dim=1)
     assert student.shape == teacher.shape

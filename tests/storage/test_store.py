@@ -72,7 +72,9 @@ def _read_in_child(store: RecordStore, images: list[int]) -> None:
     assert_records(store, images)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize(
+    "method", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)]
+)
 def test_workers_open_the_shards_for_themselves(folder: Path, method: str) -> None:
     """Mistake 14: a handle opened before the workers fork and shared by them."""
     store = RecordStore(folder, "proposals")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +20,7 @@ from PIL import Image
 from vild.config import read_config
 
 from .. import small_shapes
+from .pages import ServedPage, served_page
 
 SIZES = [(60, 80), (90, 50), (70, 70), (48, 96), (64, 64), (80, 60), (50, 50)]
 
@@ -71,6 +72,13 @@ def small(tmp_path: Path):  # type: ignore[no-untyped-def]
     if data.split in DatasetCatalog.list():
         DatasetCatalog.remove(data.split)
         MetadataCatalog.remove(data.split)
+
+
+@pytest.fixture(scope="session")
+def page(opts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPage]:
+    """A served page whose uploads are limited to 1 MB."""
+    with served_page(tmp_path_factory.mktemp("page"), opts, "--max-upload-mb", "1") as page:
+        yield page
 
 
 @pytest.fixture

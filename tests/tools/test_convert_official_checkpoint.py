@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import torch
 from convert_official_checkpoint import checkpoint_prefix
 from vild.embeddings import TextEmbeddings
 
+from .. import forked
 from ..official import MODELS, converted, recorded, variables
 
 needs_tensorflow = pytest.mark.skipif(
@@ -22,15 +21,12 @@ needs_tensorflow = pytest.mark.skipif(
 )
 
 
-def run(repository: Path, folder: Path, *args: object) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *args: object) -> tuple[int | None, str]:
     names = folder / "names.txt"
     names.write_text("".join(f"class {n}\n" for n in range(60)), encoding="utf-8")
-    command = [
-        *(sys.executable, "tools/convert_official_checkpoint.py", *map(str, args)),
-        *("--out", str(folder / "model.pth"), "--text-out", str(folder / "text.safetensors")),
-        *("--vocabulary", str(names)),
-    ]
-    return subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=300)
+    outputs = ("--out", folder / "model.pth", "--text-out", folder / "text.safetensors")
+    command = ("tools/convert_official_checkpoint.py", *args, *outputs, "--vocabulary", names)
+    return forked.run(command)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +58,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @needs_tensorflow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_checkpoint_of_tensorflow_is_converted(
-    name: str, checkpoints: Path, repository: Path, tmp_path: Path
+    name: str, checkpoints: Path, tmp_path: Path
 ) -> None:
     arrays = recorded(name)
     np.save(tmp_path / "text.npy", arrays["text_embeddings_DxK"])
@@ -73,12 +69,12 @@ def test_a_checkpoint_of_tensorflow_is_converted(
         with tarfile.open(given, "w:gz", compresslevel=1) as archive:
             archive.add(checkpoints / name, arcname="resnet50_vild")
     files = ["--classifier", tmp_path / "text.npy", "--rare-masks", tmp_path / "mask.npy"]
-    done = run(repository, tmp_path, given, *files)
-    assert done.returncode == 0, done.stderr
-    assert f"evaluate with {converted(name).config}" in done.stdout
-    assert "the checkpoint's own classifier differs from it by at most 0.0e+00" in done.stdout
+    code, output = run(tmp_path, given, *files)
+    assert code == 0, output
+    assert f"evaluate with {converted(name).config}" in output
+    assert "the checkpoint's own classifier differs from it by at most 0.0e+00" in output
     base = int((arrays["rare_mask"][1:] != 0).sum())  # of names alone, all are novel
-    assert f"{base} of its novel flags differ from those of" in done.stdout
+    assert f"{base} of its novel flags differ from those of" in output
     loaded = torch.load(tmp_path / "model.pth", weights_only=True)["model"]
     assert set(loaded) == set(converted(name).state)
     assert all(torch.equal(loaded[key], value) for key, value in converted(name).state.items())
@@ -89,26 +85,24 @@ def test_a_checkpoint_of_tensorflow_is_converted(
 
 @needs_tensorflow
 @pytest.mark.parametrize("part", [".data", ".index"])
-def test_a_cut_checkpoint_is_refused(
-    part: str, checkpoints: Path, repository: Path, tmp_path: Path
-) -> None:
+def test_a_cut_checkpoint_is_refused(part: str, checkpoints: Path, tmp_path: Path) -> None:
     for file in (checkpoints / "vanilla").glob("model.ckpt*"):
         data = file.read_bytes()
         (tmp_path / file.name).write_bytes(data[: len(data) // 2] if part in file.name else data)
-    done = run(repository, tmp_path, tmp_path / "model.ckpt-180000")
-    assert done.returncode == 2
-    assert "is not a whole TensorFlow checkpoint" in done.stderr
+    code, output = run(tmp_path, tmp_path / "model.ckpt-180000")
+    assert code == 2
+    assert "is not a whole TensorFlow checkpoint" in output
     assert not (tmp_path / "model.pth").exists()
 
 
 @needs_tensorflow
 def test_text_embeddings_of_another_dimension_are_refused(
-    checkpoints: Path, repository: Path, tmp_path: Path
+    checkpoints: Path, tmp_path: Path
 ) -> None:
     np.save(tmp_path / "text.npy", np.ones((768, 60), np.float32))
-    done = run(repository, tmp_path, checkpoints / "vanilla", "--classifier", tmp_path / "text.npy")
-    assert done.returncode == 2
-    assert "(D, K) of shape (512, 60)" in done.stderr
+    code, output = run(tmp_path, checkpoints / "vanilla", "--classifier", tmp_path / "text.npy")
+    assert code == 2
+    assert "(D, K) of shape (512, 60)" in output
     assert not (tmp_path / "model.pth").exists()
 
 
@@ -156,8 +150,8 @@ def test_other_archives_are_refused(names: list[str], message: str, tmp_path: Pa
         pass
 
 
-def test_a_missing_file_is_named(repository: Path, tmp_path: Path) -> None:
-    done = run(repository, tmp_path, tmp_path / "gone.tar.gz")
-    assert done.returncode == 2
-    last = done.stderr.splitlines()[-1]
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    code, output = run(tmp_path, tmp_path / "gone.tar.gz")
+    assert code == 2
+    last = output.splitlines()[-1]
     assert last == f"error: expected a checkpoint at {tmp_path / 'gone.tar.gz'}: no such file"

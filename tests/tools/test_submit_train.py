@@ -7,9 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from submit_train import Training
+
 from .. import small_shapes
 
 
+@pytest.mark.slow
 def test_two_processes_of_a_local_job(repository: Path, tmp_path: Path) -> None:
     small_shapes.make(tmp_path, 2)
     command = [
@@ -31,13 +36,7 @@ def test_two_processes_of_a_local_job(repository: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "logs").glob("*_log.out"))) == 2
 
 
-def test_a_job_that_is_submitted_again_resumes(repository: Path) -> None:
-    script = (
-        "import sys; sys.path.insert(0, 'tools')\n"
-        "from submit_train import Training\n"
-        "again = Training(['--config-file', 'a.yaml'], 1).checkpoint().function\n"
-        "assert again.arguments == ['--resume', '--config-file', 'a.yaml']\n"
-        "assert again.checkpoint().function.arguments == again.arguments\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=repository, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
+def test_a_job_that_is_submitted_again_resumes() -> None:
+    again = Training(["--config-file", "a.yaml"], 1).checkpoint().function
+    assert again.arguments == ["--resume", "--config-file", "a.yaml"]
+    assert again.checkpoint().function.arguments == again.arguments

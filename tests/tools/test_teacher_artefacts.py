@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +25,7 @@ import vild.data
 from vild.embeddings import EmbeddingStore, Teacher, crop_and_resize, enlarge_boxes
 from vild.proposals import ProposalStore
 
+from .. import forked
 from ..data.test_custom import COCO_MINI, needs_photographs
 from .conftest import SIZES, SmallData
 
@@ -147,33 +145,30 @@ def test_machines_share_the_work(
         )
 
 
-def test_two_processes_by_the_command_line(
-    small: SmallData, propose: Run, embed: Run, repository: Path
-) -> None:
+def embed_by_two(small: SmallData, *more: object) -> tuple[int | None, str]:
+    """The command line, as a process that starts two; its exit code and its output."""
+    command = [
+        *("tools/extract_image_embeddings.py", "--model", "vild-shapes", "--num-processes", 2),
+        *("--out-dir", small.folder / "two", "--regions", 10, "--images-per-shard", 2),
+        *("--proposals", small.folder / "p" / small.split, *small.arguments, *more),
+    ]
+    return forked.run(command, OMP_NUM_THREADS="1")
+
+
+def test_two_processes_by_the_command_line(small: SmallData, propose: Run, embed: Run) -> None:
     assert propose() == 0
     assert embed() == 0
-    command = [
-        *(sys.executable, "-W", "ignore", "tools/extract_image_embeddings.py"),
-        *("--model", "vild-shapes", "--out-dir", small.folder / "two", "--regions", 10),
-        *("--proposals", small.folder / "p" / small.split, "--images-per-shard", 2),
-        *("--num-processes", 2, *small.arguments),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [str(c) for c in command], cwd=repository, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    code, output = embed_by_two(small)
+    assert code == 0, output
     assert shards(small.folder / "two" / small.split) == shards(small.folder / "e" / small.split)
 
 
-def test_a_failing_process_is_reported(
-    small: SmallData, propose: Run, embed: Run, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failing_process_is_reported(small: SmallData, propose: Run) -> None:
     assert propose() == 0
-    assert embed("e", "--num-processes", 2, "--pretrained", small.folder / "gone.pt") == 2
-    error = capfd.readouterr().err
-    assert "stopped" in error
-    assert "gone.pt" in error
+    code, output = embed_by_two(small, "--pretrained", small.folder / "gone.pt")
+    assert code == 2
+    assert "stopped" in output.splitlines()[-1]
+    assert "gone.pt" in output
 
 
 def test_unreadable_pictures(

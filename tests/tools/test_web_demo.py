@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from vild.inference import OpenVocabularyPredictor
 from vild.inference.web import Limits, PageDetector
 
 from .. import malformed, small_shapes
-from .pages import CONFIG, served_page, status
+from .pages import CONFIG, ServedPage, status
 
 PATIENCE = 120_000  # ms; two cores may be busy with other tests
 
@@ -48,6 +48,7 @@ def test_every_picture_gets_a_message(name: str, detector: PageDetector, tmp_pat
     assert (answer.picture is not None) == (message == malformed.FINE)
 
 
+@pytest.mark.filterwarnings("ignore:Glyph .* missing from font")  # matplotlib has no other fonts
 @pytest.mark.parametrize("name", malformed.WORDS)
 def test_all_words_get_a_message(name: str, detector: PageDetector, picture: Path) -> None:
     words, message = malformed.WORDS[name]
@@ -106,12 +107,9 @@ def test_a_failure_of_the_server_is_no_more_than_a_message(
 # the rest is about the page as it is served
 
 
-@pytest.fixture(scope="module")
-def server(opts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a page whose uploads are limited to 1 MB."""
-    folder = tmp_path_factory.mktemp("server")
-    with served_page(folder, opts, "--max-upload-mb", "1") as page:
-        yield page.address
+@pytest.fixture
+def server(page: ServedPage) -> str:
+    return page.address
 
 
 FIRST = "Drop an image first."
@@ -183,6 +181,7 @@ def test_in_a_browser(server: str, browser: Any, picture: Path, tmp_path: Path) 
 NOT_TYPED = ("half a character", "empty lines")
 
 
+@pytest.mark.slow
 def test_the_page_works_after_everything_malformed(
     server: str, browser: Any, picture: Path, tmp_path: Path
 ) -> None:

@@ -8,7 +8,6 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -129,12 +128,6 @@ def test_many_visitors_at_once(detector: PageDetector, picture: Path, tmp_path: 
         if answer.picture is not None:
             assert words[row][1] == malformed.FINE
             assert {row[0] for row in answer.rows} <= {name for name, _ in answer.words}
-
-
-@pytest.fixture(scope="module")
-def page(opts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPage]:
-    with served_page(tmp_path_factory.mktemp("visited"), opts, "--max-upload-mb", "1") as page:
-        yield page
 
 
 def upload(page: ServedPage, size: int = 1000, **headers: str) -> int:
