@@ -16,6 +16,7 @@ import quickstart
 import submit_train
 import train_coco_mini
 import train_shapes_teacher
+from shapes_experiment import quick
 from shapes_experiment.claims import claims_to_markdown, judge
 from shapes_experiment.methods import METHODS, distill
 from shapes_experiment.pipeline import TRAIN_NET, Pipeline, teacher_version
@@ -100,7 +101,7 @@ def test_the_quickstart_says_whether_it_holds(tmp_path: Path, ensemble: float, h
         file.parent.mkdir(parents=True)
         text = json.dumps({"metrics": {"bbox": {"APr": ap}}})
         file.write_text(text, encoding="utf-8")
-    found, sentence = quickstart.verdict(pipeline)
+    found, sentence = quick.verdict(pipeline)
     assert found == holds
     assert f"{ensemble:.1f}" in sentence
     assert ("NOT" in sentence) != holds
@@ -109,18 +110,18 @@ def test_the_quickstart_says_whether_it_holds(tmp_path: Path, ensemble: float, h
 def test_the_quickstart_fails_where_it_does_not_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(quickstart, "OUTPUT", tmp_path)
-    monkeypatch.setattr(quickstart, "build_stages", lambda pipeline: [])
-    monkeypatch.setattr(quickstart, "verdict", lambda pipeline: (False, "it does NOT help"))
+    monkeypatch.setattr(quick, "OUTPUT", tmp_path)
+    monkeypatch.setattr(quick, "build_stages", lambda pipeline: [])
+    monkeypatch.setattr(quick, "verdict", lambda pipeline: (False, "it does NOT help"))
     monkeypatch.setattr("sys.argv", ["quickstart.py"])
     assert quickstart.main() == 1
     assert "expected the ensemble above its text head" in capsys.readouterr().err
-    monkeypatch.setattr(quickstart, "verdict", lambda pipeline: (True, "it helps"))
+    monkeypatch.setattr(quick, "verdict", lambda pipeline: (True, "it helps"))
     assert quickstart.main() == 0
 
 
 def test_the_quickstart_is_made_of_the_configs_own_paths(repository: Path) -> None:
-    stages = quickstart.build_stages(Pipeline())
+    stages = quick.build_stages(Pipeline())
     StageRunner(stages, "unused")
     for stage in stages:
         if stage.command[0] == TRAIN_NET and "--eval-only" not in stage.command:

@@ -36,10 +36,8 @@ from vild.proposals import store as proposals
 from vild_cli import arguments, training
 
 ROOT = Path(__file__).parents[2]
-# these two import the package first
-SLOW = {"benchmark_detector.py", "quickstart.py"}
 TOOLS = [
-    *(f"tools/{p.name}" for p in sorted((ROOT / "tools").glob("*.py")) if p.name not in SLOW),
+    *(f"tools/{p.name}" for p in sorted((ROOT / "tools").glob("*.py"))),
     "projects/ViLD/train_net.py",
 ]
 # Runs command lines of the tools one after the other, and refuses to import what takes long.

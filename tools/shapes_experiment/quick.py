@@ -17,6 +17,9 @@ ROWS = {
     "clip": "CLIP on cropped regions",
 }
 IMAGES = (1200, 400)
+OUTPUT = Path("output/quickstart")
+PAGE = OUTPUT / "index.html"
+FIRST_PAGE = OUTPUT / "first.html"
 
 
 def quick_pipeline(
@@ -52,3 +55,58 @@ def quick_stages(pipeline: Pipeline) -> list[Stage]:
     ):
         stages.append(pipeline.evaluate(name, ensemble, title, *options, trained="ensemble"))
     return stages
+
+
+def build_stages(pipeline: Pipeline) -> list[Stage]:
+    """Return all stages, in order."""
+    stages = quick_stages(pipeline)
+    clip = next(n for n, stage in enumerate(stages) if stage.name == "clip")
+    stages.insert(clip + 1, first_page_stage(pipeline))
+    return [*stages, page_stage(pipeline, stages)]
+
+
+def first_page_stage(pipeline: Pipeline) -> Stage:
+    """The stage that shows, before the long training, what CLIP alone finds."""
+    return Stage(
+        "first_page",
+        f"write a first page to look at meanwhile, {FIRST_PAGE}: what CLIP alone finds",
+        (
+            *("tools/result_page.py", "--dataset", f"{pipeline.data}_val"),
+            *("--out", str(FIRST_PAGE), "--title", "CLIP on cropped regions, on two cores"),
+            *("--run", f"{ROWS['clip']}={pipeline.folder / 'clip'}"),
+        ),
+        (FIRST_PAGE,),
+        ("clip",),
+        seconds=10,
+    )
+
+
+def page_stage(pipeline: Pipeline, stages: list[Stage]) -> Stage:
+    """The stage that writes the page."""
+    runs = (f"{label}={pipeline.folder / name}" for name, label in ROWS.items())
+    weights = pipeline.folder / "ensemble" / "model_final.pth"
+    return Stage(
+        "page",
+        "write the result page",
+        (
+            *("tools/result_page.py", "--dataset", f"{pipeline.data}_val", "--out", str(PAGE)),
+            *("--title", "ViLD on two cores: what the quickstart found"),
+            *(word for run in runs for word in ("--run", run)),
+            *("--config-file", "configs/shapes/vild_ensemble.yaml", "--weights", str(weights)),
+            *("--regions", str(pipeline.folder / "embeddings" / f"{pipeline.data}_val")),
+            *("--stages", str(OUTPUT / "stages"), *pipeline.options),
+        ),
+        (PAGE,),
+        tuple(stage.name for stage in stages),
+        seconds=25,
+    )
+
+
+def verdict(pipeline: Pipeline) -> tuple[bool, str]:
+    """Whether the ensemble finds novel classes better than its text head, and the sentence."""
+    novel = {name: pipeline.figures(name)["APr"] for name in ("both_heads", "text_head")}
+    holds = novel["both_heads"] > novel["text_head"]
+    return holds, (
+        f"AP of novel classes: ViLD-ensemble {novel['both_heads']:.1f}, its text head alone "
+        f"{novel['text_head']:.1f}: distillation {'helps' if holds else 'does NOT help'}."
+    )

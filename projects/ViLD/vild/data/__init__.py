@@ -10,7 +10,6 @@ from vild.data.registry import register_builtin, register_split, register_splits
 from vild.data.shapes import register_made_shapes, register_shapes
 from vild.data.splits import COCO_BASE, COCO_NOVEL, novel_flags
 from vild.data.vocabulary import Vocabulary
-from vild_cli.arguments import positive_int
 
 __all__ = [
     "COCO_BASE",
@@ -23,7 +22,6 @@ __all__ = [
     "find_split",
     "load_records",
     "novel_flags",
-    "positive_int",
     "read_annotations",
     "read_image",
     "register_builtin",
