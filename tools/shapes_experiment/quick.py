@@ -74,6 +74,7 @@ def first_page_stage(pipeline: Pipeline) -> Stage:
             *("tools/result_page.py", "--dataset", f"{pipeline.data}_val"),
             *("--out", str(FIRST_PAGE), "--title", "CLIP on cropped regions, on two cores"),
             *("--run", f"{ROWS['clip']}={pipeline.folder / 'clip'}"),
+            *("--threshold", "0.9"),  # a softmax without background scores high everywhere
         ),
         (FIRST_PAGE,),
         ("clip",),
