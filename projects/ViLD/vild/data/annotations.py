@@ -98,7 +98,7 @@ def read_annotations(
         crowds_are_objects: treat ``iscrowd: 1`` as a single object, as CVAT means it.
 
     Raises:
-        ValueError: the file is missing or has errors; the message quotes the first ones.
+        ValueError: the file is missing or has errors; the message gives the first one.
     """
     found = decode_annotations(json_file, crowds_are_objects)
     problems = found.findings.problems()

@@ -117,7 +117,7 @@ def image_pixels(image: Image.Image) -> np.ndarray:
 
 
 def _decode(file: BinaryIO, max_pixels: int | None) -> np.ndarray:
-    """Decode an open file as :func:`read_image` describes; let Pillow's errors pass."""
+    """Decode an open file for :func:`read_image`; Pillow's errors are not caught."""
     with warnings.catch_warnings():
         # Pillow warns from MAX_IMAGE_PIXELS (common for panoramas) and raises from twice that
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -269,7 +269,7 @@ def _counts(found: Annotations, expected: Mapping[str, int]) -> Counts:
 
 
 def _count_objects(split: SplitReport, dataset_name: str) -> None:
-    """Count the objects of base and novel classes, and report empty groups."""
+    """Count the objects of base and novel classes, and report classes without objects."""
     assert split.counts is not None
     metadata = MetadataCatalog.get(dataset_name)
     objects = split.counts.objects

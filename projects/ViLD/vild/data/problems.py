@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-_SHOWN, _LONGEST = 5, 400  # names per message, and their total length in characters
+_SHOWN, _LONGEST = 5, 400  # names per message, characters per name
 _INVALID = "entries of COCO's format, got {n} others: {names}. Mend the json."
 _BY_NAMES = "Mend the json: the classifier distinguishes classes by their names."
 
@@ -121,7 +121,7 @@ class Findings:
         """Add problems of a kind.
 
         Args:
-            kind: a key of ``_TEXTS``.
+            kind: a kind in ``_TEXTS``.
             names: entries of the file that have the problem.
             values: other values in the message.
         """

@@ -169,7 +169,7 @@ class TrainingLoader:
             num_workers=self.workers,
             collate_fn=list,
             worker_init_fn=_one_thread,
-            generator=torch.Generator(),  # otherwise the global one would be used
+            generator=torch.Generator(),  # or it would draw from the global one
         )
         for batch in loader:
             yield [self.complete(x) for x in batch] if self.complete is not None else batch

@@ -43,7 +43,7 @@ class TextEmbeddings:
         vocabulary: K names, synonyms and novel flags.
         temperature: the teacher's temperature; cosines are divided by it.
         teacher: name of the teacher.
-        fingerprint: sha256 of the teacher's weights; empty if unknown (imported files).
+        fingerprint: :attr:`Teacher.fingerprint`; empty if unknown (imported files).
         templates: name of the prompt set, or the templates themselves, one per line.
         synonyms: whether embeddings were averaged over synonyms.
 
