@@ -1,4 +1,4 @@
-"""Small data sets on disk; those that a test registers are gone after it."""
+"""Small datasets on disk; those that a test registers are removed after it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def write_image(path: Path, width: int = WIDTH, height: int = HEIGHT) -> None:
 
 
 def contents(names: list[str], *, coco_url: bool = False, categories: int = 3) -> Contents:
-    """Annotations of one object of every class per image: id 102 is that of class 2 in image 1.
+    """Return annotations with one object of every class per image; 102 is class 2 in image 1.
 
-    LVIS names images by address, COCO by file name.
+    LVIS refers to images by URL, COCO by file name.
     """
     images: list[dict[str, Any]] = []
     for index, name in enumerate(names):
@@ -63,7 +63,7 @@ def write_json(path: Path, data: Contents) -> None:
 
 
 def make_lvis(root: Path, flat: bool = False) -> tuple[Path, Path]:
-    """A small LVIS; returns the folders of its json files and of its images."""
+    """Write a small LVIS; return the folders of its json files and of its images."""
     annotations = root / ("annotations" if flat else "lvis")
     images = root if flat else root / "coco"
     names = {
@@ -78,7 +78,7 @@ def make_lvis(root: Path, flat: bool = False) -> tuple[Path, Path]:
 
 
 def make_coco(root: Path, flat: bool = False) -> Path:
-    """A small COCO; returns the folder that all of it lies in."""
+    """Write a small COCO; return the folder that contains it."""
     folder = root if flat else root / "coco"
     for split, names in (("train", ["1.jpg", "2.jpg", "3.jpg"]), ("val", ["4.jpg", "5.jpg"])):
         data = contents(names)
@@ -90,7 +90,7 @@ def make_coco(root: Path, flat: bool = False) -> Path:
     return folder
 
 
-def expect_small(monkeypatch: pytest.MonkeyPatch) -> None:  # else they are not the official ones
+def expect_small(monkeypatch: pytest.MonkeyPatch) -> None:  # instead of the official numbers
     groups = {"classes": 3, "frequent classes": 1, "common classes": 1, "rare classes": 1}
     monkeypatch.setitem(EXPECTED, ("lvis", "train"), {"images": 3, **groups})
     monkeypatch.setitem(EXPECTED, ("lvis", "val"), {"images": 2, **groups})
@@ -101,7 +101,7 @@ def expect_small(monkeypatch: pytest.MonkeyPatch) -> None:  # else they are not 
 def write_custom(
     folder: Path, data: Contents | None = None, split: str = "val", more: str = ""
 ) -> Path:
-    """A custom data set with one split; its images are written, ``data`` is as given.
+    """Write a custom dataset with one split: its images, and ``data`` as the json.
 
     Args:
         more: lines to add to the yaml.
@@ -125,13 +125,13 @@ def texts(report: DatasetReport, severity: str = "error") -> list[str]:
 
 
 def only_text(report: DatasetReport, severity: str = "error") -> str:
-    """The text of the only problem there is, which has to be of that severity."""
+    """Return the text of the only problem, which must have this severity."""
     assert [problem.severity for problem in report.problems] == [severity], report.problems
     return report.problems[0].text
 
 
 def problems_of(report: DatasetReport) -> list[tuple[str, str]]:
-    """Severity and text of all problems, which are of the only split, after its json's name."""
+    """Return severity and text, without the json's name, of all problems of the only split."""
     (split,) = report.splits
     start = f"{split.json_file}: expected "
     assert all(problem.text.startswith(start) for problem in report.problems), report.problems
@@ -139,7 +139,7 @@ def problems_of(report: DatasetReport) -> list[tuple[str, str]]:
 
 
 def objects_of(report: DatasetReport) -> dict[str, int]:
-    """Objects of base and of novel classes in the only split."""
+    """Return the numbers of base and of novel objects in the only split."""
     (split,) = report.splits
     assert split.counts is not None
     return dict(split.counts.objects)
@@ -151,7 +151,7 @@ Spec = dict[str, Any]
 
 
 def bird_contents(**image_keys: object) -> dict[str, Any]:
-    """Twelve images: crows and ospreys in all of them, sparrows and one kite in the first."""
+    """Return twelve images: crows and ospreys in all, sparrows and one kite in the first."""
     shown = [(1, 4), (1, 8), *((image, id) for image in range(1, 13) for id in (2, 6))]
     return {
         "images": [
@@ -165,7 +165,7 @@ def bird_contents(**image_keys: object) -> dict[str, Any]:
 
 @pytest.fixture
 def spec(tmp_path: Path) -> Spec:
-    """A description of two splits whose files lie in ``tmp_path / "birds"``."""
+    """Return a description of two splits whose files lie in ``tmp_path / "birds"``."""
     for split in ("train", "val"):
         write(tmp_path / "birds", bird_contents(), f"{split}.json")
         (tmp_path / "birds" / split).mkdir()

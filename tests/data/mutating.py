@@ -1,4 +1,4 @@
-"""A sound data set of four images, and ways to break the files that describe it."""
+"""A valid dataset of four images, and ways to break the files that describe it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLASSES = ("plain red star", "striped blue heart", "dotted green ring")
 
 
 def sound_annotations() -> dict[str, Any]:
-    """Annotations with a polygon, run lengths, no mask and a crowd."""
+    """Return annotations with a polygon, run lengths, no mask and a crowd."""
     masks: list[Any] = [
         [[4, 4, 20, 4, 20, 20, 4, 20]],
         {"size": [HEIGHT, WIDTH], "counts": [4 * HEIGHT + 4, 16, 24, 16, HEIGHT * WIDTH - 220]},
@@ -50,7 +50,7 @@ def sound_annotations() -> dict[str, Any]:
 
 
 def sound_results() -> list[dict[str, Any]]:
-    """Detections with boxes and masks."""
+    """Return detections with boxes and masks."""
     counts = [4 * HEIGHT + 4, 16, 24, 16, HEIGHT * WIDTH - 220]
     return [
         {
@@ -66,7 +66,7 @@ def sound_results() -> list[dict[str, Any]]:
 
 
 def sound_yaml() -> dict[str, Any]:
-    """The description of the data set."""
+    """Return the description of the dataset."""
     return {
         "name": "mutated",
         "train": {"json": "train.json", "images": "images"},
@@ -76,7 +76,7 @@ def sound_yaml() -> dict[str, Any]:
 
 
 def write_data_set(folder: Path) -> Path:
-    """Write the sound data set; returns its yaml."""
+    """Write the valid dataset; return its yaml."""
     (folder / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)
     for i in range(1, 5):
@@ -90,12 +90,12 @@ def write_data_set(folder: Path) -> Path:
 
 
 def write_json(path: Path, contents: Any) -> None:
-    """NaN included, as Python and pandas write it."""
+    """Write json that may contain NaN, as Python and pandas write it."""
     path.write_text(json.dumps(contents), encoding="utf-8")
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Paths of all values below ``value``."""
+    """Yield the paths of all values below ``value``."""
     items: Any = ()
     if isinstance(value, dict):
         items = value.items()
@@ -118,7 +118,7 @@ VALUES: tuple[Any, ...] = (
 
 @st.composite
 def mutations(draw: st.DrawFn, sound: Any) -> Any:
-    """``sound`` after one to three mutations."""
+    """Return ``sound`` after one to three mutations."""
     contents = copy.deepcopy(sound)
     for _ in range(draw(st.integers(1, 3))):
         known = list(places(contents))

@@ -1,4 +1,4 @@
-"""Annotations in COCO's and LVIS's format become the records that Detectron2's loaders give."""
+"""COCO and LVIS annotations give the same records as Detectron2's loaders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vild.data.dataset_mapper import ViLDDatasetMapper
 
 SQUARE = [2.0, 2.0, 12.0, 2.0, 12.0, 12.0, 2.0, 12.0]
 TRIANGLE = [1, 1, 9, 1, 5, 8]
-# 20 × 30 pixels in columns; the third to fifth column are the crowd
+# 20 × 30 pixels in column-major order; columns three to five are the crowd
 UNCOMPRESSED = {"size": [20, 30], "counts": [40, 60, 500]}
 
 Contents = dict[str, Any]
@@ -36,7 +36,7 @@ def write(folder: Path, contents: object, name: str = "instances.json") -> Path:
 
 
 def annotation(id: int, image_id: int, category_id: int, **more: object) -> dict[str, Any]:
-    """An annotation; a square of COCO's kind unless ``more`` says otherwise."""
+    """Return an annotation: a square in COCO's format, with ``more`` keys."""
     return {
         "id": id,
         "image_id": image_id,
@@ -50,7 +50,7 @@ def annotation(id: int, image_id: int, category_id: int, **more: object) -> dict
 
 
 def coco_contents() -> Contents:
-    """Three pictures and three classes, none of them in the order of the ids."""
+    """Return three images and three classes, neither in the order of their ids."""
     compressed = mask_util.encode(np.asfortranarray(np.eye(20, 30, dtype=np.uint8)))
     compressed["counts"] = compressed["counts"].decode()
     return {
@@ -117,7 +117,7 @@ def test_coco_records_equal_detectron2s(tmp_path: Path, request: pytest.FixtureR
         for instance in record["annotations"]:
             mask = instance.get("segmentation")
             if isinstance(mask, dict) and isinstance(mask["counts"], bytes):
-                mask["counts"] = mask["counts"].decode()  # text, as in json
+                mask["counts"] = mask["counts"].decode()  # str, as in json
     assert records == expected
     assert [record["image_id"] for record in records] == [4, 7, 9]
     assert [len(record["annotations"]) for record in records] == [3, 0, 2]
@@ -128,7 +128,7 @@ def test_lvis_records_equal_detectron2s(tmp_path: Path) -> None:
     records = load_records(path, tmp_path, {1: 0, 2: 1, 3: 2})
     for record in records:
         for instance in record["annotations"]:
-            assert instance.pop("iscrowd") == 0  # COCO's key alone; Detectron2's loader adds none
+            assert instance.pop("iscrowd") == 0  # a key of COCO; the loader adds none
     assert records == load_lvis_json(str(path), f"{tmp_path}/", extra_annotation_keys=["area"])
     assert [record["file_name"] for record in records] == [
         str(tmp_path / "train2017" / "000000000005.jpg"),
@@ -195,7 +195,7 @@ def test_dropped_rows_and_ids_leave_the_pictures(tmp_path: Path) -> None:
 
 
 def rows_of(records: list[dict[str, Any]]) -> list[list[int]]:
-    """Rows of the annotations, one list a picture."""
+    """Return the rows of the annotations, one list per image."""
     return [[a["category_id"] for a in record["annotations"]] for record in records]
 
 
@@ -334,7 +334,7 @@ def test_bad_records_are_named(
 def test_frequencies_are_counted_in_pictures(tmp_path: Path) -> None:
     counts = {1: 0, 2: 10, 3: 11, 4: 100, 5: 101}
     pairs = [(category, image) for category, n in counts.items() for image in range(n)]
-    pairs += [(2, 0)] * 50  # more instances in a picture are still one picture
+    pairs += [(2, 0)] * 50  # several instances in an image count as one image
     contents = {
         "images": [{"id": i, "file_name": f"{i}.jpg", "height": 9, "width": 9} for i in range(101)],
         "annotations": [annotation(n, image, c) for n, (c, image) in enumerate(pairs)],
@@ -346,7 +346,7 @@ def test_frequencies_are_counted_in_pictures(tmp_path: Path) -> None:
 
 
 def test_frequencies_of_the_json_are_taken(tmp_path: Path) -> None:
-    contents = lvis_contents()  # its own counts would make every class rare
+    contents = lvis_contents()  # its counts would make every class rare
     categories = read_annotations(write(tmp_path, contents)).categories
     assert [(c.id, c.frequency, c.image_count) for c in categories] == [
         *((1, "f", 7), (2, "c", 14), (3, "r", 21))

@@ -1,4 +1,4 @@
-"""Thin images stay images, and cropping needs no shapely."""
+"""Thin images keep at least one pixel per side, and cropping does not need shapely."""
 
 from __future__ import annotations
 
@@ -139,12 +139,12 @@ def test_crops_of_polygons_need_no_further_package(
         drawn = instances.gt_masks.crop_and_resize(boxes, 28).float()
         assert (drawn.mean(dim=(1, 2)) > 0.2).all()
         counts.add(len(instances))
-    assert counts == {1, 2}  # the square is outside of some
+    assert counts == {1, 2}  # the square is outside of some crops
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_boxes_of_what_is_shown(seed: int) -> None:
-    """As of the pixels' centres that lie in the outline, to a pixel of a fine grid."""
+    """Compare with the pixel centres inside the outline, to within a pixel of a fine grid."""
     draw = np.random.default_rng(seed)
     grid = 8
     for _ in range(20):
@@ -164,7 +164,7 @@ def test_boxes_of_what_is_shown(seed: int) -> None:
 @pytest.mark.parametrize(
     ("outline", "expected"),
     [
-        ([-9, -9, 99, -9, 99, 99, -9, 99], [0, 0, 40, 30]),  # all of the image lies in it
+        ([-9, -9, 99, -9, 99, 99, -9, 99], [0, 0, 40, 30]),  # it contains the whole image
         ([5, 5, 20, 5, 20, 20], [5, 5, 20, 20]),
         ([-20, 10, 20, 10, 20, 20, -20, 20], [0, 10, 20, 20]),
         ([30, -20, 60, 10, 30, 10], [30, 0, 40, 10]),

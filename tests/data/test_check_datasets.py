@@ -1,4 +1,4 @@
-"""The command datasets/check_datasets.py: what it prints, its exit code, and its downloads."""
+"""The command datasets/check_datasets.py: output, exit code and downloads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture
 def main(repository: Path) -> Main:
-    """The command's entry, called in this process."""
+    """Return the command's main function, to be called in this process."""
     path = repository / "datasets" / "check_datasets.py"
     spec = importlib.util.spec_from_file_location("check_datasets", path)
     assert spec is not None
@@ -41,7 +41,7 @@ def main(repository: Path) -> Main:
 
 
 def squeezed(text: str) -> list[str]:
-    """Lines with single spaces."""
+    """Return the lines with single spaces."""
     return [" ".join(line.split()) for line in text.splitlines()]
 
 
@@ -92,7 +92,7 @@ def test_nothing_there_is_told_entry_by_entry(
         "missing lvis_v1_train.json",
     ]
     assert lines[-1] == "lvis, coco: FAILED (errors: 8, warnings: 0)"
-    assert files_below(tmp_path) == []  # nothing is downloaded unasked
+    assert files_below(tmp_path) == []  # nothing is downloaded unless requested
 
 
 def test_both_official_data_sets_in_the_flat_layout(
@@ -112,7 +112,7 @@ def test_both_official_data_sets_in_the_flat_layout(
     opened = "3 images opened"
     assert f"train: 3 images, 9 annotations, 3 classes (1 c, 1 f, 1 r); {opened}" in lines
     assert f"train: 3 images, 9 annotations, 3 classes (3 r); {opened}" in lines  # COCO's: counted
-    assert not any(line.startswith("objects: ") for line in lines)  # nothing says what is novel
+    assert not any(line.startswith("objects: ") for line in lines)  # the novel classes are unknown
     assert lines[-1] == "lvis, coco: ok (errors: 0, warnings: 0)"
 
 
@@ -188,10 +188,10 @@ def test_options_of_the_download_alone_are_refused(main: Main, args: list[str]) 
 def serve_archives(
     server: Server, monkeypatch: pytest.MonkeyPatch, coco: Path | None = None
 ) -> None:
-    """Small archives with the official ones' names and folders, known by their checksums.
+    """Serve small archives with the official names and folders, and adapt the checksums.
 
     Args:
-        coco: take COCO's files from here instead of making up some.
+        coco: folder to take COCO's files from; made up if missing.
     """
     members: dict[str, dict[str, bytes]] = {
         "train2017.zip": {"train2017/1.jpg": b"1", "train2017/2.jpg": b"2"},
@@ -248,7 +248,7 @@ def test_fetch_fills_the_layout_and_a_second_one_asks_for_nothing(
 
     assert fetch("lvis", tmp_path, **options) == []
     assert len(server.requests) == 4
-    # COCO has the same pictures
+    # COCO has the same images
     (filled,) = fetch("coco", tmp_path, **options)
     assert filled == (tmp_path if flat else tmp_path / "coco")
     assert server.requests[4:] == [("/annotations/annotations_trainval2017.zip", None)]

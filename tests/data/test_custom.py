@@ -1,4 +1,4 @@
-"""Data sets of one's own, described by a yaml; on made-up jsons and on real photographs."""
+"""Custom datasets described by a yaml; on made-up jsons and on real photographs."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ needs_photographs = pytest.mark.skipif(
 
 
 def classes_of(name: str) -> list[tuple[str, str, bool]]:
-    """Name, frequency and novel flag of every row."""
+    """Return name, frequency and novel flag of every row."""
     metadata = MetadataCatalog.get(name)
     return list(zip(metadata.thing_classes, metadata.frequency, metadata.novel, strict=True))
 
 
 def counts(name: str) -> Counter[str]:
-    """Annotations by class name."""
+    """Return the number of annotations per class name."""
     names = MetadataCatalog.get(name).thing_classes
     return Counter(names[row] for rows in rows_of(DatasetCatalog.get(name)) for row in rows)
 
@@ -46,7 +46,7 @@ def test_novel_names_and_ids_make_a_split(
     names = register_custom(write_yaml(tmp_path, spec | {"novel": novel}))
     assert sorted(names) == ["birds_train", "birds_train_base", "birds_val"]
     for name in names:
-        # novel classes are reported as APr, and no base class is
+        # APr covers the novel classes and no base class
         assert classes_of(name) == [
             *(("crow", "c", False), ("sparrow", "c", False)),
             *(("osprey", "r", True), ("red kite", "r", True)),
@@ -168,7 +168,7 @@ def test_the_evaluator_is_detected_or_given(
 
 
 def _lists_but(split: str, key: str) -> dict[str, dict[str, Any]]:
-    """Contents of both splits with LVIS's lists; one is missing in one image of ``split``."""
+    """Return both splits with LVIS's lists, except for one image of ``split`` without ``key``."""
     both = {"train": bird_contents(**LISTS), "val": bird_contents(**LISTS)}
     del both[split]["images"][5][key]
     return both
@@ -230,7 +230,7 @@ def test_crowds_that_are_single_objects(tmp_path: Path, spec: Spec) -> None:
     for given, expected in ((None, 1), (False, 1), (True, 0)):
         more = {} if given is None else {"crowds_are_objects": given}
         for name in register_custom(write_yaml(tmp_path, spec | more)):
-            # evaluation reads the json again, the same way
+            # evaluation reads the json again in the same way
             assert MetadataCatalog.get(name).crowds_are_objects == bool(given)
             instances = instances_of(DatasetCatalog.get(name))
             assert {instance["iscrowd"] for instance in instances} == {expected}
@@ -291,7 +291,7 @@ def test_train_and_val_need_the_same_classes(
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> None:
-    """Registers the 65 classes of open-vocabulary COCO on the sample as ``photographs_…``."""
+    """Register the 65 classes of open-vocabulary COCO on the sample as ``photographs_…``."""
     spec: Spec = {"name": "photographs", "novel": [*COCO_NOVEL], "base": [*COCO_BASE]}
     for split in ("train", "val"):
         spec[split] = {
@@ -337,7 +337,7 @@ def test_photographs_equal_detectron2s_records() -> None:
         for instance in record["annotations"]:
             mask = instance["segmentation"]
             if isinstance(mask, dict):
-                mask["counts"] = mask["counts"].decode()  # text, as in json
+                mask["counts"] = mask["counts"].decode()  # str, as in json
         kept = [a for a in record["annotations"] if a["category_id"] in rows]
         record["annotations"] = [a | {"category_id": rows[a["category_id"]]} for a in kept]
     assert DatasetCatalog.get("photographs_val") == expected
@@ -357,7 +357,7 @@ def test_photographs_go_through_the_mapper_without_a_warning(split: str) -> None
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        # numpy 2 deprecates how pycocotools hands its arrays over
+        # numpy 2 deprecates the way in which pycocotools converts its arrays
         warnings.filterwarnings(
             "ignore", "__array__", DeprecationWarning, r"pycocotools|detectron2"
         )
@@ -379,7 +379,7 @@ def test_photographs_go_through_the_mapper_without_a_warning(split: str) -> None
             classes = [a["category_id"] for a in record["annotations"] if not a["iscrowd"]]
             assert image.shape[0] == 3
             assert Counter(instances.gt_classes.tolist()) <= Counter(classes)
-            assert len(instances) >= 0.9 * len(classes)  # the smallest vanish at this size
+            assert len(instances) >= 0.9 * len(classes)  # the smallest objects vanish at this size
             if classes:
                 assert instances.gt_masks.tensor.shape == (len(instances), *image.shape[1:])
                 assert instances.gt_masks.tensor.dtype == torch.bool

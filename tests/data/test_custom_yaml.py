@@ -1,4 +1,4 @@
-"""Descriptions of data sets that cannot be read, and in which encodings they can."""
+"""Dataset descriptions that cannot be read, and the supported encodings."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_missing_yaml_is_named(tmp_path: Path) -> None:
 
 
 def _rename(folder: Path, spec: Spec, old: str, new: str) -> str:
-    """The yaml's text with another name of a class, which the jsons get as well."""
+    """Rename a class in the yaml and in the jsons; return the yaml's text."""
     for split in ("train", "val"):
         data = bird_contents()
         for category in data["categories"]:
@@ -151,7 +151,7 @@ def test_a_yaml_in_unicode_is_read(tmp_path: Path, spec: Spec, encoding: str) ->
     ("encoding", "got"),
     [
         ("latin-1", r"other bytes at position \d+ \(b'\\xe9ron'\)"),
-        ("utf-16-le", "(zero|other) bytes.*"),  # without a mark
+        ("utf-16-le", "(zero|other) bytes.*"),  # without a byte order mark
     ],
 )
 def test_a_yaml_in_another_encoding_is_refused(

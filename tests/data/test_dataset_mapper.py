@@ -1,7 +1,7 @@
 """A region keeps its box, its score and its embedding through every augmentation.
 
-The picture shows one plain colour a region, and the region's embedding is that colour: whatever the
-augmentation, the pixel in the middle of a box must be its embedding.
+The image shows one plain colour per region, and the region's embedding is that colour: after any
+augmentation, the pixel in the middle of a box must equal its embedding.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ class Source:
 
 @pytest.fixture
 def source() -> Source:
-    """60 squares in a grid, in an order that is not the grid's, the scores without any order."""
+    """Return 60 squares of a grid in shuffled order, with unsorted scores."""
     draw = np.random.default_rng(0)
     cells = [(x, y) for y in range(0, HEIGHT - 20, 30) for x in range(0, WIDTH - 20, 30)]
     order = draw.permutation(len(cells))
     boxes = torch.tensor(
         [(*cells[n], cells[n][0] + SIDE, cells[n][1] + SIDE) for n in order], dtype=torch.float32
     )
-    # red says which row it is
+    # red encodes the row
     colours = torch.tensor(
         [(row * 4 + 2, 255 - row * 3, row % 7 * 30) for row in range(len(boxes))]
     )
@@ -119,7 +119,7 @@ AUGMENTATIONS = {
 def test_the_box_shows_what_the_embedding_describes(
     source: Source, record: dict[str, Any], name: str, limit: int
 ) -> None:
-    """Mistake 1: rows that were sorted or dropped without their embeddings."""
+    """Rows must not be sorted or dropped without their embeddings."""
     apply = mapper(source, AUGMENTATIONS[name], limit=limit)
     seen = 0
     for seed in range(8):
@@ -131,7 +131,7 @@ def test_the_box_shows_what_the_embedding_describes(
         for n in range(len(regions)):
             x, y = regions.proposal_boxes[n].get_centers()[0].int().tolist()
             colour, row = regions.teacher_embeddings[n], int(regions.rows[n])
-            # resizing rounds; a neighbour's colour is 4 levels of red away and more
+            # resizing rounds; a neighbour's red differs by at least 4 levels
             torch.testing.assert_close(image[:, y, x].float(), colour, rtol=0, atol=1.5)
             assert torch.equal(colour, source.record.embeddings[row].float())
             assert regions.objectness_logits[n] == source.record.objectness[row]
@@ -144,13 +144,13 @@ def test_the_box_shows_what_the_embedding_describes(
 def test_regions_that_are_mostly_cut_off_are_dropped(
     source: Source, record: dict[str, Any]
 ) -> None:
-    """Mistake 4: the clipped box with the target of the whole object; boxes outside of the crop."""
+    """A clipped box must not keep the target of the whole object, nor a box outside the crop."""
     crop = T.CropTransform(10, 0, 85, HEIGHT)  # columns 10 to 95
     for minimum, expected in ((0.0, 4), (0.25, 4), (0.5, 3), (0.51, 2), (1.0, 2)):
         apply = mapper(source, [crop], min_visible=minimum)
         regions = apply(record)["distill_regions"]
         left = {float(box[0]) for box in regions.original_boxes.tensor}
-        # of the squares at 0 half is left, of those at 90 a quarter
+        # half of the squares at 0 is left, and a quarter of those at 90
         assert left == set([30.0, 60.0, 0.0, 90.0][:expected])
         assert (regions.proposal_boxes.area() > 0).all()
         quarter = regions.visible[regions.original_boxes.tensor[:, 0] == 90]
@@ -187,11 +187,11 @@ def test_the_draw_follows_from_seed_image_and_draw_alone(
     assert rows() != rows(draw=1)
     assert rows(draw=1) == rows(draw=1)
     counts = np.bincount(np.concatenate([rows(draw=n) for n in range(200)]), minlength=60)
-    assert counts.min() > 0  # every region has its turn
+    assert counts.min() > 0  # every region is drawn at some point
 
 
 def test_the_first_regions_of_the_store(source: Source, record: dict[str, Any]) -> None:
-    """As the official code: of the first ``limit`` the invisible ones are dropped, no others."""
+    """As in the official code, only the invisible ones of the first ``limit`` are dropped."""
     apply = mapper(source, [], limit=10, region_draw="first")
     assert apply({**record, "draw": 3})["distill_regions"].rows.tolist() == list(range(10))
     half = T.CropTransform(0, 0, WIDTH // 2, HEIGHT)
@@ -202,7 +202,7 @@ def test_the_first_regions_of_the_store(source: Source, record: dict[str, Any]) 
 
 
 def test_the_online_teacher_gets_original_pixels(source: Source, record: dict[str, Any]) -> None:
-    """Mistake 5: targets computed from augmented pixels."""
+    """Targets must not be computed from augmented pixels."""
     apply = mapper(source, [T.RandomFlip(1.0), T.Resize((77, 99))], online=True)
     mapped = apply(record)
     expected = np.asarray(Image.open(record["file_name"]))
@@ -258,7 +258,7 @@ def test_without_regions_it_is_detectron2s_mapper(record: dict[str, Any]) -> Non
 
 
 def test_jitter_follows_the_flip(record: dict[str, Any]) -> None:
-    """Padding is the mean, in the order of INPUT.FORMAT, and no part of a mask."""
+    """Padding is the mean, in the order of INPUT.FORMAT, and not part of a mask."""
     cfg = get_cfg()
     add_vild_config(cfg)
     cfg.INPUT.MASK_FORMAT = "bitmask"
@@ -283,11 +283,11 @@ def test_jitter_follows_the_flip(record: dict[str, Any]) -> None:
 
 
 def test_jitter_of_polygons_needs_no_further_package(record: dict[str, Any]) -> None:
-    """An object that is cut keeps its polygon, one outside of the square has no box and goes."""
+    """A cropped object keeps its polygon; one outside the square has no box and is dropped."""
     cfg = get_cfg()
     add_vild_config(cfg)
     cfg.MODEL.VILD.LARGE_SCALE_JITTER = [2.0, 2.0, 300]
-    cfg.INPUT.CROP.ENABLED = True  # jitter takes its place
+    cfg.INPUT.CROP.ENABLED = True  # the jitter replaces it
     cfg.MODEL.MASK_ON = True
     boxes = [[0, 0, WIDTH, HEIGHT], [0, 0, 20, 20]]
     polygons = [[[x, y, x + w, y, x + w, y + h, x, y + h]] for x, y, w, h in boxes]
@@ -311,7 +311,7 @@ SQUARE = [30.0, 30.0, 80.0, 30.0, 80.0, 70.0, 30.0, 70.0]
 
 
 def with_masks(record: dict[str, Any], *masks: Any) -> dict[str, Any]:
-    """The record with an object for each mask; None for no mask."""
+    """Return the record with an object for each mask; None for no mask."""
     (plain,) = record["annotations"]
     own = [dict(plain) if m is None else {**plain, "segmentation": m} for m in masks]
     return {**record, "annotations": own}
@@ -331,7 +331,7 @@ def test_objects_with_and_without_masks(augmentation: str, record: dict[str, Any
     assert len(found.gt_masks) == 3
     boxes = found.gt_boxes.tensor
     assert torch.equal(boxes[0], boxes[1])
-    # polygon and run lengths of the same object are the same target, to the pixels at the edge
+    # polygon and run lengths of the same object give the same target, except at edge pixels
     polygon, lengths = (
         found.gt_masks[row : row + 1].crop_and_resize(boxes[row : row + 1], 14) for row in (0, 2)
     )

@@ -1,4 +1,4 @@
-"""Downloading and unpacking, against a server on this machine that misbehaves on demand."""
+"""Downloading and unpacking, against a local server that misbehaves on demand."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ MD5 = hashlib.md5(DATA).hexdigest()
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves ``files``; the attributes say how it misbehaves."""
+    """Serves ``files``; the attributes control how it misbehaves."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {"/data.bin": DATA}
-        self.ranges = True  # understands Range
+        self.ranges = True  # supports Range
         self.drop_after: int | None = None  # bytes of a body after which the connection is closed
-        self.shift = 0  # bytes before the wanted range that are sent again
+        self.shift = 0  # bytes before the requested range that are sent again
         self.sends_length = True
         self.requests: list[tuple[str, str | None]] = []  # (path, Range)
-        self.sent: list[int] = []  # bytes of every body
+        self.sent: list[int] = []  # size of every body in bytes
 
     @property
     def url(self) -> str:
@@ -259,7 +259,7 @@ def test_a_full_disk_is_noticed_before_the_first_byte(
 
 
 class Bar:
-    """Stands in for tqdm and adds up what it is told."""
+    """Stand-in for tqdm that sums the updates."""
 
     made: list[Bar]
 
@@ -328,7 +328,7 @@ def test_a_zip_is_unpacked(zip_path: Path, tmp_path: Path) -> None:
 
 def test_only_what_is_missing_is_unpacked(zip_path: Path, tmp_path: Path) -> None:
     extract(zip_path, tmp_path, progress=False)
-    (tmp_path / "val" / "1.jpg").write_bytes(b"ONE")  # of the right size: left alone
+    (tmp_path / "val" / "1.jpg").write_bytes(b"ONE")  # the right size: not overwritten
     (tmp_path / "val" / "2.jpg").write_bytes(b"t")
     assert extract(zip_path, tmp_path, progress=False) == 1
     assert (tmp_path / "val" / "1.jpg").read_bytes() == b"ONE"
@@ -384,7 +384,7 @@ def test_an_image_that_is_not_finished_is_not_counted(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk() -> Iterator[None]:
-    """Files end at 300,000 bytes, as on a disk that is full then."""
+    """Limit files to 300,000 bytes, to simulate a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
     yield
@@ -429,7 +429,7 @@ def test_the_table_of_archives() -> None:
 def test_an_archive_that_was_unpacked_is_removed(
     keep: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A kill between unpacking and removing would leave gigabytes for ever."""
+    """A kill between unpacking and removing must not leave gigabytes behind."""
     own = Archive("http://x/a.zip", "", 0.1, ("lvis",), "lvis", ".", ("val.json",))
     monkeypatch.setattr(module, "ARCHIVES", (own,))
     (tmp_path / "lvis").mkdir()

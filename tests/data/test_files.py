@@ -54,7 +54,7 @@ def temporaries(folder: Path) -> list[str]:
 
 
 def killed_while_writing(target: Path) -> str:
-    """Name of what a process leaves that is killed in the middle of a write."""
+    """Return the name of the file left by a process killed in the middle of a write."""
     child = os.fork()
     if not child:
         try:
@@ -83,7 +83,7 @@ def test_leftovers_of_dead_writers_are_removed_and_others_kept(tmp_path):
 
     yesterday = time.time() - 25 * 3600
     os.utime(elsewhere, (yesterday, yesterday))
-    files._remove_stale_once.cache_clear()  # another process
+    files._remove_stale_once.cache_clear()  # simulate another process
     with atomic_path(tmp_path / "model_0000003.pth") as temporary:
         temporary.write_bytes(b"whole")
     assert not elsewhere.exists()
@@ -180,7 +180,7 @@ def test_outputs_that_cannot_be_written_are_found_before_the_work(tmp_path, monk
 
 
 def test_files_of_libraries_get_the_mode_of_others(tmp_path):
-    """Of safetensors they are private, so that nobody else in a shared folder could read them."""
+    """safetensors creates private files, which others could not read in a shared folder."""
     (tmp_path / "plain").write_bytes(b"")
     with files.atomic_path(tmp_path / "new.safetensors") as temporary:
         save_file({"a": torch.zeros(2)}, temporary)

@@ -1,4 +1,4 @@
-"""The category that Roboflow writes to group all classes: left out unless it is used."""
+"""Roboflow's category that groups all classes is left out unless it is used."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_grouping_class_with_objects_is_a_class(tmp_path: Path) -> None:
     data["annotations"][0]["category_id"] = 0
     assert inspect_custom(write_custom(tmp_path, data)).problems == ()
     assert MetadataCatalog.get("small_val").thing_classes[0] == "things"
-    data["categories"][2]["supercategory"] = "others"  # and so it is if it groups only some
+    data["categories"][2]["supercategory"] = "others"  # also used if it groups only some
     data["annotations"][0]["category_id"] = 1
     report = inspect_custom(write_custom(tmp_path, data))
     assert problems_of(report) == [
@@ -60,7 +60,7 @@ def test_a_grouping_class_with_objects_is_a_class(tmp_path: Path) -> None:
 
 
 def _add_root(folder: Path, with_object: str | None = None) -> None:
-    """Roboflow's first category in both files, annotated in one split at most."""
+    """Add Roboflow's first category to both files, with an object in at most one split."""
     for split in ("train", "val"):
         data = bird_contents()
         for category in data["categories"]:

@@ -1,4 +1,4 @@
-"""One reader gives every kind of picture as RGB, turned upright, or says why it cannot."""
+"""The image reader returns every kind of image as upright RGB, or says why it cannot."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ORIENTATION = 274
 
 @pytest.fixture
 def picture() -> Image.Image:
-    """24 × 40 pixels, no two corners alike; smooth, so that JPEG changes little."""
+    """Return 24 × 40 pixels with distinct corners; smooth, so that JPEG changes little."""
     rows, columns = np.mgrid[0:24, 0:40]
     channels = (rows * 10, columns * 6, (rows + columns) * 4)
     return Image.fromarray(np.stack(channels, axis=2).astype(np.uint8))
@@ -133,7 +133,7 @@ def test_orientation_as_in_detectron2(
     np.testing.assert_array_equal(array, detectron2_read_image(path, "RGB"))
 
 
-UPRIGHT = {  # EXIF 2.32, tag 274: where the stored picture's row 0 and column 0 belong
+UPRIGHT = {  # EXIF 2.32, tag 274: where row 0 and column 0 of the stored image belong
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -150,7 +150,7 @@ UPRIGHT = {  # EXIF 2.32, tag 274: where the stored picture's row 0 and column 0
 def test_orientation_is_applied_once(
     picture: Image.Image, tmp_path: Path, name: str, orientation: int
 ) -> None:
-    """Pillow turns a TIFF itself: to turn it again, as Detectron2 does, would be wrong."""
+    """Pillow turns a TIFF while loading it; Detectron2 wrongly turns it again."""
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     path = saved(picture, tmp_path / name, exif=exif)
@@ -175,12 +175,12 @@ def test_a_broken_exif_block_counts_as_none(picture: Image.Image, tmp_path: Path
 
 
 def encoded(kind: str) -> bytes:
-    """A file of noise, most of which is pixels and not header."""
+    """Return a file of noise, most of which is pixels and not header."""
     values = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     image, whole = Image.fromarray(values), io.BytesIO()
     if kind == "progressive":
         image.save(whole, "JPEG", progressive=True)
-    elif kind == "JPEG with thumbnail":  # a second end of picture, before the pixels
+    elif kind == "JPEG with thumbnail":  # an end-of-image marker before the pixels
         thumbnail = io.BytesIO()
         image.resize((12, 9)).save(thumbnail, "JPEG")
         image.save(whole, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08" + bytes(6) + thumbnail.getvalue())
@@ -250,7 +250,7 @@ def test_errors_of_the_system(
 
 
 def white_png(path: Path, width: int, height: int) -> Path:
-    """A PNG of one bit a pixel, small on disk."""
+    """Write a PNG with one bit per pixel, small on disk."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -283,5 +283,5 @@ def test_a_program_that_accepts_half_pictures_is_told(
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(ValueError, match="LOAD_TRUNCATED_IMAGES") as caught:
         read_image(saved(picture, tmp_path / "a.png"))
-    # not the picture's fault: whoever skips unreadable pictures must not skip them all
+    # not the image's fault: code that skips unreadable images must not skip them all
     assert not isinstance(caught.value, UnreadableImageError)

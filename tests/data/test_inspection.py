@@ -1,4 +1,4 @@
-"""What the check of data sets on disk finds, on small data made here."""
+"""Findings of the dataset inspection, on small datasets made here."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_sound_data_set_has_no_problem_in_either_layout(
     assert train.counts is not None
     assert (train.name, train.counts.images, train.counts.annotations) == ("train", 3, 9)
     assert train.counts.categories == 3
-    assert train.counts.objects == {}  # its novel classes are not those of this small one
+    assert train.counts.objects == {}  # the official novel classes are not in this small dataset
     assert train.counts.frequencies == (
         {"r": 1, "c": 1, "f": 1} if name == "lvis" else {"r": 3}  # counted: 3 images each
     )
@@ -82,7 +82,7 @@ def test_each_json_is_looked_for_in_both_layouts_as_the_registry_does(tmp_path: 
     (tmp_path / "lvis" / "lvis_v1_val.json").rename(tmp_path / "annotations" / "lvis_v1_val.json")
     report = inspect_dataset("lvis", tmp_path)
     assert [split.json_file.parent.name for split in report.splits] == ["lvis", "annotations"]
-    # the flat json's images are looked for in the flat folders, which are not there
+    # images of the flat json are expected in the flat folders, which do not exist
     (missing,) = report.splits[1].problems
     assert missing.text == (
         f"{report.splits[1].json_file}: expected 2 images in {tmp_path}, got 2 names without a "
@@ -163,7 +163,7 @@ def test_how_many_images_are_opened(
 
 
 def _with_zeroed_end() -> bytes:
-    """A JPEG of full length whose download stopped."""
+    """Return a JPEG of full length whose download stopped."""
     buffer = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     Image.fromarray(noise).save(buffer, "JPEG")
@@ -191,7 +191,7 @@ def test_images_that_training_refuses_are_errors(
     assert text.endswith(". Replace or correct them.")
 
 
-NAMES_ON_DISK = [  # as listed, as stored
+NAMES_ON_DISK = [  # name in the json, name on disk
     ("sub\\a.png", "sub/a.png"),
     ("my%20image.png", "my image.png"),
     ("100%.png", "100%.png"),
@@ -250,7 +250,7 @@ def test_an_image_of_another_size_is_named(tmp_path: Path) -> None:
 def test_a_turned_photograph_has_the_size_that_training_sees(tmp_path: Path) -> None:
     yaml_file = write_custom(tmp_path, contents(["a.jpg"]))
     exif = Image.Exif()
-    exif[0x0112] = 6  # a quarter turn
+    exif[0x0112] = 6  # rotated by 90 degrees
     Image.new("RGB", (HEIGHT, WIDTH)).save(tmp_path / "images" / "a.jpg", exif=exif)
     assert inspect_custom(yaml_file).problems == ()
 

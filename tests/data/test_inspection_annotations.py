@@ -1,4 +1,4 @@
-"""What the check of data sets says about annotations: broken, implausible or normalised."""
+"""Findings about annotations in the dataset inspection: broken, implausible or normalised."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ OUTSIDE = (
 @pytest.mark.parametrize(
     ("box", "outside"),
     [
-        ([-1, -1, 42, 32], False),  # to a pixel on every side
+        ([-1, -1, 42, 32], False),  # a pixel on every side is tolerated
         ([-1.1, 0, 10, 10], True),
         ([0, -1.1, 10, 10], True),
         ([30, 0, 11.1, 10], True),
@@ -288,7 +288,7 @@ NOTHING = ("error", "objects of base classes, got none. Nothing is left to train
     [
         ("train", _only_class_2, [NOTHING]),
         ("train", _base_are_crowds, [NOTHING]),
-        ("train", _no_class_2, []),  # training has no novel objects anyway
+        ("train", _no_class_2, []),  # training does not use novel objects
         ("val", _only_class_2, [("warning", UNUSED.format(2, "class 1, class 3"))]),
         ("val", _base_are_crowds, [("warning", UNUSED.format(2, "class 1, class 3"))]),
         ("val", _no_class_2, [("warning", UNUSED.format(1, "class 2"))]),
@@ -313,7 +313,7 @@ def test_a_base_class_without_objects_is_a_warning_in_train(tmp_path: Path) -> N
     report = inspect_custom(write_custom(tmp_path, data, "train"))
     assert problems_of(report) == [("warning", UNUSED.format(1, "class 3"))]
     report = inspect_custom(write_custom(tmp_path, data, "train", "base: [class 1]\n"))
-    assert report.problems == ()  # class 3 takes no part
+    assert report.problems == ()  # class 3 is not used
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -351,7 +351,7 @@ def test_crowds_that_may_be_single_objects(tmp_path: Path) -> None:
     assert [a["iscrowd"] for record in records for a in record["annotations"]] == [0] * 6
 
     for annotation in data["annotations"][:3]:
-        annotation["iscrowd"] = 0  # half of them
+        annotation["iscrowd"] = 0  # half of the annotations remain crowds
     assert inspect_custom(write_custom(tmp_path, data)).problems == ()
     data["annotations"][0]["iscrowd"] = 1
     report = inspect_custom(write_custom(tmp_path, data))
@@ -366,7 +366,7 @@ def test_crowds_that_may_be_single_objects(tmp_path: Path) -> None:
     [
         ([[0.2, 0.3, 0.4, 0.5], [0, 0, 1, 1]], "all_fractions"),
         ([[0.2, 0.3, 0.4, 0.5], [1, 2, 3, 4]], "fractions"),
-        ([[0.2, 0.3, 0.9, 0.5], [0, 0, 1, 1.1]], None),  # right and bottom are more than a pixel
+        ([[0.2, 0.3, 0.9, 0.5], [0, 0, 1, 1.1]], None),  # right and bottom are beyond one pixel
         ([[-0.2, 0.3, 0.4, 0.5], [1, 2, 0.4, 0.5]], None),
     ],
 )

@@ -1,4 +1,4 @@
-"""The checker, registration, training and evaluation agree on every file, whatever is wrong in it.
+"""The checker, registration, training and evaluation agree on every file, however broken.
 
 ``VILD_EXAMPLES`` sets the number of mutations of each kind of file.
 """
@@ -47,10 +47,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def used(file: Path) -> dict[str, Counter[bool]]:
-    """What training and evaluation make of a data set: objects by split, novel or not.
+    """Return the objects that training and evaluation use, by split, novel or not.
 
     Raises:
-        ValueError: they refuse it.
+        ValueError: they refuse the dataset.
     """
     found = {}
     for name in register_custom(file):
@@ -62,7 +62,7 @@ def used(file: Path) -> dict[str, Counter[bool]]:
         instances = [mapper(record)["instances"] for record in records]
         for own in instances:
             assert len(own.gt_masks) == len(own.gt_has_mask) == len(own)
-            for row in range(len(own)):  # as the mask loss takes them
+            for row in range(len(own)):  # cropped as in the mask loss
                 own.gt_masks[row : row + 1].crop_and_resize(own.gt_boxes.tensor[row : row + 1], 14)
         classes = [row for own in instances for row in own.gt_classes.tolist()]
         found[name] = Counter(metadata.novel[row] for row in classes)
@@ -107,7 +107,7 @@ def require_agreement(file: Path) -> DatasetReport:
         assert split.counts is not None
         own = found[f"{name}_{split.name}"]
         objects = split.counts.objects
-        # an object outside of its image is left out by training, and reported
+        # training leaves out an object outside its image, which is reported
         if not any("boxes inside their image" in p.text for p in report.problems):
             assert {"base": own[False], "novel": own[True]} == objects
     return report
@@ -151,7 +151,7 @@ def test_results(folder: Path, items: Any) -> None:
             pytest.fail(f"an error that does not name the file: {error}")
         return
     assert set(metrics) <= {"bbox", "segm"}
-    # what is evaluated can be drawn
+    # evaluated masks can be drawn
     for own in read_results_by_picture(folder / "results.json", range(1, 5), rows).values():
         instances_from_results(own, (40, 48), rows)
 

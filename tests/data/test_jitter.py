@@ -1,4 +1,4 @@
-"""Large-scale jitter: scale, place of the crop, padding, boxes and masks."""
+"""Large-scale jitter: scale, crop position, padding, boxes and masks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLOUR = (123.675, 116.28, 103.53)
 
 
 def image(height: int, width: int) -> np.ndarray:
-    """Red and green say where a pixel comes from."""
+    """Return an image whose red and green encode the original position of a pixel."""
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     return np.stack([rows, columns, 0 * rows], axis=2)
 
@@ -52,7 +52,7 @@ def test_places_of_the_crop_are_independent() -> None:
         [-apply.get_transform(image(32, 32)).apply_box(np.zeros((1, 4)))[0, :2] for _ in range(300)]
     )
     assert corners.min() >= 0
-    assert corners.max() == 31  # of 32 pixels of room, as in the official code
+    assert corners.max() == 31  # of a margin of 32 pixels, as in the official code
     assert abs(np.corrcoef(corners.T)[0, 1]) < 0.15
 
 
@@ -81,7 +81,7 @@ def test_a_side_is_never_empty() -> None:
 
 
 def test_polygons_reach_beyond_the_crop_and_masks_do_not() -> None:
-    """Without shapely; drawn within the clipped box, as the object's bitmap is cropped."""
+    """Polygons are not clipped by shapely; drawn within the clipped box, they equal the bitmap."""
     seed_all_rng(1)
     transforms = LargeScaleJitter(2.0, 2.0, 64, COLOUR).get_transform(image(64, 64))
     diamond = np.array([[32.0, 0], [64, 32], [32, 64], [0, 32]])

@@ -1,4 +1,4 @@
-"""Masks in the forms that annotation tools write, and masks that cannot be drawn."""
+"""Masks in the formats of annotation tools, and masks that cannot be drawn."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_compressed_counts_are_those_of_pycocotools_or_refused() -> None:
         check_counts(counts, height * width)
         with pytest.raises(ValueError, match="do not cover"):
             check_counts(counts, height * width + 1)
-        # cut off, a byte lost or another alphabet: never taken for the same image
+        # truncated, a missing byte or invalid characters: never accepted for the same image
         for broken in (counts[:-1], counts[1:], counts + "z", counts + "o"):
             with pytest.raises(ValueError, match=r"cover|cut off|negative|too large|expected"):
                 check_counts(broken, height * width)

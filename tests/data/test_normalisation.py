@@ -1,4 +1,4 @@
-"""What the intake of annotations normalises, leaves out and names."""
+"""Annotation values that are normalised, dropped and reported."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_crowd_flags_of_any_kind(tmp_path: Path, value: Any, crowd: int) -> None
 def test_ids_of_any_kind_are_matched(tmp_path: Path) -> None:
     contents = coco_contents()
     for item in contents["annotations"]:
-        item["id"] = 0  # repeated, which nothing depends on
+        item["id"] = 0  # repeated, but unused
         item["image_id"], item["category_id"] = str(item["image_id"]), float(item["category_id"])
     contents["images"][1]["id"] = "4"
     found = read_annotations(write(tmp_path, contents))

@@ -73,7 +73,7 @@ def test_articles(name: str, expected: str) -> None:
         ("There is the {} in the scene.", "cat", "There is the cat in the scene."),
         ("{article} {}", "egg", "This is an egg"),
         ("{}", "cat", "cat"),
-        # any "a…" or "the…", as the public demo has it
+        # any "a…" or "the…", as in the public demo
         ("{}", "apple", "This is apple"),
         ("{}", "theatre", "This is theatre"),
         ("{} and {}", "cat", "cat and cat"),
@@ -125,7 +125,7 @@ def test_good_templates_are_kept_in_order() -> None:
 
 @pytest.mark.parametrize("name", ["lvis_v1_val", "coco_2017_val", "shapes_val"])
 def test_the_built_in_names_have_one_spelling_in_unicode(name: str) -> None:
-    """Their prompts are those of the time before names were normalised."""
+    """Normalisation does not change the prompts of built-in names."""
     for own in Vocabulary.from_dataset(name).synonyms:
         for word in own:
             text = " ".join(word.lower().replace("_", " ").replace("/", " or ").split())

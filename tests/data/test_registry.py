@@ -1,4 +1,4 @@
-"""The built-in data sets: registered without a file read, found in both layouts, without leaks."""
+"""The built-in datasets: registered without reading files, in both layouts, without leaks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOT_RARE = {1: "aerosol_can", 3: "airplane", 1203: "zucchini"}
 
 @pytest.fixture
 def root(tmp_path: Path) -> Iterator[Path]:
-    """An empty folder that the built-in data sets are looked for in while the test runs."""
+    """Yield an empty folder that is the data root of the built-in datasets during the test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(tmp_path))
         yield tmp_path
@@ -61,7 +61,7 @@ def lvis_contents() -> dict[str, Any]:
 
 
 def coco_contents() -> dict[str, Any]:
-    """80 classes, one object of each; the pictures of even ids hold novel classes alone."""
+    """Return 80 classes with one object each; images of even ids hold only novel classes."""
     things = [item for item in COCO_CATEGORIES if item["isthing"]]
     return {
         "images": [
@@ -76,7 +76,7 @@ def coco_contents() -> dict[str, Any]:
 
 
 def place(root: Path, layout: str) -> None:
-    """Write both jsons of both data sets and register anew."""
+    """Write both jsons of both datasets and register them again."""
     lvis, coco = ("lvis", "coco/annotations") if layout == "detectron2" else ("annotations",) * 2
     for split in ("train", "val"):
         write(root / lvis, lvis_contents(), f"lvis_v1_{split}.json")
@@ -85,7 +85,7 @@ def place(root: Path, layout: str) -> None:
 
 
 def names_in(name: str) -> list[list[str]]:
-    """Class names of a data set's annotations, one list a picture, off the metadata's rows."""
+    """Return the class names of a dataset's annotations, one list per image, via the metadata."""
     names = MetadataCatalog.get(name).thing_classes
     return [[names[row] for row in rows] for rows in rows_of(DatasetCatalog.get(name))]
 
@@ -176,9 +176,7 @@ def test_coco_base_split_has_48_classes(root: Path, layout: str) -> None:
     assert (sorted(base), novel) == (sorted(COCO_BASE), [])
     for name in ("coco_2017_ovd_train", "coco_2017_ovd_val"):
         base, novel = names_in(name)
-        assert sorted(base) == sorted(
-            COCO_BASE
-        )  # 80 classes in the json; the other 15 are left out
+        assert sorted(base) == sorted(COCO_BASE)  # 15 of the json's 80 classes are dropped
         assert sorted(novel) == sorted(COCO_NOVEL)
 
 

@@ -1,4 +1,4 @@
-"""The embedded benchmark: the same on every machine, in LVIS's format, and not trivial."""
+"""The shapes benchmark: identical on every machine, in LVIS format, and not trivial."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from vild.data.shapes.outlines import OUTLINES, coverage, place
 from vild.data.shapes.polygons import mask_to_polygons
 from vild.data.shapes.scenes import MIN_VISIBLE, SIZE
 
-# Pixels and annotations of seed 0 with 12 and 6 pictures. A change here changes every result that
-# was ever measured on shapes: raise FORMAT in vild/data/shapes/dataset.py with it.
+# Pixels and annotations of seed 0 with 12 and 6 images. A change here invalidates all results
+# measured on shapes: then increase FORMAT in vild/data/shapes/dataset.py.
 GOLDEN = "27d5288af7e18ad06a0f9196c18de017525005b3346f25c57fd287f27725fa55"
 
 
@@ -89,7 +89,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 
 def killed_at(call: int, function: Callable[[], object]) -> bool:
-    """Whether a process that runs ``function`` was killed at this call that changes a folder."""
+    """Return whether a process running ``function`` was killed at this call to modify a folder."""
     process = os.fork()
     if process:
         return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) != 0
@@ -100,7 +100,7 @@ def killed_at(call: int, function: Callable[[], object]) -> bool:
             nonlocal calls
             calls += 1
             if calls == call:
-                os._exit(1)  # as a kill: nothing is tidied up
+                os._exit(1)  # like a kill: no cleanup
             return original(*args, **more)
 
         return run
@@ -119,7 +119,7 @@ def test_a_kill_in_replacing_an_older_set_leaves_nothing_that_looks_complete(
     make(train_images=2)
     call = 1
     while killed_at(call, partial(make, train_images=3)):
-        files._remove_stale_once.cache_clear()  # another process
+        files._remove_stale_once.cache_clear()  # simulate another process
         make(train_images=2)
         assert len(list(folder.glob("train/*.png"))) == 2
         assert json.loads((folder / "shapes.json").read_text(encoding="utf-8"))["train"] == 2
@@ -173,7 +173,7 @@ def test_no_class_is_told_by_its_look_alone() -> None:
         assert len({c.look for c in classes.compositions}) == LOOKS
         others = Counter(c.look for c, novel in pairs if not novel)
         unseen = Counter(c.look for c, novel in pairs if novel)
-        # of a look that one unseen shape has, the others have it, too, and labelled shapes
+        # every unseen shape has each of their looks, and so do labelled shapes
         assert set(unseen.values()) == {UNSEEN_SHAPES}
         assert sum(others[look] for look in unseen) / len(unseen) > 2
 
@@ -216,7 +216,7 @@ def test_base_split_has_the_pictures_and_no_novel_annotation(shapes: Path) -> No
     assert not any(novel[row] for row in rows)
     all_rows = [a["category_id"] for r in everything for a in r["annotations"]]
     share = sum(novel[row] for row in all_rows) / len(all_rows)
-    assert 0.1 < share < 0.25  # novel objects are in the pictures, unlabelled
+    assert 0.1 < share < 0.25  # novel objects are in the images, unlabelled
     register_shapes()
 
 
@@ -252,7 +252,7 @@ def test_scene_is_cluttered_and_objects_are_visible() -> None:
         assert total.max() <= 1  # visible parts do not overlap
     assert min(counts) >= 2
     assert max(counts) == 8
-    assert min(visible) < 0.9  # some are covered in part
+    assert min(visible) < 0.9  # some are partly covered
     assert np.mean([v >= MIN_VISIBLE for v in visible]) > 0.95
 
 
@@ -279,12 +279,12 @@ def test_polygons_give_the_mask_back() -> None:
         polygons = mask_to_polygons(mask)
         rles = mask_util.frPyObjects(polygons, 40, 50)
         drawn = mask_util.decode(mask_util.merge(rles)).astype(bool)
-        assert (drawn >= without_holes).all()  # holes, which COCO can't say, are filled
+        assert (drawn >= without_holes).all()  # holes, which COCO cannot represent, are filled
         assert (drawn & ~mask).sum() <= _hole_area(mask)
 
 
 def _hole_area(mask: np.ndarray) -> int:
-    """Pixels outside of the mask that can't reach the border."""
+    """Return the number of pixels outside the mask that are not connected to the border."""
     outside = np.pad(~mask, 1, constant_values=True)
     reached = np.zeros_like(outside)
     reached[0, 0] = True
@@ -320,7 +320,7 @@ def test_contact_sheet_shows_boxes_and_names(shapes: Path, tmp_path: Path) -> No
     first = np.asarray(Image.open(DatasetCatalog.get("shapes_train")[0]["file_name"]))
     enlarged = np.asarray(Image.fromarray(first).resize((192, 192)))
     difference = np.abs(sheet[4:196, 4:196].astype(int) - enlarged).mean()
-    assert 1 < difference < 60  # the picture is there, and something was drawn on it
+    assert 1 < difference < 60  # the image shows, and something was drawn on it
     register_shapes()
 
 

@@ -1,4 +1,4 @@
-"""The published splits, held against Detectron2's own tables."""
+"""The published splits, compared with Detectron2's tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What training sees follows from the seed and the place in the stream, and from nothing else."""
+"""Training samples depend only on the seed and the position in the stream."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def indices() -> Iterator[int]:
 
 
 def numbers() -> tuple[float, ...]:
-    """Of every kind; numpy's are those that Detectron2's augmentations draw."""
+    """Draw from every generator; numpy's is the one that Detectron2's augmentations use."""
     legacy = np.random.rand()  # noqa: NPY002
     return random.random(), legacy, float(torch.rand(()))
 

@@ -1,4 +1,4 @@
-"""Vocabularies: names, synonyms and novel flags stay together, whatever they are made from."""
+"""Vocabularies keep names, synonyms and novel flags together, whatever their source."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ LVIS_LIKE = [
     {"id": 7, "name": "cat", "frequency": "f", "synonyms": ["cat", "kitty"]},
     {"id": 2, "name": "otter", "frequency": "r", "synonyms": ["sea otter", "otter"]},
 ]
-# what a json may hold -> names, synonyms, novel flags
+# supported json forms -> names, synonyms, novel flags
 FORMS = {
     "coco": (
         {"images": [], "categories": [{"id": 9, "name": "dog"}, {"id": 3, "name": "cat"}]},

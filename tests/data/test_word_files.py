@@ -1,4 +1,4 @@
-"""Vocabulary files of every kind: read for what they are, or refused in one line."""
+"""Vocabulary files of every kind are read correctly or refused in one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vild.embeddings import TextEmbeddings
 
 CATS = ("cat", "red panda")
 
-# name of the file, text
+# file name -> text
 READABLE = {
     "json in upper case": ("a.JSON", '["cat", "red panda"]'),
     "json with names": ("a.json", '{"names": ["cat", "red panda"], "nc": 2}'),

@@ -10,7 +10,7 @@ from vild.embeddings import Teacher
 
 
 def tiny_clip(quick_gelu: bool = False) -> open_clip.CLIP:
-    """A real open_clip model of random weights: ViT, 32 px, D = 16."""
+    """Return a real open_clip model with random weights: ViT, 32 px, D = 16."""
     torch.manual_seed(0)
     return open_clip.CLIP(
         embed_dim=16,

@@ -1,4 +1,4 @@
-"""A damaged cache of text embeddings costs time and never changes a result."""
+"""A damaged cache of text embeddings costs time but never changes a result."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WORDS = [f"thing {n}" for n in range(6)]
 
 
 def by_word(teacher: object, vocabulary: Vocabulary, *_: object) -> TextEmbeddings:
-    """Embeddings that follow from the word alone."""
+    """Return embeddings that depend only on the words."""
     rows = [
         torch.randn(8, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
         for name in vocabulary.names
@@ -43,7 +43,7 @@ def encoder(folder: Path) -> CachedTextEncoder:
 
 
 def embed(folder: Path, words: list[str] = WORDS) -> tuple[torch.Tensor, int]:
-    """Embeddings, and how many words had to be computed."""
+    """Return embeddings, and the number of words that had to be computed."""
     used = encoder(folder)
     used._teacher = object()  # type: ignore[assignment]
     return used.embed(Vocabulary.from_names(words)).embeddings, used.encoded
@@ -62,10 +62,10 @@ def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
         found, count = embed(tmp_path)
         assert torch.equal(found, expected), position
         again.append(count)
-        found, count = embed(tmp_path)  # mended
+        found, count = embed(tmp_path)  # repaired
         assert torch.equal(found, expected)
         assert count == 0, position
-    assert 1 in again  # an entry alone
+    assert 1 in again  # a single entry
     assert len(WORDS) in again  # a header
 
 
@@ -80,7 +80,7 @@ def test_a_damaged_entry_is_computed_alone(
     content[start : start + 4] = np.float32(np.nan).tobytes()
     file.write_bytes(content)
     assert embed(tmp_path, WORDS[3:])[1] == 0
-    # words that are not asked for keep their damage, and are found out when they are
+    # words that are not requested stay damaged, which is detected on their next use
     assert embed(tmp_path, ["new"])[1] == 1
     with caplog.at_level(logging.WARNING):
         found, count = embed(tmp_path)
@@ -110,7 +110,7 @@ def test_caches_of_earlier_versions_are_made_anew(tmp_path: Path, dtype: torch.d
     save_file({"embeddings": rows.to(dtype)}, file, header)
     assert embed(tmp_path)[1] == len(WORDS)
     assert embed(tmp_path)[1] == 0
-    # and one that only says that it is new
+    # an old file that claims the new format
     save_file({"embeddings": rows.to(dtype)}, file, {**header, "format": cache.FORMAT})
     found, count = embed(tmp_path)
     assert torch.equal(found, expected)
@@ -138,7 +138,7 @@ def test_the_last_words_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert keys == [json.dumps([word]) for word in WORDS[1:5]]
     assert embed(tmp_path, WORDS[1:5])[1] == 0
     assert embed(tmp_path)[1] == 2
-    assert embed(tmp_path)[1] == 0  # a whole vocabulary, though it has more
+    assert embed(tmp_path)[1] == 0  # the whole vocabulary is kept, although it exceeds the limit
 
 
 def _add(folder: Path, rank: int) -> None:

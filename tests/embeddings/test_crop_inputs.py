@@ -1,4 +1,4 @@
-"""Boxes are enlarged and checked; what crops cannot be made of is refused by name."""
+"""Boxes are enlarged and validated; invalid inputs raise errors that name the problem."""
 
 from __future__ import annotations
 

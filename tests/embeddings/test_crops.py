@@ -1,4 +1,4 @@
-"""Crops equal what open_clip makes of PIL's, by either way of computing them."""
+"""Crops equal open_clip's preprocessing of PIL's crops, in both implementations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vild.embeddings.crops import INTERPOLATIONS
 
 HEIGHT, WIDTH = 240, 320
 RESIZE_MODES = {"stretch": "squash", "pad": "longest", "clip": "shortest"}
-# Before 13.0 Pillow shrank horizontally first whatever the shape; on noise that shows.
+# Before 13.0 Pillow always shrank horizontally first, which is visible on noise.
 OLD_PILLOW = int(PIL.__version__.split(".")[0]) < 13
 by_interpolation = pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 by_mode = pytest.mark.parametrize("mode", CROP_MODES)
@@ -26,7 +26,7 @@ by_mode = pytest.mark.parametrize("mode", CROP_MODES)
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Small tensors: threads only wait for each other, the more so beside other tests."""
+    """Use one thread: with small tensors threads mostly wait, especially beside other tests."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -35,7 +35,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def passes_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An older Pillow resizes in the order of Pillow 13 too, for what it is compared with."""
+    """Make older Pillow versions resize in the order of Pillow 13, as a reference."""
     if not OLD_PILLOW:
         return
     resize = Image.Image.resize
@@ -51,7 +51,7 @@ def passes_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def image() -> np.ndarray:
-    """Smooth, noisy and black-and-white parts: rounding and overshoot show in the latter."""
+    """Return smooth, noisy and black-and-white parts; the last show rounding and overshoot."""
     rng = np.random.default_rng(0)
     low = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
     made = np.array(low.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
@@ -61,7 +61,7 @@ def image() -> np.ndarray:
 
 
 def boxes_of_all_scales() -> torch.Tensor:
-    """Whole picture, elongated ones, fractions, halves; then random ones from 1 px on."""
+    """Return the whole image, elongated, fractional and halved boxes, and random ones from 1 px."""
     fixed = [
         *[(0, 0, WIDTH, HEIGHT), (0, 0, WIDTH - 1, HEIGHT - 1), (0, 0, 1, 1)],
         *[(WIDTH - 1, HEIGHT - 1, WIDTH, HEIGHT), (10, 100, 310, 105), (100, 2, 105, 238)],
@@ -80,7 +80,7 @@ def boxes_of_all_scales() -> torch.Tensor:
 def reference(
     image: np.ndarray, boxes: torch.Tensor, size: int, mode: str, interpolation: str = "bicubic"
 ) -> torch.Tensor:
-    """What open_clip makes of PIL's crops, without its normalisation."""
+    """Return open_clip's preprocessing of PIL's crops, without normalisation."""
     transform = open_clip.image_transform(
         size, is_train=False, resize_mode=RESIZE_MODES[mode], interpolation=interpolation
     )
@@ -91,7 +91,7 @@ def reference(
 
 
 def known_to_open_clip(boxes: torch.Tensor, size: int, mode: str) -> torch.Tensor:
-    """Without those whose short side comes to 0 pixels in ``pad``: open_clip fails there."""
+    """Drop boxes whose short side becomes 0 pixels in ``pad``, for which open_clip fails."""
     sides = boxes[:, 2:].round() - boxes[:, :2].round()
     short = (size * sides.amin(dim=1) / sides.amax(dim=1)).round()
     return boxes[short > 0] if mode == "pad" else boxes
@@ -108,7 +108,7 @@ def resize_batched(
 def batched(
     image: np.ndarray, boxes: torch.Tensor, size: int, mode: str, interpolation: str = "bicubic"
 ) -> torch.Tensor:
-    """The way that is taken on a GPU."""
+    """Compute crops with the implementation for GPUs."""
     layout = crops._lay_out(boxes.double(), image.shape[:2], size, mode)
     return resize_batched(torch.from_numpy(image), layout, size, interpolation)
 
@@ -173,7 +173,7 @@ def test_an_elongated_box_is_bilinear_too(image: np.ndarray) -> None:
 
 @pytest.mark.parametrize(("w", "h", "vertical"), [(60, 200, True), (200, 60, False)])
 def test_order_of_the_passes(w: int, h: int, vertical: bool, image: np.ndarray) -> None:
-    """Written out, so that it holds with any Pillow; the other order differs by far more."""
+    """Explicit passes as reference, for any Pillow; the other order differs much more."""
     crop = Image.fromarray(image[20 : 20 + h, 90 : 90 + w])
     between = {True: (w, 48), False: (48, h)}
     expected, other = (
@@ -235,7 +235,7 @@ def test_chunks_are_bounded_and_hold_every_box_once(monkeypatch: pytest.MonkeyPa
 
 
 def test_two_scales_of_one_box(image: np.ndarray) -> None:
-    """They once aliased one array, so that both crops came out enlarged (scale 2, moreover)."""
+    """Enlarging boxes must not modify them in place, or both crops would be enlarged."""
     boxes = torch.tensor([[100.0, 80.0, 140.0, 120.0]])
     before = boxes.clone()
     large = enlarge_boxes(boxes, 1.5, (HEIGHT, WIDTH))

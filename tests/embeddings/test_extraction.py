@@ -1,4 +1,4 @@
-"""From pictures and proposals to a store of embeddings: row by row the right one."""
+"""From images and proposals to a store of embeddings, with matching rows."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ from vild.storage import (
 
 DIMENSION, SIZE = 16, 32
 TEACHER = {"name": "stub", "fingerprint": "f" * 64, "dimension": DIMENSION, "image_size": SIZE}
-ROWS = [3, 0, 7, 1, 5, 2, 9]  # proposals of each picture
+ROWS = [3, 0, 7, 1, 5, 2, 9]  # number of proposals of each image
 
 
 def stub(crops: Tensor) -> Tensor:
-    """A deterministic encoder that looks at the pixels: tells crops apart, costs nothing."""
+    """Encode crops deterministically and cheaply, with different results for different pixels."""
     weights = torch.randn(3 * 64, DIMENSION, generator=torch.Generator().manual_seed(0))
     small = functional.adaptive_avg_pool2d(crops, 8).flatten(1)
     return functional.normalize((small - 0.5) @ weights, dim=1)
@@ -62,7 +62,7 @@ def split_of(images: Iterable[int]) -> SplitImages:
 
 
 def make_pictures(folder: Path, rows: list[int] = ROWS) -> tuple[dict[int, str], ProposalStore]:
-    """Noise pictures, and their proposals as a store."""
+    """Write noise images, and a store of their proposals."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(0)
     files = {}
@@ -119,7 +119,7 @@ def extract(
 
 
 def by_hand(file: str, boxes: Tensor, rule: CropRule) -> Tensor:
-    """One region after the other."""
+    """Compute the embeddings region by region."""
     picture = np.asarray(Image.open(file))
     size = picture.shape[:2]
     result = []
@@ -144,7 +144,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, str], Prop
 def test_every_row_is_its_regions_embedding(
     made: tuple[dict[int, str], ProposalStore], tmp_path: Path, batch_size: int, rule: CropRule
 ) -> None:
-    """Mistakes 1 and 2: rows out of step, crops of two scales that are one."""
+    """Rows must stay aligned, and the crops of the two scales must differ."""
     files, proposals = made
     store = extract(tmp_path, files, proposals, rule=rule, batch_size=batch_size)
     assert list(store) == list(files)
@@ -191,7 +191,7 @@ def test_ranks_make_the_same_store(
 
 
 def test_boxes_are_float32_and_exact(tmp_path: Path) -> None:
-    """Mistake 7: boxes as float16 move by half a pixel beyond 512."""
+    """As float16, boxes would move by half a pixel beyond 512."""
     Image.fromarray(np.zeros((20, 3000, 3), np.uint8)).save(tmp_path / "wide.png")
     boxes = np.array([[2047.3, 1.1, 2901.7, 15.9]], np.float32)
     spec = store_spec("proposals", split_of([1]), PROPOSAL_FIELDS, {}, 1)
@@ -209,7 +209,7 @@ def test_int8_keeps_the_direction(
 ) -> None:
     draw = torch.Generator().manual_seed(0)
     spread = torch.randn(500, 512, generator=draw)
-    peaked = torch.randn(500, 512, generator=draw) ** 5  # a few values dwarf the rest
+    peaked = torch.randn(500, 512, generator=draw) ** 5  # a few values dominate
     for embeddings in (functional.normalize(spread, dim=1), functional.normalize(peaked, dim=1)):
         packed = pack(embeddings, "int8")
         assert packed["embeddings"].dtype == torch.int8
@@ -232,7 +232,7 @@ def test_unreadable_and_changed_pictures_are_recorded(
     Path(files[12]).write_bytes(b"not a picture")
     Path(files[13]).unlink()
     Image.new("RGB", (5, 5)).save(files[14])
-    files[99] = files[10]  # no proposals of it
+    files[99] = files[10]  # an image without proposals
     with caplog.at_level(logging.WARNING):
         store = extract(tmp_path / "e", files, proposals)
     assert list(store.failed) == [12, 13, 14, 99]
@@ -248,7 +248,7 @@ def test_unreadable_and_changed_pictures_are_recorded(
 def test_boxes_that_cannot_be_cropped_are_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Proposals of others may have them; ours have not."""
+    """Imported proposals may have such boxes; extracted ones do not."""
     Image.fromarray(np.zeros((50, 50, 3), np.uint8)).save(tmp_path / "a.png")
     boxes = np.array([[1, 1, 9, 9], [5, 5, 5, 9], [60, 60, 70, 70], [2, 2, 30, 30]], np.float32)
     spec = store_spec("proposals", split_of([1]), PROPOSAL_FIELDS, {}, 1)
@@ -277,7 +277,7 @@ def test_nan_stops_before_anything_of_the_shard_is_written(
         extract(tmp_path, files, proposals, encode=spoilt)
     done = {p.name: p.read_bytes() for p in tmp_path.glob("*.safetensors")}
     assert done
-    extract(tmp_path, files, proposals)  # the right encoder goes on
+    extract(tmp_path, files, proposals)  # the right encoder resumes
     for name, content in done.items():
         assert (tmp_path / name).read_bytes() == content
 
@@ -338,7 +338,7 @@ def test_the_teacher_itself(
 def test_crops_are_resized_as_the_teacher_s_images_were(
     made: tuple[dict[int, str], ProposalStore], teacher: Teacher
 ) -> None:
-    """In a store as in training without one."""
+    """The store and online training use the teacher's interpolation."""
     files, proposals = made
     rule = CropRule(scales=(1.0,))
     picture = np.asarray(Image.open(files[12]))
@@ -373,7 +373,7 @@ def _extract_slowly(folder: Path, count: int, started: object) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL; Windows has none")
 def test_killed_at_any_moment_and_resumed(tmp_path: Path) -> None:
-    """Twenty kills, spread over the run; what is made in the end is what one run makes."""
+    """After twenty kills during the run, the store equals that of an uninterrupted run."""
     rows = [4] * 100
     files, proposals = make_pictures(tmp_path, rows)
     whole = extract(tmp_path / "whole", files, proposals, per_shard=1)
@@ -387,7 +387,7 @@ def test_killed_at_any_moment_and_resumed(tmp_path: Path) -> None:
         child = context.Process(target=_extract_slowly, args=(tmp_path, len(rows), started))
         child.start()
         assert started.wait(60)
-        # after some more shards, however busy the machine is, and then at any moment
+        # kill after some more shards, however busy the machine is, plus a random delay
         wanted = (progress[-1] if progress else 0) + int(draw.integers(0, 4))
         deadline = time.monotonic() + 60
         while len(list((tmp_path / "e").glob("shard_*"))) < wanted and time.monotonic() < deadline:
@@ -395,14 +395,14 @@ def test_killed_at_any_moment_and_resumed(tmp_path: Path) -> None:
         time.sleep(float(draw.uniform(0, 0.05)))
         child.kill()
         child.join()
-        assert child.exitcode == -signal.SIGKILL  # it was still at work
+        assert child.exitcode == -signal.SIGKILL  # it was still working
         kills += 1
         shards = sorted((tmp_path / "e").glob("shard_*"))
         progress.append(len(shards))
-        for shard in shards:  # whole, or not there
+        for shard in shards:  # complete or missing
             assert shard.read_bytes() == (tmp_path / "whole" / shard.name).read_bytes()
     assert sorted(progress) == progress
-    assert len(set(progress)) > 3, progress  # they came at different moments of the work
+    assert len(set(progress)) > 3, progress  # the kills came at different stages
     store = extract(tmp_path / "e", files, proposals, per_shard=1)
     assert store.digest == whole.digest
     assert not store_faults(tmp_path / "e", embedding_faults)

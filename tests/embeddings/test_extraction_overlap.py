@@ -1,4 +1,4 @@
-"""Shards are written behind the encoder, and crops take few transfers to the device."""
+"""Shards are written in the background, and crops need few transfers to the device."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, str], Prop
 def test_the_next_shard_is_encoded_while_one_is_written(
     made: tuple[dict[int, str], ProposalStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One shard at most waits to be written."""
+    """At most one shard waits to be written."""
     encoded = threading.Semaphore(0)
     calls: list[int] = []
     counts: list[int] = []
@@ -42,7 +42,7 @@ def test_the_next_shard_is_encoded_while_one_is_written(
         if path.stem == "shard_00000":
             while encoded.acquire(blocking=False):
                 pass
-            assert encoded.acquire(timeout=30)  # of the next shard
+            assert encoded.acquire(timeout=30)  # a batch of the next shard
             time.sleep(0.2)
             counts.append(sum(calls))
         write(builder, path)
@@ -67,7 +67,7 @@ def test_an_error_of_writing_stops_the_encoder(
     def counting(crops: Tensor) -> Tensor:
         if failed.wait(0.02):
             calls.append(len(crops))
-            time.sleep(0.1)  # the thread ends
+            time.sleep(0.1)  # the writing thread ends meanwhile
         return stub(crops)
 
     before = threading.active_count()
@@ -75,7 +75,7 @@ def test_an_error_of_writing_stops_the_encoder(
         patch.setattr(ShardBuilder, "write", full)
         with pytest.raises(StoreError, match="No space left on device"):
             extract(tmp_path, *made, encode=counting, batch_size=1)
-    assert len(calls) <= 2  # of more than 40 batches
+    assert len(calls) <= 2  # out of more than 40 batches
     assert threading.active_count() == before
     extract(tmp_path, *made, batch_size=1)  # its shards are not locked
     assert not store_faults(tmp_path, embedding_faults)
@@ -84,7 +84,7 @@ def test_an_error_of_writing_stops_the_encoder(
 def test_an_interrupt_leaves_whole_shards(
     made: tuple[dict[int, str], ProposalStore], tmp_path: Path
 ) -> None:
-    """The shard that is being written is finished, the one that is encoded is not begun."""
+    """The shard being written is finished; the one being encoded is not written."""
     calls: list[int] = []
 
     def interrupted(crops: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class Transfers(TorchDispatchMode):
 def test_boxes_take_one_transfer_to_the_device(
     made: tuple[dict[int, str], ProposalStore],
 ) -> None:
-    """Besides one an image; the teacher's statistics are there already."""
+    """In addition to one per image; the teacher's statistics are already on the device."""
     files, proposals = made
     mean_std = torch.zeros(3), torch.ones(3)
     cropper = RegionCropper(

@@ -1,4 +1,4 @@
-"""Files of a teacher run no code, whatever they pretend to be."""
+"""Teacher files never run code, whatever they pretend to be."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_code_in_a_teacher_is_refused_and_not_run(kind: str, tmp_path: Path) -> 
     path = tmp_path / f"file{ending}"
     for gadget, make in GADGETS.items():
         write(make(marker), path)
-        # OpenAI's tag is that of a TorchScript archive
+        # OpenAI's tag refers to a TorchScript archive
         for model, pretrained in (("tiny", str(path)), ("tiny-clip", f"openai={path}")):
             with pytest.raises(ValueError, match="could not be loaded as a checkpoint") as error:
                 Teacher.load(model, pretrained, "cpu")

@@ -1,4 +1,4 @@
-"""Local files and earlier downloads get the preprocessing that their weights were trained with."""
+"""Local files and earlier downloads use the preprocessing that their weights were trained with."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TAGS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Models of one layer that open_clip knows, and caches that are empty."""
+    """Register one-layer models with open_clip, and use empty caches."""
     for name, tags in TAGS.items():
         config = {"embed_dim": 16, **TOWERS}
         monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, config)
@@ -70,7 +70,7 @@ def file(tmp_path: Path, state: dict[str, torch.Tensor]) -> Path:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Refuses connections, and lists those that were tried."""
+    """Refuse connections, and return the list of attempted ones."""
     tried: list[object] = []
 
     def refuse(*args: object, **kwargs: object) -> None:
@@ -88,7 +88,7 @@ def preprocess(teacher: Teacher) -> dict[str, Any]:
 
 
 def cache(folder: Path, repository: str, name: str, content: bytes | Path) -> None:
-    """Put a file where huggingface_hub keeps what it downloaded."""
+    """Put a file where huggingface_hub stores its downloads."""
     place = folder / "hub" / f"models--{repository.replace('/', '--')}"
     snapshot = place / "snapshots" / "0123abcd"
     snapshot.mkdir(parents=True, exist_ok=True)
@@ -236,7 +236,7 @@ def test_a_hub_s_model_that_was_downloaded_before(tmp_path: Path, offline: list[
 
 
 def own_model(folder: Path, **changes: Any) -> str:
-    """The packaged teacher with another configuration."""
+    """Copy the packaged teacher with another configuration; return its model name."""
     config = json.loads((SHAPES_FOLDER / "open_clip_config.json").read_text(encoding="utf-8"))
     for key, value in changes.items():
         part, _, option = key.partition("__")
@@ -384,7 +384,7 @@ def test_a_tokenizer_that_needs_transformers_is_named_first(
 def test_a_tokenizer_of_the_hub(
     monkeypatch: pytest.MonkeyPatch, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Earlier downloads first, then the network; a machine without one is told what to copy."""
+    """Use earlier downloads first, then the network; without one, say what to copy."""
     asked: list[bool] = []
     reachable = False
 

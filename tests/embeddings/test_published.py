@@ -1,4 +1,4 @@
-"""Matrices that others published: every kind of file is read, or refused in one line."""
+"""Published matrices: every kind of file is read, or refused in one line."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
 }
 
 
-# what torch says of the kinds of tensors that are refused
+# torch's warnings about the unsupported kinds of tensors
 @pytest.mark.filterwarnings("ignore:(Sparse CSR|torch.quantize_per_tensor)")
 @pytest.mark.parametrize("name", REFUSED)
 def test_other_files_are_refused_in_one_line(tmp_path: Path, name: str) -> None:

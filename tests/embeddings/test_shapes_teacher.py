@@ -1,4 +1,4 @@
-"""The teacher that the package ships: small, real, and good at classes nobody labelled."""
+"""The packaged teacher of shapes: small, real, and accurate on unlabelled classes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def shipped() -> Teacher:
 def test_it_is_an_open_clip_model_of_its_own_temperature(shipped: Teacher) -> None:
     assert type(shipped.model) is open_clip.CLIP
     assert (shipped.dimension, shipped.image_size) == (64, 48)
-    assert 0.01 < shipped.temperature < 0.1  # not CLIP's: it was trained less
+    assert 0.01 < shipped.temperature < 0.1  # not CLIP's: shorter training
     assert (SHAPES_FOLDER / "open_clip_model.safetensors").stat().st_size <= 8e6
 
 
@@ -49,7 +49,7 @@ def test_novel_classes_are_recognised_zero_shot(shipped: Teacher, seed: int) -> 
     accuracy, count = zero_shot_accuracy(embeddings, crops, text, rows)
     assert count > 100
     assert accuracy >= 0.97
-    # and in boxes as loose as most proposals: their mean IoU with the object is 0.57
+    # also in boxes as loose as most proposals: their mean IoU with the object is 0.57
     loose = jitter(crops, 0.3, np.random.RandomState(0))
     assert zero_shot_accuracy(embed_crops(shipped, loose), loose, text, rows)[0] >= 0.9
     shuffled = torch.from_numpy(np.random.RandomState(0).permutation(len(rows)))
@@ -69,9 +69,9 @@ def test_crops_are_cut_where_they_should() -> None:
     crops = Crops(images, np.array([0, 0]), np.array([[20.0, 10, 30, 20]] * 2), np.array([0, 0]))
     one, larger = cut(crops, np.array([0, 1]), 30, np.array([1.0, 1.5]))
     assert one.shape == (3, 30, 30)
-    assert float(one[:, 2:-2, 2:-2].min()) > 0.99  # the filter reaches half a pixel beyond
+    assert float(one[:, 2:-2, 2:-2].min()) > 0.99  # the filter reaches half a pixel further
     assert float(one.min()) > 0.4
-    # at 1.5 times its size the object takes two thirds of each side
+    # at scale 1.5 the object takes two thirds of each side
     assert float(larger.mean()) == pytest.approx((2 / 3) ** 2, abs=0.02)
 
 

@@ -1,4 +1,4 @@
-"""The teacher equals OpenAI's own code, and says clearly when it can't be loaded."""
+"""The teacher equals OpenAI's code, and gives clear errors if it cannot be loaded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SENTENCES = [
 
 @pytest.fixture(scope="module")
 def openai(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[torch.nn.Module, Path]]:
-    """OpenAI's ViT-B/32 with random weights, and its checkpoint file."""
+    """Yield OpenAI's ViT-B/32 with random weights, and its checkpoint file."""
     torch.manual_seed(0)
     model = clip.model.CLIP(
         embed_dim=512,
@@ -41,7 +41,7 @@ def openai(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[torch.nn.
         transformer_heads=8,
         transformer_layers=12,
     ).eval()
-    # random weights hardly tell one picture from another: larger ones do
+    # embeddings of random weights hardly depend on the image; those of larger weights do
     for parameter in model.visual.parameters():
         parameter.data.mul_(1.5)
     path = tmp_path_factory.mktemp("weights") / "ViT-B-32.pt"
@@ -63,7 +63,7 @@ def test_embeddings_equal_those_of_openai_s_code(openai: tuple[torch.nn.Module, 
     expected_text, expected_image = functional.normalize(text), functional.normalize(image)
     torch.testing.assert_close(teacher.encode_text(SENTENCES), expected_text, rtol=0, atol=1e-5)
     torch.testing.assert_close(teacher.encode_image(crops), expected_image, rtol=0, atol=1e-5)
-    # the reason for the -quickgelu model: the plain one's activation gives something else
+    # the reason for the -quickgelu model: the plain one has another activation
     assert (plain - expected_image).abs().max() > 1e-4
     assert teacher.temperature == pytest.approx(1 / float(reference.logit_scale.detach().exp()))
     assert (teacher.dimension, teacher.image_size) == (512, 224)

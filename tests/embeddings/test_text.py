@@ -1,4 +1,4 @@
-"""Text embeddings: made, saved, loaded, imported; and every way in which they can be wrong."""
+"""Text embeddings are computed, saved, loaded and imported, and invalid ones are refused."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_file_gives_everything_back(embeddings: TextEmbeddings, tmp_path: Path) 
     for field in fields(TextEmbeddings):
         if field.name != "embeddings":
             assert getattr(loaded, field.name) == getattr(embeddings, field.name), field.name
-    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]  # no temporary file stays
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]  # no temporary file is left
 
 
 def test_a_failed_write_leaves_the_old_file(
@@ -113,7 +113,7 @@ def test_flipped_bits_are_found_or_harmless(embeddings: TextEmbeddings, tmp_path
 def test_embeddings_without_a_checksum_are_read(
     embeddings: TextEmbeddings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As earlier versions wrote them."""
+    """Earlier versions wrote such files."""
     path = tmp_path / "a.safetensors"
     embeddings.save(path)
     with safe_open(path, "pt") as file:

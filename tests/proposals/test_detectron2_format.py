@@ -1,4 +1,4 @@
-"""Proposals go to Detectron2's pickles and back; a pickle that would run code does not."""
+"""Proposals are converted to Detectron2's pickles and back; pickles that run code are refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Record = tuple[int | str, np.ndarray, np.ndarray]
 
 
 def records(ids: tuple[int | str, ...] = (9, 4, 7)) -> list[Record]:
-    """The last one without proposals; objectness in no order."""
+    """Return records with unsorted objectness; the last one has no proposals."""
     rng = np.random.default_rng(0)
     result: list[Record] = []
     for image_id, count in zip(ids, (5, 3, 0), strict=True):
@@ -36,7 +36,7 @@ def records(ids: tuple[int | str, ...] = (9, 4, 7)) -> list[Record]:
 
 
 def contents(**changes: Any) -> dict[str, Any]:
-    """What Detectron2's evaluators write."""
+    """Return the format that Detectron2's evaluators write."""
     ids, boxes, objectness = (list(column) for column in zip(*records(), strict=True))
     mode = BoxMode.XYXY_ABS.value
     return {
@@ -77,7 +77,7 @@ def test_detectron2_loads_the_file(tmp_path: Path) -> None:
     loaded = load_proposals_into_dataset([{"image_id": 4}, {"image_id": 9}], str(path))
     for record in loaded:
         _, boxes, objectness = next(item for item in records() if item[0] == record["image_id"])
-        order = np.argsort(-objectness)  # no ties here
+        order = np.argsort(-objectness)  # without ties
         np.testing.assert_array_equal(record["proposal_boxes"], boxes[order])
         np.testing.assert_array_equal(record["proposal_objectness_logits"], objectness[order])
         assert record["proposal_bbox_mode"] is BoxMode.XYXY_ABS
@@ -124,7 +124,7 @@ def test_names_of_other_numpys_are_read(tmp_path: Path) -> None:
 
 
 def test_a_file_of_detectron_under_python_2_is_read(tmp_path: Path) -> None:
-    """Written out by hand, as Python 2 does it: bytes as strings, keys of Detectron."""
+    """Use a handwritten file in the format of Python 2: bytes as strings, Detectron's keys."""
     box = np.array([[1, 2, 30, 250]], dtype="<f4")
     score = np.array([0.5], dtype="<f8")
 
@@ -170,7 +170,7 @@ def test_pickles_have_to_be_allowed(tmp_path: Path) -> None:
 
 
 class Call:
-    """Pickled as a call of ``function``."""
+    """Pickles as a call of ``function``."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.reduced = (function, arguments)
@@ -207,7 +207,7 @@ def test_code_is_refused_and_not_run(
             read_detectron2_proposals(path, allow_pickle=True)
         assert not canary.exists()
     if function in (os.system, subprocess.check_output, builtins.eval):
-        pickle.loads(path.read_bytes())  # the canary does sing
+        pickle.loads(path.read_bytes())  # check that the canary works
         assert canary.exists()
 
 
@@ -220,7 +220,7 @@ def test_code_is_refused_and_not_run(
         (np.zeros(2, dtype="M8[s]"), "arrays of numbers"),
         (Path("a"), r"pathlib.*Path"),
         (Call(codecs.encode, "text", "zlib"), "codec 'zlib'"),
-        (Call(bytes, 10), "TypeError"),  # may be called for empty bytes, not for a lot of memory
+        (Call(bytes, 10), "TypeError"),  # only empty bytes are allowed, not large allocations
     ],
 )
 def test_what_the_format_does_not_need_is_refused(
@@ -242,13 +242,13 @@ def test_what_the_format_does_not_need_is_refused(
     ],
 )
 def test_a_pickle_cannot_alter_the_program(tmp_path: Path, target: bytes) -> None:
-    """The opcode BUILD sets attributes of whatever object the pickle gets hold of."""
+    """The opcode BUILD sets attributes of any object that the pickle can reach."""
     state = b"}U\x05canaryK\x01s"
     path = tmp_path / "a.pkl"
     honest = pickle.dumps(contents(), protocol=2)[2:]
     for build in (state + b"b0", b"N" + state + b"\x86b0"):
         path.write_bytes(b"\x80\x02" + target + build + honest)
-        # refused, or done to an object that nobody else has
+        # refused, or applied to an object that nothing else uses
         with contextlib.suppress(ValueError):
             assert_equal(read_detectron2_proposals(path, allow_pickle=True), records())
         for untouched in (BoxMode, BoxMode.XYXY_ABS, np.ndarray, np.dtype, codecs):

@@ -73,7 +73,7 @@ def test_boxes_are_in_original_pixels(cfg: CfgNode) -> None:
     extractor = ProposalExtractor(cfg, keep, limit=20)
     once = extractor(picture())
     large = np.array(Image.fromarray(picture()).resize((384, 288), Image.Resampling.BICUBIC))
-    # the network sees the large picture at the size of the small one, but for resampling
+    # the network sees the large image at the size of the small one, except for resampling
     thrice = extractor(large).boxes
     assert float(thrice.max()) > 128
     overlap = box_iou(thrice[:5] / 3, once.boxes).amax(dim=1)
@@ -149,7 +149,7 @@ def test_what_cannot_work_is_refused(cfg: CfgNode) -> None:
 
 @pytest.mark.parametrize("channels", ["BGR", "RGB"])
 def test_prepared_images_equal_detectron2s_input(cfg: CfgNode, channels: str) -> None:
-    """Bit for bit what Detectron2's predictor makes of an image, but uint8."""
+    """Bit for bit the input of Detectron2's predictor, but uint8."""
     cfg = cfg.clone()
     cfg.INPUT.FORMAT = channels
     extractor = ProposalExtractor(cfg, keep, limit=20)
@@ -196,7 +196,7 @@ def test_stores_do_not_depend_on_threads(
 
 
 class Recorder:
-    """Stands in for an extractor; each image waits until the next of its shard is prepared."""
+    """Stand-in for an extractor; each image waits until the next of its shard is prepared."""
 
     def __init__(self, images: int, per_shard: int = 4) -> None:
         self.prepared = [threading.Event() for _ in range(images)]
@@ -228,7 +228,7 @@ def test_errors_of_resizing(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Too little memory fails one image; other errors stop, and the log names the image."""
+    """Running out of memory fails one image; other errors stop, and the log names the image."""
     error: Exception = MemoryError()
 
     class Failing(Recorder):

@@ -1,4 +1,4 @@
-"""Average recall of proposals: Detectron2's procedure, for base and novel classes apart."""
+"""Average recall of proposals: Detectron2's procedure, separately for base and novel classes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Picture = tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Detectron2's many small steps take many times as long where threads wait for each other."""
+    """Use one thread: Detectron2's many small steps are far slower when threads wait."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -39,7 +39,7 @@ def thing(
 
 
 def pictures(seed: int) -> list[Picture]:
-    """Crowded pictures, so that objects compete for proposals; two of them without objects."""
+    """Return crowded images, so that objects compete for proposals; two are without objects."""
     rng = np.random.default_rng(seed)
     result: list[Picture] = []
     for count in (1, 0, 8, 0, 40, 25):
@@ -70,7 +70,7 @@ def pictures(seed: int) -> list[Picture]:
 def detectron2_recall(
     content: list[Picture], kept: list[bool], size: str, limit: int
 ) -> tuple[float, int]:
-    """Average recall and objects by Detectron2, of the classes that are ``kept``."""
+    """Return Detectron2's average recall and number of objects of the classes ``kept``."""
     annotations = [
         {**item, "bbox_mode": 1, "image_id": image_id, "id": 1000 * image_id + i}
         for image_id, (_, _, objects) in enumerate(content)
@@ -129,11 +129,11 @@ def test_computed_by_hand() -> None:
     meter = RecallMeter([False, True], limits=(1, 3))
     objects = [
         thing([0, 0, 10, 10], 1, area=100),  # IoU 0.9 with the first proposal
-        thing([0, 0, 10, 8], 1, area=80),  # 8/9 with the first: taken; 0.625 with the second
+        thing([0, 0, 10, 8], 1, area=80),  # 8/9 with the first: matched; 0.625 with the second
         thing([100, 0, 200, 50], 0, area=9217),  # 1 with the third
     ]
     boxes = np.array([[0, 0, 10, 9], [0, 0, 10, 5], [100, 0, 300, 50]], dtype=np.float32)
-    # handed over worst first: the meter sorts
+    # passed worst first: the meter sorts
     meter.add(boxes[::-1], np.array([0.1, 0.2, 0.9]), objects)
     assert meter.summary() == {
         "AR@1/base": 0,

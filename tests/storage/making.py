@@ -26,7 +26,7 @@ def records(images: Sequence[ImageId], folder: str = "images") -> list[dict[str,
 
 
 def record(image_id: ImageId, rows: int | None = None) -> dict[str, np.ndarray]:
-    """What an image holds follows from its id."""
+    """Return an image's record, which depends on its id."""
     count = int(image_id) % 4 if rows is None else rows
     draw = np.random.default_rng(int(image_id))
     corners = draw.uniform(0, 40, (count, 2)).astype(np.float32)
@@ -55,5 +55,5 @@ def write_shard(writer: StoreWriter, number: int, failing: Sequence[ImageId] = (
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files that are the store's content, byte for byte."""
+    """Return all files that make up the store's content, byte for byte."""
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if not p.name.startswith(".")}

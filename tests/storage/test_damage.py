@@ -1,4 +1,4 @@
-"""Damaged, copied and vanishing stores are named, never a traceback and never other numbers."""
+"""Damaged, copied and missing stores raise clear errors, never a traceback or wrong data."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def copy(source: Path, target: Path) -> Path:
-    """As ``cp -a``: times and hidden files are kept."""
+    """Copy like ``cp -a``: keep times and hidden files."""
     shutil.copytree(source, target, copy_function=shutil.copy2)
     return target
 
 
 def flip(path: Path, position: int = -1) -> None:
-    """Change a bit of a file, which keeps its time of modification."""
-    time.sleep(0.02)  # file systems count in ticks of 10 ms at most
+    """Flip a bit of a file, but keep its modification time."""
+    time.sleep(0.02)  # time stamps of file systems have a resolution of at most 10 ms
     stat = path.stat()
     content = bytearray(path.read_bytes())
     content[position] ^= 1
@@ -73,7 +73,7 @@ def test_damage_in_place_is_found_whatever_the_time(folder: Path) -> None:
 
 
 def test_damage_before_the_end_is_found(tmp_path: Path) -> None:
-    """What a process wrote is known to be right as it wrote it, not as it is in the end."""
+    """A shard damaged after writing is detected, even if its writer finishes the store."""
     writer = StoreWriter(tmp_path, spec(), IMAGES)
     for number in writer.pending():
         write_shard(writer, number)
@@ -97,7 +97,7 @@ def test_the_record_of_checks_may_be_anything(folder: Path, record: str) -> None
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Paths of all values within a nested json value."""
+    """Return the paths of all values within a nested json value."""
     found = [path] if path else []
     if isinstance(value, dict | list):
         inner = value.items() if isinstance(value, dict) else enumerate(value)
@@ -119,7 +119,7 @@ def changed(value: Json, path: tuple[Any, ...], new: Any, remove: bool = False) 
 
 
 def open_and_verify(folder: Path) -> tuple[str, list[str]]:
-    """The error of opening a store, if there is one, and its faults; all of one line."""
+    """Return the error of opening a store, if any, and its faults; check that each is one line."""
     error = ""
     try:
         RecordStore(folder, "proposals")
@@ -134,7 +134,7 @@ DAMAGES = [None, 3, -1, "x", [], {}, "remove"]
 
 
 def test_a_damaged_manifest_is_an_error_of_one_line(tmp_path: Path) -> None:
-    """Every value of it is replaced or removed."""
+    """Every value in it is replaced or removed."""
     folder = tmp_path / "store"
     write(folder, IMAGES[:2])
     path = folder / "manifest.json"
@@ -147,7 +147,7 @@ def test_a_damaged_manifest_is_an_error_of_one_line(tmp_path: Path) -> None:
             if manifest != whole and place[0] != "made_by":
                 assert error, (place, new)
                 assert faults, (place, new)
-            # somebody who makes the digest fit is told as well, or the change does not matter
+            # with a matching digest: an error as well, unless the change does not matter
             if {"spec", "shards"} <= manifest.keys():
                 digest = manifest_digest(manifest["spec"], manifest["shards"])
                 path.write_text(json.dumps({**manifest, "digest": digest}), encoding="utf-8")
@@ -156,7 +156,7 @@ def test_a_damaged_manifest_is_an_error_of_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_random_damage(folder: Path, tmp_path: Path, seed: int) -> None:
-    """Flipped bits, cut ends and zeros in any file: an error of one line, or the very records."""
+    """Flipped bits, truncation or zeros in any file give a one-line error or correct records."""
     draw = np.random.default_rng(seed)
     files = sorted(path.name for path in folder.iterdir())
     for number in range(25):
@@ -190,7 +190,7 @@ def test_a_damaged_spec_is_an_error(folder: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(StoreError, match=r"spec\.json"):
         StoreWriter(folder, spec(), IMAGES)
-    RecordStore(folder, "proposals")  # the manifest says it all
+    RecordStore(folder, "proposals")  # the manifest is sufficient
     (folder / "manifest.json").unlink()
     with pytest.raises(StoreError, match=r"spec|description"):
         RecordStore(folder, "proposals")
@@ -235,7 +235,7 @@ def test_a_missing_shard_of_a_finished_store_is_made_again(folder: Path) -> None
     assert writer.pending() == [1]
     assert not writer.finish({})
     with pytest.raises(ValueError, match="expected 3 images, got 0"), writer.shard(1):
-        assert not (folder / "manifest.json").exists()  # nobody takes it for finished meanwhile
+        assert not (folder / "manifest.json").exists()  # unfinished meanwhile
     write(folder)
     assert contents(folder) == before
 
@@ -244,7 +244,7 @@ def test_a_store_that_disappears(folder: Path, tmp_path: Path) -> None:
     store = RecordStore(folder, "proposals")
     store.arrays(101)
     shutil.rmtree(folder)
-    store.arrays(102)  # its shard is open
+    store.arrays(102)  # opens its shard
     with pytest.raises(CorruptStoreError, match=r"shard_00001\S* cannot be read any more"):
         store.arrays(104)
     with pytest.raises(StoreError, match="there is none"):
@@ -282,7 +282,7 @@ def test_a_shard_damaged_while_in_use(folder: Path) -> None:
 def test_a_disk_that_is_full_at_any_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
-    """The error names the file; the same command goes on."""
+    """The error names the file, and the same command resumes."""
     write(tmp_path / "whole")
     count = 0
     sync = os.fsync
@@ -306,7 +306,7 @@ def test_a_disk_that_is_full_at_any_write(
 
 
 def test_a_read_only_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No lock and no record is needed to read; copies are read whole every time."""
+    """Reading needs no lock and no record of checks; copies are verified every time."""
     (folder / ".checked.json").unlink()
 
     def refuse(path: Path, *_: object, **__: object) -> None:
@@ -323,7 +323,7 @@ def test_a_read_only_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_shards_without_the_digest_of_their_spec(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stores of earlier versions are read, verified and finished."""
+    """Stores of earlier versions can be read, verified and finished."""
     own = writing.write_shard
 
     def as_before(path: Path, arrays: Any, described: Json) -> None:

@@ -1,4 +1,4 @@
-"""Several processes that open one folder at the same moment."""
+"""Several processes that open the same folder at the same moment."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def race(folder: Path, rank: int, differ: bool, barrier: Any, results: Any) -> N
 
 
 def outcomes(folder: Path, differ: bool) -> list[list[str]]:
-    """What became of each writer, a list a race."""
+    """Return the outcome of each writer, one list per race."""
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(WRITERS), context.Queue()
     writers = [
@@ -89,7 +89,7 @@ def test_a_file_system_without_locks(
 def test_shards_of_two_specs_are_never_one_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As if two writers had been let in: shards know what they were made by."""
+    """Shards record their spec, in case two writers with different specs were let in."""
     mixed, other = tmp_path / "mixed", tmp_path / "other"
     writers = StoreWriter(mixed, spec(), IMAGES), StoreWriter(other, spec(by="hand"), IMAGES)
     for number in range(4):
@@ -102,14 +102,14 @@ def test_shards_of_two_specs_are_never_one_store(
     with pytest.raises(StoreError, match=r"shard_00001\S* was made by a run with other options"):
         StoreWriter(mixed, spec(), IMAGES).pending()
 
-    # a manifest that says so all the same
+    # a manifest that lists them nevertheless
     entries = [writing.read_entry(mixed / f"shard_0000{n}.safetensors") for n in range(4)]
     monkeypatch.setattr(writers[0], "_entry", lambda number: entries[number])
     assert writers[0].finish({})
     with pytest.raises(StoreError, match=r"shard_00001\S* was made by a run with other options"):
         RecordStore(mixed, "proposals")
     assert len([fault for fault in store_faults(mixed) if "other options" in fault]) == 2
-    # the advice
+    # follow the advice of the message
     for number in (1, 3):
         (mixed / f"shard_0000{number}.safetensors").unlink()
     write(mixed)
@@ -117,7 +117,7 @@ def test_shards_of_two_specs_are_never_one_store(
 
 
 def test_failed_images_are_tried_again_by_their_own_ranks(tmp_path: Path) -> None:
-    """One rank must not remove what another one has found to be done already."""
+    """A rank must not remove shards that another rank has found to be finished."""
     write(tmp_path, failing=[101, 104])
     one, two = (StoreWriter(tmp_path, spec(), IMAGES) for _ in range(2))
     assert two.retry_failed(1, 2) == 1

@@ -22,7 +22,7 @@ from .making import IMAGES, records, spec, write
 
 @pytest.fixture
 def register(tmp_path: Path) -> Iterator[None]:
-    """Two splits whose files have the same names in other folders."""
+    """Register two splits whose files have the same names in different folders."""
     for name in ("split", "other"):
         DatasetCatalog.register(name, list)
         MetadataCatalog.get(name).set(image_root=str(tmp_path / name))

@@ -1,4 +1,4 @@
-"""Records come back as they went in, whatever comes between."""
+"""Records are read as they were written, after interruptions, forks and restarts."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ def _read_in_child(store: RecordStore, images: list[int]) -> None:
     "method", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)]
 )
 def test_workers_open_the_shards_for_themselves(folder: Path, method: str) -> None:
-    """Mistake 14: a handle opened before the workers fork and shared by them."""
+    """Workers must not share a handle that was opened before they were forked."""
     store = RecordStore(folder, "proposals")
-    assert_records(store)  # all shards are open here now
+    assert_records(store)  # opens all shards in this process
     context = multiprocessing.get_context(method)
     workers = [context.Process(target=_read_in_child, args=(store, IMAGES)) for _ in range(2)]
     for worker in workers:
@@ -123,7 +123,7 @@ def test_failed_images_are_recorded_and_can_be_tried_again(tmp_path: Path) -> No
 
 
 def test_ranks_share_the_shards_and_make_the_same_store(folder: Path, tmp_path: Path) -> None:
-    """Mistake 9: N processes that each did all of the work."""
+    """N processes must share the work rather than each do all of it."""
     writers = [StoreWriter(tmp_path / "two", spec(), IMAGES) for _ in range(2)]
     parts = [writer.pending(rank, 2) for rank, writer in enumerate(writers)]
     assert sorted(parts[0] + parts[1]) == [0, 1, 2, 3]
@@ -202,7 +202,7 @@ def test_a_truncated_or_missing_shard_is_found(folder: Path) -> None:
     assert store_faults(folder) == [f"{path} is missing"]
     with pytest.raises(CorruptStoreError, match=r"shard_00001.*missing"):
         RecordStore(folder, "proposals")
-    # the message's advice
+    # follow the advice of the message
     (folder / "manifest.json").unlink()
     write(folder)
     assert path.read_bytes() == whole
@@ -224,7 +224,7 @@ def test_checksums_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) 
         "vild.storage.reader.file_digests",
         lambda path: read.append(path.name) or pytest.fail("read again"),
     )
-    RecordStore(folder, "proposals")  # the writer itself knows them to be right
+    RecordStore(folder, "proposals")  # the process that wrote them knows they are intact
     monkeypatch.undo()
     (folder / ".checked.json").unlink()
     RecordStore(folder, "proposals")

@@ -1,6 +1,6 @@
-"""ViLD: open-vocabulary object detection by vision and language knowledge distillation.
+"""ViLD: open-vocabulary object detection via vision and language knowledge distillation.
 
-Importing the package registers its data sets and model parts with Detectron2. Data flows one way:
+Importing the package registers its datasets and model parts with Detectron2. Data flows one way:
 data → proposals → embeddings → modeling → evaluation → inference.
 """
 
@@ -15,5 +15,5 @@ except ImportError as error:
         "an environment of your own, or install an official build of Detectron2."
     ) from error
 
-import vild.data  # registers the data sets
+import vild.data  # registers the datasets
 import vild.modeling  # noqa: F401  (registers the model parts)

@@ -1,4 +1,4 @@
-"""The project's own configuration keys: ``MODEL.VILD`` and ``SOLVER.AMP.PRECISION``."""
+"""Configuration keys of this project: ``MODEL.VILD`` and ``SOLVER.AMP.PRECISION``."""
 
 from __future__ import annotations
 
@@ -28,67 +28,67 @@ __all__ = [
 def add_vild_config(cfg: CfgNode) -> None:
     """Add the keys of this project, with their defaults, to a Detectron2 configuration.
 
-    Sections are those of the paper (arXiv 2104.13921). The sizes of the box head are Detectron2's
-    own keys, ``MODEL.ROI_BOX_HEAD``; its ``NORM`` goes for every layer of the head.
+    Sections refer to the paper (arXiv 2104.13921). The box head is configured by Detectron2's keys
+    in ``MODEL.ROI_BOX_HEAD``; its ``NORM`` applies to every layer of the head.
     """
     cfg.MODEL.VILD = CfgNode()
     # "text" (ViLD-text), "image" (ViLD-image), "vild" (one head with both losses) or "ensemble"
     # (ViLD-ensemble, two heads); sec. 3.2 to 3.4. For evaluation also "clip" (CLIP on cropped
     # regions) and "text_clip" (ViLD-text + CLIP), the baselines of sec. 4
     cfg.MODEL.VILD.VARIANT = "ensemble"
-    # file of tools/extract_text_embeddings.py: names, novel flags, embeddings, temperature
+    # output of tools/extract_text_embeddings.py: names, novel flags, embeddings, temperature
     cfg.MODEL.VILD.TEXT_EMBEDDINGS = ""
-    # tau, which cosines are divided by (sec. 3.2); 0: the teacher's own, from the text embeddings
+    # tau, the divisor of cosines (sec. 3.2); 0: the teacher's, from the text embeddings
     cfg.MODEL.VILD.TEMPERATURE = 0.0
-    # whether training knows base classes alone: novel ones are left out of the softmax
+    # whether training uses only base classes: novel ones are left out of the softmax
     cfg.MODEL.VILD.ZERO_SHOT = True
-    # ensemble: weight of the text head's probabilities for base and for novel classes; lambda and
-    # 1 - lambda in sec. 3.4
+    # ensemble: weights of the text head's probabilities for base and for novel classes; lambda
+    # and 1 - lambda in sec. 3.4
     cfg.MODEL.VILD.FUSION_WEIGHTS = [2 / 3, 1 / 3]
     # whether a score is the geometric mean of class probability and objectness; off in the paper
     cfg.MODEL.VILD.OBJECTNESS = False
-    # yaml files that describe data sets of the user's own (see datasets/README.md)
+    # yaml files that describe custom datasets (see datasets/README.md)
     cfg.MODEL.VILD.DATASETS = []
-    # large-scale jitter: smallest scale, largest scale, side of the square picture in pixels
+    # large-scale jitter: minimum scale, maximum scale, side of the square image in pixels
     # (appendix); the square is padded with MODEL.PIXEL_MEAN. [] for Detectron2's
     # INPUT.MIN_SIZE_TRAIN
     cfg.MODEL.VILD.LARGE_SCALE_JITTER = []
-    # the teacher where it runs in training: model and weights as open_clip names them, and how a
-    # crop becomes a square ("stretch", "pad" or "clip"), which a store has to agree with
+    # the teacher if it runs during training: open_clip's names of model and weights, and how crops
+    # are made square ("stretch", "pad" or "clip"); a store must have been made with the same mode
     cfg.MODEL.VILD.TEACHER = ["ViT-B-32", "openai"]
     cfg.MODEL.VILD.CROP_MODE = "stretch"
-    # distillation (sec. 3.3): where the teacher's region embeddings come from, "store" (computed
-    # once by tools/extract_image_embeddings.py) or "online" (by the frozen teacher, in training)
+    # distillation (sec. 3.3): source of the teacher's region embeddings, "store" (computed once by
+    # tools/extract_image_embeddings.py) or "online" (by the frozen teacher, during training)
     cfg.MODEL.VILD.DISTILL = CfgNode()
     cfg.MODEL.VILD.DISTILL.SOURCE = "store"
-    # folder of the store for the training set: embeddings, or proposals where SOURCE is "online"
+    # folder of the store for the training set: embeddings, or proposals if SOURCE is "online"
     cfg.MODEL.VILD.DISTILL.STORE = ""
     # w, weight of the distillation loss (sec. 3.3); 0.5 for R50, 1 and 2 for R152
     cfg.MODEL.VILD.DISTILL.WEIGHT = 0.5
-    # most regions a picture (appendix; the official code's 300)
+    # maximum number of regions per image (appendix; 300 in the official code)
     cfg.MODEL.VILD.DISTILL.REGIONS = 300
-    # where an image has more: "uniform" draws REGIONS of the visible ones anew at every step;
-    # "first" takes the store's first ones, those of the highest objectness, and drops the invisible
-    # ones of these (the official vild_parser.py, clip_or_pad_to_fixed_size)
+    # if an image has more: "uniform" samples REGIONS of the visible ones at every step; "first"
+    # takes the store's first ones, those of the highest objectness, and drops the invisible ones
+    # among them (the official vild_parser.py, clip_or_pad_to_fixed_size)
     cfg.MODEL.VILD.DISTILL.DRAW = "uniform"
-    # regions of which augmentation leaves less than this fraction are not distilled
+    # minimum fraction of a region that must remain after augmentation for it to be distilled
     cfg.MODEL.VILD.DISTILL.MIN_VISIBLE = 0.5
-    # of the forward pass in training where Detectron2's SOLVER.AMP.ENABLED is on: "fp16" (its own
-    # AMP, with a gradient scaler, on GPUs) or "bf16" (without one; GPUs from Ampere on, and CPUs)
+    # precision of the forward pass in training if Detectron2's SOLVER.AMP.ENABLED is on: "fp16"
+    # (Detectron2's AMP, with a gradient scaler, on GPUs) or "bf16" (without a scaler; on Ampere or
+    # newer GPUs, and on CPUs)
     cfg.SOLVER.AMP.PRECISION = "fp16"
 
 
 def read_config(file: str | os.PathLike[str], options: Sequence[str] = ()) -> CfgNode:
-    """Detectron2's configuration with this project's keys, from a yaml file.
+    """Return Detectron2's configuration with this project's keys, read from a yaml file.
 
     Args:
-        file: the yaml, with what it names as ``_BASE_``: plain values, no tags of Python, which
-            run code.
+        file: the yaml, with any ``_BASE_`` files: plain values only, since Python tags run code.
         options: KEY VALUE pairs that override it.
 
     Raises:
-        ValueError: a file that cannot be read, a tag, a key that does not exist, or a value of
-            another type or out of its range.
+        ValueError: an unreadable file, a tag, an unknown key, or a value of the wrong type or
+            out of range.
     """
     cfg = get_cfg()
     add_vild_config(cfg)
@@ -99,7 +99,7 @@ def read_config(file: str | os.PathLike[str], options: Sequence[str] = ()) -> Cf
         raise ValueError(f"expected plain values in {where}") from None
     except (OSError, KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
         raise ValueError(f"expected a configuration in {file}: {_reason(error)}") from None
-    except (TypeError, AttributeError, RecursionError):  # by what Detectron2 and yacs expect
+    except (TypeError, AttributeError, RecursionError):  # from Detectron2 and yacs
         raise ValueError(
             f"expected keys and values in {file}, and in _BASE_ the names of files that do not "
             "refer back to it"
@@ -109,15 +109,15 @@ def read_config(file: str | os.PathLike[str], options: Sequence[str] = ()) -> Cf
 
 
 def override_config(cfg: CfgNode, options: Sequence[str]) -> None:
-    """Override keys as Detectron2's ``merge_from_list``, and check all values.
+    """Override keys like Detectron2's ``merge_from_list``, and check all values.
 
     Args:
-        cfg: changed in place.
+        cfg: modified in place.
         options: KEY VALUE pairs.
 
     Raises:
-        ValueError: a key that does not exist, a value of another type or out of its range, or a key
-            without a value.
+        ValueError: an unknown key, a value of the wrong type or out of range, or a key without a
+            value.
     """
     try:
         cfg.merge_from_list(list(options))
@@ -129,17 +129,17 @@ def override_config(cfg: CfgNode, options: Sequence[str]) -> None:
 
 
 def use_available_device(cfg: CfgNode) -> None:
-    """The CPU instead of Detectron2's default device where this machine has no GPU.
+    """Use the CPU instead of Detectron2's default device if this machine has no GPU.
 
     Args:
-        cfg: changed in place, unless ``MODEL.DEVICE`` is another device than the default.
+        cfg: modified in place, unless ``MODEL.DEVICE`` differs from the default.
     """
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
 
 
 def _tag(error: yaml.constructor.ConstructorError) -> str:
-    """Where a file has a tag, and which; empty for another error."""
+    """Return which tag a file contains and where; empty for another error."""
     found, mark = re.search(r"for the tag '(\S+)'", error.problem or ""), error.problem_mark
     if found is None or mark is None:
         return ""
@@ -151,16 +151,16 @@ def _tag(error: yaml.constructor.ConstructorError) -> str:
 
 
 def _reason(error: Exception) -> str:
-    # a KeyError shows its text as a literal; yaml's errors have several lines
+    # str() of a KeyError adds quotes; yaml errors span several lines
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     return " ".join(text.split())
 
 
 def register_datasets(cfg: CfgNode) -> list[str]:
-    """Register the data sets that ``MODEL.VILD.DATASETS`` lists.
+    """Register the datasets that ``MODEL.VILD.DATASETS`` lists.
 
     Returns:
-        the names that are registered now.
+        the names of the registered splits.
 
     Raises:
         ValueError: see :func:`vild.data.register_custom`.
@@ -169,11 +169,11 @@ def register_datasets(cfg: CfgNode) -> list[str]:
 
 
 def set_zero_shot(cfg: CfgNode, zero_shot: bool) -> None:
-    """Train on base classes alone, or on all: the softmax and the training sets.
+    """Train on base classes only or on all classes: set the softmax and the training sets.
 
     Args:
-        cfg: changed in place. A training set's name ends on ``_base`` or not accordingly.
-        zero_shot: which of the two.
+        cfg: modified in place. The suffix ``_base`` of training sets is added or removed.
+        zero_shot: whether to train on base classes only.
     """
     cfg.MODEL.VILD.ZERO_SHOT = zero_shot
     names = [name.removesuffix("_base") for name in cfg.DATASETS.TRAIN]
@@ -181,18 +181,18 @@ def set_zero_shot(cfg: CfgNode, zero_shot: bool) -> None:
 
 
 def scale_schedule(cfg: CfgNode, recipe_batch: int, keep: Sequence[str] = ()) -> list[str]:
-    """Fit a recipe's schedule to another batch size (linear scaling, Goyal et al. 2017).
+    """Adapt a recipe's schedule to another batch size (linear scaling, Goyal et al. 2017).
 
-    As many pictures are seen as in the recipe: with 1/16 of the batch, 16 times the iterations at
-    1/16 of the learning rate.
+    Training sees as many images as in the recipe: 1/16 of the batch size means 16 times the
+    iterations at 1/16 of the learning rate.
 
     Args:
-        cfg: changed in place; ``SOLVER.IMS_PER_BATCH`` is the batch size that is wanted.
-        recipe_batch: the batch size that the schedule was made for.
-        keep: keys such as ``SOLVER.MAX_ITER`` that the user has set and that stay as they are.
+        cfg: modified in place; ``SOLVER.IMS_PER_BATCH`` is the new batch size.
+        recipe_batch: the batch size of the recipe.
+        keep: keys set by the user, such as ``SOLVER.MAX_ITER``, that are not changed.
 
     Returns:
-        lines for the log: why, and every key that was changed.
+        lines for the log: the reason, and every changed key.
     """
     batch = cfg.SOLVER.IMS_PER_BATCH
     if batch == recipe_batch:

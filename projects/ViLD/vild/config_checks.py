@@ -1,4 +1,4 @@
-"""Checks of a configuration's values, so that a mistake is named when the file is read."""
+"""Check the values of a configuration, so that mistakes are reported when it is read."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ _FRACTIONS = (
     *("MODEL.ROI_HEADS.NMS_THRESH_TEST", "MODEL.ROI_HEADS.SCORE_THRESH_TEST"),
     *("MODEL.RPN.NMS_THRESH", "MODEL.VILD.DISTILL.MIN_VISIBLE"),
 )
-# lists of numbers above 0
+# lists of positive numbers
 _POSITIVE = (
     *("MODEL.PIXEL_STD", "INPUT.MIN_SIZE_TRAIN"),
     *("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"),
     *("MODEL.RPN.BBOX_REG_WEIGHTS", "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS"),
 )
-# what lists hold whose default, which shows it elsewhere, is empty or not Detectron2's
+# types of list items that cannot be inferred from the defaults: they are empty or not Detectron2's
 _TEXTS = (
     *("DATASETS.TRAIN", "DATASETS.TEST"),
     *("DATASETS.PROPOSAL_FILES_TRAIN", "DATASETS.PROPOSAL_FILES_TEST"),
     *("MODEL.VILD.DATASETS", "MODEL.VILD.TEACHER", "MODEL.FPN.IN_FEATURES"),
 )
 _NUMBERS = ("MODEL.VILD.FUSION_WEIGHTS", "MODEL.VILD.LARGE_SCALE_JITTER")
-PRECISIONS = ("fp16", "bf16")  # of SOLVER.AMP
-_DEPTHS = (18, 34, 50, 101, 152)  # of Detectron2's ResNets
+PRECISIONS = ("fp16", "bf16")  # values of SOLVER.AMP.PRECISION
+_DEPTHS = (18, 34, 50, 101, 152)  # supported by Detectron2's ResNets
 
 
 def check_ranges(cfg: CfgNode) -> None:
-    """Refuse values of the configuration with which nothing can run.
+    """Raise for values of the configuration that cannot work.
 
     Raises:
-        ValueError: names the key.
+        ValueError: a value is invalid; the message names the key.
     """
     _check_kinds(cfg)
     for keys, lowest in ((_AT_LEAST_ONE, 1), (_AT_LEAST_ZERO, 0)):
@@ -97,7 +97,7 @@ def check_ranges(cfg: CfgNode) -> None:
 
 
 def _check_kinds(cfg: CfgNode) -> None:
-    """Detectron2 compares a value's type with the default's, but looks into no list or tuple."""
+    """Check the types of list items, since Detectron2 only compares the types of whole values."""
     texts, numbers = set(_TEXTS), set(_NUMBERS)
     for key, value in _leaves(cfg):
         if isinstance(value, float) and not math.isfinite(value):
@@ -161,7 +161,7 @@ def _check_parts(cfg: CfgNode) -> None:
         "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
     }.items():
         name = _value(cfg, key)
-        # no part, or no part of the registry, in Detectron2's own words
+        # the two names that Detectron2 itself treats as no part, or as none of the registry
         if name not in registry and name not in ("", "PrecomputedProposals"):
             near = difflib.get_close_matches(name, [known for known, _ in registry], 1)
             raise ValueError(
@@ -180,7 +180,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _flat(values: Any) -> Iterator[Any]:
-    """The items of nested lists and tuples; a value alone is one item."""
+    """Yield the items of nested lists and tuples; a scalar is a single item."""
     if not isinstance(values, list | tuple):
         yield values
         return

@@ -1,6 +1,6 @@
-"""The precision that networks compute in: ``fp32``, or 16 bits by autocast.
+"""The precision in which networks compute: ``fp32``, or 16 bits with autocast.
 
-Weights stay as they are, and whatever needs more than 16 bits leaves autocast by itself (see
+Weights keep their dtype, and operations that need more than 16 bits leave autocast themselves (see
 :mod:`vild.modeling.precision`).
 """
 
@@ -18,12 +18,12 @@ def resolve_precision(precision: str, device: str | torch.device) -> str:
     """Return ``fp32``, ``bf16`` or ``fp16``.
 
     Args:
-        precision: one of them, or ``auto``: ``bf16`` where the device computes in it, else
-            ``fp32``. Elsewhere bf16 is emulated, which takes longer than fp32.
+        precision: one of them, or ``auto``: ``bf16`` if the device supports it natively, else
+            ``fp32``, because emulated bf16 is slower than fp32.
         device: where to compute.
 
     Raises:
-        ValueError: another precision.
+        ValueError: unknown precision.
     """
     if precision != AUTO:
         if precision not in PRECISIONS:
@@ -37,7 +37,7 @@ def resolve_precision(precision: str, device: str | torch.device) -> str:
 
 
 def autocast(precision: str, device: str | torch.device) -> AbstractContextManager[object]:
-    """Return a context in which the operations of a device run in a precision.
+    """Return a context in which a device's operations run in the given precision.
 
     Args:
         precision: ``fp32``, ``bf16`` or ``fp16``.
@@ -48,7 +48,7 @@ def autocast(precision: str, device: str | torch.device) -> AbstractContextManag
 
 
 def _cpu_computes_in_bf16() -> bool:
-    """Whether the processor multiplies bfloat16, as far as this PyTorch can tell."""
+    """Return whether the CPU has bfloat16 matrix products, as far as this PyTorch can tell."""
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         supported = getattr(torch.cpu, name, None)  # PyTorch 2.4 has neither
         if supported is not None and supported():

@@ -1,5 +1,5 @@
-"""Command lines of the tools, on Python's standard library alone.
+"""Command-line arguments of the tools, using only Python's standard library.
 
 `import vild` takes seconds, since it imports torch and Detectron2. With arguments defined here, a
-tool shows its help and refuses a mistake before it imports `vild`.
+tool shows its help and reports mistakes before it imports `vild`.
 """

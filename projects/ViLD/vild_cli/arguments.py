@@ -1,4 +1,4 @@
-"""Types of arguments, and the groups of options that several tools share."""
+"""Argument types, and groups of options that several tools share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Number = TypeVar("_Number", int, float)
 
 
 def tool_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser whose help begins with a tool's docstring, line breaks as they are."""
+    """Return a parser whose help begins with a tool's docstring, keeping its line breaks."""
     return argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -98,7 +98,7 @@ def fraction(text: str) -> float:
     """Convert text to a number from 0 to 1; for argparse's ``type``.
 
     Raises:
-        argparse.ArgumentTypeError: other text.
+        argparse.ArgumentTypeError: any other text.
     """
     return _number(text, float, lambda number: 0 <= number <= 1, "a number from 0 to 1")
 
@@ -107,7 +107,7 @@ def positive_int(text: str) -> int:
     """Convert text to an integer of at least 1; for argparse's ``type``.
 
     Raises:
-        argparse.ArgumentTypeError: other text.
+        argparse.ArgumentTypeError: any other text.
     """
     return _number(text, int, lambda number: number >= 1, "an integer of at least 1")
 
@@ -116,7 +116,7 @@ def positive_float(text: str) -> float:
     """Convert text to a finite number above 0; for argparse's ``type``.
 
     Raises:
-        argparse.ArgumentTypeError: other text.
+        argparse.ArgumentTypeError: any other text.
     """
     return _number(text, float, lambda number: 0 < number < math.inf, "a number above 0")
 
@@ -128,6 +128,6 @@ def _number(
         number = convert(text)
     except ValueError:
         number = None
-    if number is None or not is_valid(number):  # no range holds for NaN
+    if number is None or not is_valid(number):  # NaN is in no range
         raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
     return number

@@ -1,4 +1,4 @@
-"""What a user sees of an error."""
+"""Report errors to users of the command line."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def one_line_errors(main: Callable[[], int]) -> Callable[[], int]:
     """Make a tool's ``main`` report bad input in one line, with exit code 2.
 
     Args:
-        main: entry of the command line; returns the exit code. Its ValueError and OSError are for
-            the user to read, any other exception is a defect and keeps its traceback.
+        main: entry point of the command line; returns the exit code. Its ValueError and OSError are
+            shown to the user as messages; any other exception is a bug and keeps its traceback.
     """
 
     @functools.wraps(main)

@@ -13,7 +13,7 @@ TASKS = ("bbox", "segm")
 
 
 def training_parser() -> argparse.ArgumentParser:
-    """Detectron2's arguments and this project's own."""
+    """Return a parser for Detectron2's arguments and those of this project."""
     parser = detectron2_parser()
     parser.add_argument(
         "--resume-from", metavar="FILE", help="go on from this checkpoint of OUTPUT_DIR"
@@ -52,7 +52,7 @@ def training_parser() -> argparse.ArgumentParser:
 
 
 def detectron2_parser() -> argparse.ArgumentParser:
-    """Return what ``detectron2.engine.default_argument_parser()`` does, without importing it."""
+    """Return the parser of ``detectron2.engine.default_argument_parser()`` without importing it."""
     program = sys.argv[0]
     parser = argparse.ArgumentParser(
         epilog=f"""
@@ -83,7 +83,7 @@ Run on multiple machines:
     parser.add_argument(
         "--machine-rank", type=int, default=0, help="the rank of this machine (unique per machine)"
     )
-    # a port for each user: processes left over from an earlier run are noticed
+    # one port per user, so that processes left over from an earlier run are noticed
     user = os.getuid() if sys.platform != "win32" else 1
     port = 2**15 + 2**14 + hash(user) % 2**14
     parser.add_argument(
@@ -106,7 +106,7 @@ For python-based LazyConfig, use "path.key=value".
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read a command line; ``--eval bbox segm`` may stand before overrides."""
+    """Parse a command line; ``--eval bbox segm`` may be followed by overrides."""
     joined: list[str] = []
     rest = list(arguments)
     while rest:

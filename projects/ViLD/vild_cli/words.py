@@ -1,25 +1,25 @@
-"""Comma lists of words, as users type them."""
+"""Parse and write comma-separated lists of words."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-# a quoted word, which may hold the signs that separate words, or one without quotes
+# a quoted word, which may contain separators, or an unquoted one
 _WORDS = re.compile(r'[^\S\n]*"([^"\n]*)"[^\S\n]*(?=[,;\n]|$)|([^,;\n]+)')
-# a word of a list in Python or JSON
+# an item of a list in Python or JSON syntax
 _LISTED = re.compile("\\[.*\\]|'.*'|\u2018.*\u2019|\u201c.*\u201d|`.*`")
 
 
 def split_words(text: str) -> list[str]:
-    """Return the words of a comma list.
+    """Return the words of a comma-separated list.
 
     Args:
-        text: words separated by commas, semicolons or line breaks; in double quotes a word may
-            hold these. Empty words are left out.
+        text: words separated by commas, semicolons or line breaks; a double-quoted word may
+            contain separators. Empty words are dropped.
 
     Raises:
-        ValueError: a list in the syntax of Python or JSON, or a word that was cut within brackets.
+        ValueError: a list in the syntax of Python or JSON, or a separator within brackets.
 
     >>> split_words('cat, "bow, tie"; red panda')
     ['cat', 'bow, tie', 'red panda']
@@ -36,7 +36,7 @@ def split_words(text: str) -> list[str]:
 
 
 def join_words(words: Iterable[str]) -> str:
-    """Return a comma list that :func:`split_words` reads back; words are quoted where needed.
+    """Return a comma-separated list that :func:`split_words` can read; quote words where needed.
 
     >>> join_words(["cat", "bow, tie"])
     'cat, "bow, tie"'
@@ -47,6 +47,6 @@ def join_words(words: Iterable[str]) -> str:
 
 
 def _is_cut(word: str) -> bool:
-    """Return whether a word looks like a part of a list, or was separated within brackets."""
+    """Return whether a word looks like part of a list, or was split within brackets."""
     unbalanced = any(word.count(left) != word.count(right) for left, right in ("()", "[]", "{}"))
     return unbalanced or _LISTED.fullmatch(word) is not None

@@ -1,4 +1,4 @@
-"""Data sets, splits, vocabularies and prompts. Importing it registers the built-in data sets."""
+"""Datasets, splits, vocabularies and prompts. Importing it registers the built-in datasets."""
 
 from vild.data.annotations import Category, read_annotations
 from vild.data.command_line import find_split, register_from_arguments, require_split

@@ -1,7 +1,7 @@
-"""The intake of annotations in COCO or LVIS format: decoded, checked and normalised once.
+"""Decode, validate and normalise annotations in COCO or LVIS format.
 
-The checker, registration, training and evaluation all read annotations with
-:func:`decode_annotations`, so they see the same objects and the same problems.
+The dataset checker, registration, training and evaluation all use :func:`decode_annotations`, so
+they see the same objects and report the same problems.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from vild.data.prompts import MAX_NAME_LENGTH, clean_name
 
 logger = logging.getLogger(__name__)
 
-# LVIS's own thresholds, in training images: r <= 10 < c <= 100 < f
+# LVIS thresholds in number of training images: rare <= 10 < common <= 100 < frequent
 RARE_IMAGES, COMMON_IMAGES = 10, 100
-# masks are compared with their boxes to find exports in which they do not mean the same place
-COMPARED, FEWEST, LOOSE = 10_000, 10, 0.2  # annotations at most and at least, IoU
-SLACK = 1.0  # pixels that a box may stick out of its image without a remark
-FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")  # LVIS's lists of an image
+# Masks are compared with their boxes to detect exports in which the two disagree.
+COMPARED, FEWEST, LOOSE = 10_000, 10, 0.2  # maximum and minimum number of annotations; IoU
+SLACK = 1.0  # pixels that a box may extend beyond its image without a warning
+FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")  # per-image lists of LVIS
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Category:
-    """One class of a data set.
+    """One class of a dataset.
 
     Attributes:
-        id: the id that the json uses.
-        name: as written in the json.
-        synonyms: other names, ``name`` first.
+        id: the id in the json.
+        name: the name in the json.
+        synonyms: all names; the first one is ``name``.
         frequency: ``r``, ``c`` or ``f``.
         image_count: training images with at least one instance, or None if unknown.
     """
@@ -64,15 +64,15 @@ class Category:
 
 @dataclass(frozen=True)
 class Annotations:
-    """A json after the intake.
+    """Validated and normalised contents of an annotation file.
 
     Attributes:
-        findings: what was wrong or normalised.
+        findings: problems found and values normalised.
         images: in ascending order of their ids.
-        objects: in the file's order; those that cannot be used are left out.
+        objects: in the file's order, without unusable ones.
         categories: in ascending order of their ids.
-        root: the category that only groups the others, as Roboflow writes it; None without one.
-        listed: how many annotations the file lists.
+        root: the category that only groups the others, as Roboflow writes it, or None.
+        listed: number of annotations in the file, including unusable ones.
     """
 
     findings: Findings
@@ -84,21 +84,21 @@ class Annotations:
 
     @property
     def path(self) -> str:
-        """The file."""
+        """Path of the file."""
         return self.findings.where
 
 
 def read_annotations(
     json_file: str | os.PathLike[str], crowds_are_objects: bool = False
 ) -> Annotations:
-    """Read annotations and refuse what cannot be used; warnings and notes go to the log.
+    """Read annotations and raise on errors; log warnings and notes.
 
     Args:
         json_file: annotations in COCO or LVIS format.
-        crowds_are_objects: take ``iscrowd: 1`` for a single object, as CVAT means it.
+        crowds_are_objects: treat ``iscrowd: 1`` as a single object, as CVAT means it.
 
     Raises:
-        ValueError: the file is missing, or has errors; the message has the first of them.
+        ValueError: the file is missing or has errors; the message gives the first one.
     """
     found = decode_annotations(json_file, crowds_are_objects)
     problems = found.findings.problems()
@@ -111,7 +111,7 @@ def read_annotations(
     return found
 
 
-@cache  # once, although the same file is read for training and evaluation
+@cache  # log once, although training and evaluation read the same file
 def _log_once(problem: Problem) -> None:
     level = logging.WARNING if problem.severity == "warning" else logging.INFO
     logger.log(level, "%s", problem.text)
@@ -121,14 +121,14 @@ def _log_once(problem: Problem) -> None:
 def decode_annotations(
     json_file: str | os.PathLike[str], crowds_are_objects: bool = False
 ) -> Annotations:
-    """Read annotations, whatever is wrong with single entries; see ``findings`` of the result.
+    """Read annotations without raising on bad entries; see ``findings`` of the result.
 
     Args:
         json_file: annotations in COCO or LVIS format.
         crowds_are_objects: see :func:`read_annotations`.
 
     Raises:
-        ValueError: the file is missing, or holds something else.
+        ValueError: the file is missing or is not an annotation file.
     """
     path = Path(json_file)
     findings = Findings(str(path))
@@ -178,7 +178,7 @@ def _objects(
     crowds_are_objects: bool,
     findings: Findings,
 ) -> list[Annotation]:
-    """The annotations that can be used, completed."""
+    """Return the usable annotations with all fields filled in."""
     kept = []
     ids: set[Id] = set()
     seen: set[tuple[Any, ...]] = set()
@@ -226,7 +226,7 @@ def _label(index: int, item: Annotation, note: str = "") -> str:
 
 
 def _complete(item: Annotation, index: int, image: ImageEntry, findings: Findings) -> bool:
-    """Whether the box can be used; a missing one is made, and so is the area."""
+    """Return whether the box is usable; fill in a missing box and a missing area."""
     if not item.bbox:
         if item.segmentation is None:
             findings.add("boxes", _label(index, item, "neither box nor mask"))
@@ -254,7 +254,7 @@ def _complete(item: Annotation, index: int, image: ImageEntry, findings: Finding
 
 
 def _overlap(one: list[float], other: list[float]) -> float:
-    """IoU of two boxes (x, y, width, height)."""
+    """Return the IoU of two boxes (x, y, width, height)."""
     width = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
     height = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
     shared = max(0.0, width) * max(0.0, height)
@@ -263,7 +263,7 @@ def _overlap(one: list[float], other: list[float]) -> float:
 
 
 def _root(entries: Mapping[Id, CategoryEntry], objects: list[Annotation]) -> Id | None:
-    """Roboflow's first category, which groups all others and has no objects."""
+    """Return the id of Roboflow's first category, which groups all others and has no objects."""
     used = {item.category_id for item in objects}
     grouped = Counter(entry.supercategory for entry in entries.values())
     for key, entry in entries.items():
@@ -279,7 +279,7 @@ def _counted(
     objects: list[Annotation],
     findings: Findings,
 ) -> list[Category]:
-    """Classes; frequencies and image counts are counted where the json has none."""
+    """Return the classes; count frequencies and images where the json does not give them."""
     if not entries:
         findings.count("no_classes")
     by_prompt: dict[str, list[str]] = defaultdict(list)
@@ -303,7 +303,7 @@ def _counted(
 
 
 def _plausible(objects: list[Annotation], findings: Findings) -> None:
-    """Data that are well formed and cannot mean what they say."""
+    """Report annotations that are well formed but implausible."""
     extents = [
         _overlap(box_of(item.segmentation), item.bbox)
         for item in objects[:COMPARED]
@@ -327,12 +327,12 @@ def _is_fraction(item: Annotation) -> bool:
 
 
 def repeated(values: Iterable[_T]) -> list[_T]:
-    """Values that occur more than once, in the order of their first appearance."""
+    """Return the values that occur more than once, in order of first appearance."""
     return [value for value, times in Counter(values).items() if times > 1]
 
 
 def frequency_of(image_count: int) -> str:
-    """LVIS's frequency group of a class seen in ``image_count`` training images."""
+    """Return LVIS's frequency group of a class with ``image_count`` training images."""
     if image_count <= RARE_IMAGES:
         return "r"
     return "c" if image_count <= COMMON_IMAGES else "f"

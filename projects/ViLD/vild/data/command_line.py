@@ -1,4 +1,4 @@
-"""Datasets that a command line names."""
+"""Register and look up the datasets that command-line arguments name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def register_from_arguments(args: argparse.Namespace) -> None:
-    """Register what the arguments of :func:`vild_cli.arguments.add_data_arguments` name.
+    """Register the datasets given by :func:`vild_cli.arguments.add_data_arguments`.
 
     Raises:
         ValueError: see :func:`vild.data.register_custom`.
@@ -32,14 +32,14 @@ def register_from_arguments(args: argparse.Namespace) -> None:
 
 
 def require_split(name: str, what: str = "a registered split") -> None:
-    """Refuse the name of a split that is not registered.
+    """Raise unless a split of this name is registered.
 
     Args:
-        name: of the split.
-        what: what the name was given for, for the error.
+        name: name of the split.
+        what: what the name was given for, for the error message.
 
     Raises:
-        ValueError: no such split; the message suggests names.
+        ValueError: the split is not registered; the message suggests names.
     """
     known = sorted(DatasetCatalog.list())
     if name in known:
@@ -53,10 +53,10 @@ def require_split(name: str, what: str = "a registered split") -> None:
 
 
 def find_split(name: str) -> list[dict[str, Any]]:
-    """Return the records of a registered split, in Detectron2's format.
+    """Return the records of a registered split in Detectron2's format.
 
     Raises:
-        ValueError: no split of this name; see :func:`require_split`.
+        ValueError: the split is not registered; see :func:`require_split`.
     """
     require_split(name)
     return DatasetCatalog.get(name)

@@ -1,4 +1,4 @@
-"""One picture of many: a data set's images with boxes, masks and names."""
+"""Draw a contact sheet: several images of a dataset with boxes, masks and class names."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ def write_contact_sheet(
     columns: int = 4,
     cell: int = 480,
 ) -> Path:
-    """Draw the annotations of the first pictures of a registered data set.
+    """Draw the annotations of the first images of a registered dataset.
 
     Novel classes are marked with a star after the name.
 
     Args:
         dataset: name in Detectron2's catalogue.
         path: PNG to write.
-        pictures: how many.
-        columns: pictures a row.
-        cell: size of a picture's square on the sheet, in pixels.
+        pictures: number of images.
+        columns: images per row.
+        cell: side of the square for each image, in pixels.
 
     Returns:
         ``path``.
 
     Raises:
-        ValueError: the data set has no pictures.
+        ValueError: the dataset has no images.
     """
     records = DatasetCatalog.get(dataset)[:pictures]
     if not records:
@@ -50,7 +50,7 @@ def write_contact_sheet(
         scale = (cell - 8) / max(image.shape[:2])
         visualizer = Visualizer(image, scale=scale, instance_mode=ColorMode.IMAGE)
         annotations = record["annotations"]
-        # as many masks as boxes, or none: a box without one would shift the others
+        # Draw masks only if every box has one: the drawing code matches them by position.
         masks = [a["segmentation"] for a in annotations if "segmentation" in a]
         drawn = visualizer.overlay_instances(
             boxes=np.array(

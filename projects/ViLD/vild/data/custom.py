@@ -1,4 +1,4 @@
-"""Any data set in COCO or LVIS format, described by a yaml instead of code.
+"""Custom datasets in COCO or LVIS format, described by a yaml instead of code.
 
     name: birds
     train: {json: annotations/train.json, images: train}
@@ -34,20 +34,20 @@ from vild.data.yaml_loader import UniqueKeyLoader
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_NAME = 100  # bytes; files are named after the dataset, and 255 is the limit
-_LONGEST_PATH = 4096  # characters; Linux's limit
-_registered: dict[str, Path] = {}  # split -> its yaml, which may be registered again
+_LONGEST_NAME = 100  # bytes; files are named after the dataset, and names are limited to 255 bytes
+_LONGEST_PATH = 4096  # characters; the limit on Linux
+_registered: dict[str, Path] = {}  # split -> its yaml, which may register it again
 
 
 class SplitFiles(msgspec.Struct, forbid_unknown_fields=True):
-    """Where a split lies: ``json`` and ``images``, a file and a folder."""
+    """Location of a split: ``json`` is a file, ``images`` a folder."""
 
     json: str
     images: str
 
 
 class Spec(msgspec.Struct, forbid_unknown_fields=True):
-    """The yaml of a data set; see the top of this module."""
+    """Contents of a dataset's yaml; see the module docstring."""
 
     name: str | int
     novel: list[Any] | str
@@ -58,7 +58,7 @@ class Spec(msgspec.Struct, forbid_unknown_fields=True):
     crowds_are_objects: bool = False
 
     def splits(self) -> dict[str, SplitFiles]:
-        """The splits that there are, train first."""
+        """Return the splits that the yaml lists, train first."""
         both = {"train": self.train, "val": self.val}
         return {name: files for name, files in both.items() if files is not None}
 
@@ -67,7 +67,7 @@ def register_custom(yaml_file: str | os.PathLike[str]) -> list[str]:
     """Register the splits that ``yaml_file`` describes.
 
     Returns:
-        their names.
+        the names of the splits.
 
     Raises:
         ValueError: the yaml or a json is missing or malformed, a class does not exist, the
@@ -96,19 +96,19 @@ def register_custom(yaml_file: str | os.PathLike[str]) -> list[str]:
 
 
 def read_spec(path: Path) -> Spec:
-    """Read and check the yaml of a data set; the files that it names are not looked at.
+    """Read and validate a dataset's yaml without opening the files that it lists.
 
     Raises:
-        ValueError: it is missing or malformed.
+        ValueError: the yaml is missing or malformed.
     """
     text = read_text(path, "a yaml that describes a data set")
     try:
         loaded = yaml.load(text, UniqueKeyLoader)  # a SafeLoader
         spec = msgspec.convert(loaded, Spec)
     except (yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split())  # yaml's are several lines
+        reason = " ".join(str(error).split())  # yaml errors span several lines
         raise ValueError(f"{path} is not valid yaml: {reason}") from None
-    except ValueError as error:  # msgspec's, or yaml's of a value such as an impossible date
+    except ValueError as error:  # from msgspec, or from yaml for a value such as an impossible date
         known = ", ".join(Spec.__struct_fields__)
         reason = str(error) + ("; expected lvis or coco" if "$.evaluator" in str(error) else "")
         raise ValueError(
@@ -126,10 +126,10 @@ def read_spec(path: Path) -> Spec:
 
 
 def resolve_paths(files: SplitFiles, yaml_file: Path, split: str) -> tuple[Path, Path]:
-    """The json and the folder of images of a split.
+    """Return the json file and the image folder of a split.
 
     Raises:
-        ValueError: no file can have the path, a variable is not set, or the folder is missing.
+        ValueError: the path is invalid, a variable is not set, or the folder is missing.
     """
     paths = []
     for key in ("json", "images"):
@@ -148,10 +148,10 @@ def resolve_paths(files: SplitFiles, yaml_file: Path, split: str) -> tuple[Path,
 
 
 def _same_classes(contents: Mapping[str, Annotations], spec: Spec, where: Path) -> list[Category]:
-    """The classes of both splits, those of train where there is one: it has the image counts.
+    """Return the classes that both splits share, preferably those of train with its image counts.
 
-    A category that only groups the others is left out where no split has objects of it and the
-    yaml does not list it.
+    A category that only groups the others is dropped if no split has objects of it and the yaml
+    does not list it.
     """
     listed = [*(spec.base or ()), *(spec.novel if isinstance(spec.novel, list) else ())]
     used = {c.id: c.name for f in contents.values() for c in f.categories if c.id != f.root}
@@ -178,7 +178,7 @@ def _same_classes(contents: Mapping[str, Annotations], spec: Spec, where: Path) 
 def _apply_split(
     categories: list[Category], spec: Spec, where: Path
 ) -> tuple[list[Category], tuple[bool, ...]]:
-    """Classes that take part, and their novel flags."""
+    """Return the classes to use and their novel flags."""
     novel = novel_flags(categories, spec.novel, str(where))
     if spec.base is not None:
         base = select_rows(categories, spec.base, str(where), "base")
@@ -193,7 +193,7 @@ def _apply_split(
             f"{where}: all {len(novel)} classes are novel; nothing is left to train on"
         )
     if not isinstance(spec.novel, str):
-        # A split by name is reported like LVIS's: APr is the AP of the novel classes.
+        # A split defined by names is reported like LVIS: APr is the AP of the novel classes.
         categories = [
             replace(c, frequency="r" if n else ("c" if c.frequency == "r" else c.frequency))
             for c, n in zip(categories, novel, strict=True)
@@ -202,7 +202,7 @@ def _apply_split(
 
 
 def _evaluator(contents: Mapping[str, Annotations], spec: Spec, where: Path) -> str:
-    """LVIS's evaluator where every image says what was looked for in it, else COCO's."""
+    """Return ``lvis`` if every image lists the classes searched for in it, else ``coco``."""
     lists = {
         (split, key): [getattr(image, key) is not None for image in found.images] or [False]
         for split, found in contents.items()

@@ -1,4 +1,4 @@
-"""From a data set's record to the model's input, regions of the teacher included.
+"""Map dataset records to model inputs, including the regions to distil from.
 
 Row identity: a region's box, objectness and embedding are rows of one `Instances` from here to the
 loss, and nothing sorts or drops one without the others.
@@ -31,54 +31,55 @@ DRAWS = ("uniform", "first")
 
 
 class RegionRecord(Protocol):
-    """What a store holds of one image; embeddings are missing where the teacher runs online."""
+    """Stored regions of one image; ``embeddings`` is missing if the teacher runs online."""
 
     boxes: Tensor
     objectness: Tensor
 
 
 class RegionSource(Protocol):
-    """A store: record by image id; an image that it does not have is an error."""
+    """A store that maps image ids to records and raises for an unknown id."""
 
     def __getitem__(self, image_id: int | str) -> RegionRecord:
-        """The record."""
+        """Return the record of an image."""
 
     def image_size(self, image_id: int | str) -> tuple[int, int]:
-        """(height, width) of the picture that it was made from."""
+        """Return (height, width) of the image that the record was made from."""
 
 
 class ViLDDatasetMapper(DatasetMapper):
-    """Detectron2's mapper with the regions that distillation needs.
+    """Detectron2's mapper plus the regions that distillation needs.
 
-    Beside Detectron2's own fields a mapped dictionary has, in training with ``regions``:
+    In training, the mapped dictionary has these fields in addition to Detectron2's. With
+    ``regions``:
 
     - ``distill_regions``: Instances of up to ``limit`` rows: ``proposal_boxes`` in the augmented
-      picture, ``objectness_logits``, ``visible`` (fraction of the box that is left), ``rows`` (row
-      in the store), ``original_boxes`` (in the original picture) and, where the store has them,
+      image, ``objectness_logits``, ``visible`` (remaining fraction of the box), ``rows`` (row in
+      the store), ``original_boxes`` (in the original image) and, if the store has them,
       ``teacher_embeddings`` (R, D) float32;
-    - ``original_image``: (3, H, W) uint8 RGB, where the teacher runs online: its crops come from
-      original pixels, whatever the augmentation;
+    - ``original_image``: (3, H, W) uint8 RGB, if the teacher runs online: it crops the original
+      pixels, whatever the augmentation.
 
-    and with ``proposals``: ``proposals``, Detectron2's field for precomputed proposals, with
-    ``teacher_embeddings`` (R, D) float32 where the store has them. Where ``online_proposals`` is
-    on they have ``original_boxes`` instead, and there is ``original_image``.
+    With ``proposals``: ``proposals``, Detectron2's field for precomputed proposals, with
+    ``teacher_embeddings`` (R, D) float32 if the store has them. With ``online_proposals`` they have
+    ``original_boxes`` instead, and ``original_image`` is present.
 
     Args:
         is_train: training or inference.
-        regions: store of the regions to distil from; None for none.
-        online: whether the teacher computes the embeddings in training.
-        limit: most regions per image.
-        region_draw: which regions are distilled where there are more than ``limit``: ``uniform``
-            draws among the visible ones; ``first`` takes the store's first ``limit`` rows and then
-            drops the invisible ones, as the official code does.
-        min_visible: regions of which less than this fraction is left by the augmentation are not
-            distilled: their embedding describes what the picture does not show any more.
-        proposals: store of precomputed proposals that replace the RPN; None for none.
+        regions: store of the regions to distil from, or None.
+        online: whether the teacher computes the embeddings during training.
+        limit: maximum number of regions per image.
+        region_draw: how to choose among more than ``limit`` regions: ``uniform`` samples the
+            visible ones; ``first`` takes the store's first ``limit`` rows and then drops the
+            invisible ones, as the official code does.
+        min_visible: minimum fraction of a region that must remain after augmentation. Other regions
+            are not distilled: their embeddings describe content that is no longer in the image.
+        proposals: store of precomputed proposals that replace the RPN, or None.
         online_proposals: whether the teacher computes the embeddings of the proposals.
-        seed: of the draw. The draw follows from it, from the image and from the record's entry
-            ``draw`` (how often the image was drawn before; 0 without one), not from the worker.
+        seed: seed for choosing regions. The choice depends on it, on the image and on the record's
+            entry ``draw`` (how often the image was drawn before; 0 if missing), not on the worker.
         class_agnostic: whether all objects are of class 0.
-        **kwargs: Detectron2's own.
+        **kwargs: arguments of Detectron2's mapper.
     """
 
     @configurable
@@ -124,16 +125,16 @@ class ViLDDatasetMapper(DatasetMapper):
         proposals: RegionSource | None = None,
         online_proposals: bool = False,
     ) -> dict[str, Any]:
-        """Arguments from the configuration; the stores are opened by the caller."""
+        """Return the constructor's arguments; the caller opens the stores."""
         distill = cfg.MODEL.VILD.DISTILL
         arguments = super().from_config(cfg, is_train)
         arguments["augmentations"] = for_any_shape(arguments["augmentations"])
         if is_train and cfg.MODEL.VILD.LARGE_SCALE_JITTER:
-            # The official code flips first, and pads after normalising: with the mean.
+            # As in the official code: flip first, and pad after normalising, that is with the mean.
             jitter = large_scale_jitter(cfg.MODEL.VILD.LARGE_SCALE_JITTER, cfg.MODEL.PIXEL_MEAN)
             flips = [a for a in arguments["augmentations"] if isinstance(a, T.RandomFlip)]
             arguments["augmentations"] = [*flips, jitter]
-            arguments["recompute_boxes"] = False  # for Detectron2's cropping, which it replaces
+            arguments["recompute_boxes"] = False  # the jitter replaces Detectron2's cropping
         return {
             **arguments,
             "regions": regions,
@@ -151,11 +152,11 @@ class ViLDDatasetMapper(DatasetMapper):
         """Map one record.
 
         Args:
-            dataset_dict: in Detectron2's format; it is not changed.
+            dataset_dict: record in Detectron2's format; it is not modified.
 
         Raises:
-            UnreadableImageError: the picture cannot be read.
-            MissingImageError: a store has no record of it.
+            UnreadableImageError: the image cannot be read.
+            MissingImageError: a store has no record of the image.
         """
         mapped = copy.deepcopy(dict(dataset_dict))
         original = read_image(mapped["file_name"])
@@ -192,10 +193,10 @@ class ViLDDatasetMapper(DatasetMapper):
         transforms: T.TransformList,
         image_shape: tuple[int, int],
     ) -> None:
-        """Detectron2's, for objects with polygons, with run lengths and without a mask.
+        """Transform annotations with polygons, with run lengths and without masks.
 
-        An object without a mask has its box's rectangle among ``gt_masks``, and False in
-        ``gt_has_mask``; :class:`vild.modeling.OptionalMaskROIHeads` leaves it out of the mask loss.
+        An object without a mask gets its box as a rectangle in ``gt_masks``, and False in
+        ``gt_has_mask``; :class:`vild.modeling.OptionalMaskROIHeads` excludes it from the mask loss.
         """
         own = [a for a in dataset_dict["annotations"] if not a.get("iscrowd")]
         kind = self.instance_mask_format
@@ -284,7 +285,7 @@ def _channels_first(picture: np.ndarray) -> Tensor:
 
 
 def _record(source: RegionSource, mapped: Mapping[str, Any], picture: np.ndarray) -> RegionRecord:
-    """The store's record of a picture, if it was made from this very size of it."""
+    """Return the store's record of an image; raise if it was made from another image size."""
     image_id, size = mapped["image_id"], picture.shape[:2]
     record, expected = source[image_id], source.image_size(image_id)
     if size != expected:
@@ -299,16 +300,16 @@ def _record(source: RegionSource, mapped: Mapping[str, Any], picture: np.ndarray
 def transform_boxes(
     boxes: Tensor, transforms: T.TransformList, shape: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Boxes in the augmented picture.
+    """Transform boxes to the augmented image.
 
     Args:
-        boxes: (R, 4) in the original picture.
-        transforms: what was done to the picture.
-        shape: (height, width) of the augmented picture.
+        boxes: (R, 4) in the original image.
+        transforms: the transforms applied to the image.
+        shape: (height, width) of the augmented image.
 
     Returns:
-        (R, 4) float32 clipped boxes, and (R,) float32, the fraction of each box's area that is
-        left: 0 for boxes that left the picture or have no area.
+        (R, 4) float32 clipped boxes, and (R,) float32 remaining fractions of their areas: 0 for
+        boxes that are outside the image or have no area.
     """
     if len(boxes) == 0:
         return boxes.reshape(0, 4).float(), torch.zeros(0)

@@ -1,4 +1,4 @@
-"""Text for people: sizes, and names in the cells of tables."""
+"""Format text for people: sizes, and names in table cells."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import math
 import re
 
 _UNITS = ("KB", "MB", "GB", "TB")
-# what Markdown would take for markup; underscores within a word are plain
+# Characters that Markdown would interpret; underscores within a word are plain text.
 _MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def shown_size(size: float) -> str:
-    """Return a number of bytes with two or more digits and its unit.
+    """Return a number of bytes with a unit and at least two digits.
 
     >>> shown_size(4_200_000)
     '4.2 MB'
@@ -25,19 +25,19 @@ def shown_size(size: float) -> str:
 
 
 def markdown_cell(text: str) -> str:
-    """Return text for a cell of a Markdown table, on one line and without a meaning as markup."""
+    """Return text for a Markdown table cell: on one line, with markup escaped."""
     return html.escape(_MARKUP.sub(r"\\\g<0>", " ".join(text.split())), quote=False)
 
 
-_FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # beginnings
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins with one of these is a formula
 
 
 def csv_cell(text: str) -> str:
-    """Return text for a cell of a csv that spreadsheets do not run as a formula."""
+    """Return text for a csv cell that spreadsheets do not run as a formula."""
     return f"'{text}" if text.lstrip("'").startswith(_FORMULAS) else text
 
 
 def csv_text(cell: str) -> str:
-    """Return the text that :func:`csv_cell` made a cell of."""
+    """Return the original text of a cell made by :func:`csv_cell`."""
     quoted = cell.startswith("'") and cell.lstrip("'").startswith(_FORMULAS)
     return cell[1:] if quoted else cell

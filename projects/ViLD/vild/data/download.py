@@ -1,4 +1,4 @@
-"""Downloads and unpacks the official archives of COCO and LVIS. Nothing here runs unasked."""
+"""Download and unpack the official archives of COCO and LVIS, only when the user asks for it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vild.data.files import write_errors_named
 logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20  # bytes
-_TIMEOUT = 60  # seconds without a byte
+_TIMEOUT = 60  # seconds without receiving data
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Archive:
     """An official archive.
 
     Attributes:
-        url: where its publisher keeps it.
+        url: the publisher's address.
         md5: checksum of the zip, 32 hexadecimal digits.
-        gigabytes: rough size of the zip, for messages.
-        datasets: which data sets need it.
-        folder: where it is unpacked in Detectron2's layout, below the data root.
-        flat_folder: the same in the flat layout.
-        provides: what must be there once it is unpacked: files, or a folder of pictures.
-        pictures: how many files the folder in ``provides`` holds; None where these are files.
+        gigabytes: approximate size of the zip, for messages.
+        datasets: the datasets that need it.
+        folder: target folder in Detectron2's layout, relative to the data root.
+        flat_folder: target folder in the flat layout.
+        provides: what unpacking creates: files, or a folder of images.
+        pictures: number of files in the folder in ``provides``; None if these are files.
     """
 
     url: str
@@ -57,13 +57,13 @@ class Archive:
         return PurePosixPath(urlsplit(self.url).path).name
 
     def is_unpacked(self, folder: Path) -> bool:
-        """Whether all that the archive provides lies below ``folder``."""
+        """Return whether everything that the archive provides exists below ``folder``."""
         for name in self.provides:
             path = folder / name
             if self.pictures is None:
                 if not path.is_file():
                     return False
-            # a kill leaves an image that is not finished under another name
+            # an incomplete file ends in .part
             elif sum(1 for _ in path.glob("*.jpg")) < self.pictures:
                 return False
         return True
@@ -72,8 +72,8 @@ class Archive:
 _COCO = "http://images.cocodataset.org"
 _LVIS = "https://dl.fbaipublicfiles.com/LVIS"
 
-# The checksums are those that public code compares its downloads with; they were not computed by
-# this project. The sizes are approximate.
+# The checksums are those that public code verifies its downloads with; this project did not compute
+# them itself. The sizes are approximate.
 ARCHIVES: tuple[Archive, ...] = (
     Archive(
         f"{_COCO}/annotations/annotations_trainval2017.zip",
@@ -119,24 +119,24 @@ def fetch(
     keep_archives: bool = False,
     progress: bool = True,
 ) -> list[Path]:
-    """Download and unpack what ``dataset`` needs and what is not there yet.
+    """Download and unpack the archives of ``dataset`` that are missing.
 
     Args:
         dataset: ``lvis`` or ``coco``.
-        root: the data root. The zips are put there until they are unpacked.
+        root: the data root. Zips are kept there until they are unpacked.
         flat: unpack into the flat layout instead of Detectron2's.
-        archive_base: address of a mirror; it takes the place of the scheme and host of every
-            archive's address. The checksums stay.
-        keep_archives: keep the zips after unpacking; otherwise they are removed, also one of a
-            data set that is there.
-        progress: show progress bars where there is a terminal.
+        archive_base: address of a mirror that replaces the scheme and host of every archive's
+            address. The same checksums are verified.
+        keep_archives: keep the zips after unpacking. Otherwise they are removed, even if the
+            dataset was already unpacked.
+        progress: show progress bars on a terminal.
 
     Returns:
         the folders that something was unpacked into.
 
     Raises:
-        ValueError: an unknown data set, a wrong checksum, or an archive that holds something else.
-        OSError: no connection, a connection that broke, or too little room.
+        ValueError: an unknown dataset, a wrong checksum, or an archive with other contents.
+        OSError: no connection, a connection that broke, or too little disk space.
     """
     known = sorted({name for archive in ARCHIVES for name in archive.datasets})
     if dataset not in known:
@@ -148,7 +148,7 @@ def fetch(
         folder = root / (archive.flat_folder if flat else archive.folder)
         if archive.is_unpacked(folder):
             logger.info("%s: already there in %s", archive.name, folder)
-            if not keep_archives:  # left by a kill after it was unpacked
+            if not keep_archives:  # an interrupted run may have left it after unpacking
                 Path(root, archive.name).unlink(missing_ok=True)
             continue
         url = archive.url
@@ -169,24 +169,24 @@ def fetch(
 
 
 def download(url: str, target: Path, md5: str, progress: bool = True) -> Path:
-    """Download ``url`` to ``target``; an earlier attempt is resumed where it broke off.
+    """Download ``url`` to ``target``, resuming an interrupted download.
 
-    What has arrived lies in ``target`` + ``.part``; the final name appears only once the checksum
-    is right. If ``target`` is there and right, nothing is downloaded; if it is there and wrong, it
-    is replaced.
+    Partial data are stored in ``target`` + ``.part``, which is renamed once the checksum is
+    correct. An existing ``target`` is kept if its checksum is correct and replaced otherwise.
 
     Args:
         url: address of the file.
-        target: where it is to be.
+        target: path to write.
         md5: expected checksum, 32 hexadecimal digits.
-        progress: show progress bars where there is a terminal.
+        progress: show progress bars on a terminal.
 
     Returns:
         ``target``.
 
     Raises:
-        ValueError: the checksum is wrong; the part is removed.
-        OSError: no connection, a connection that broke, or too little room; the part stays.
+        ValueError: the checksum is wrong; the partial file is removed.
+        OSError: no connection, a connection that broke, or too little disk space; the partial file
+            is kept.
     """
     if target.is_file():
         found = file_md5(target, progress)
@@ -208,7 +208,7 @@ def download(url: str, target: Path, md5: str, progress: bool = True) -> Path:
 
 
 def file_md5(path: Path, progress: bool = False) -> str:
-    """Checksum of a file as 32 hexadecimal digits."""
+    """Return the MD5 checksum of a file as 32 hexadecimal digits."""
     digest = hashlib.md5(usedforsecurity=False)
     size = path.stat().st_size
     with path.open("rb") as file, _bar(f"checking {path.name}", size, progress) as bar:
@@ -219,20 +219,20 @@ def file_md5(path: Path, progress: bool = False) -> str:
 
 
 def extract(zip_path: Path, folder: Path, progress: bool = True) -> int:
-    """Unpack a zip. Files that are there with the right size are left as they are.
+    """Unpack a zip, skipping files that already exist with the right size.
 
     Args:
         zip_path: the archive.
-        folder: where to; made if it is missing.
-        progress: show a progress bar where there is a terminal.
+        folder: target folder; created if missing.
+        progress: show a progress bar on a terminal.
 
     Returns:
-        how many files were written.
+        the number of files written.
 
     Raises:
-        ValueError: no zip, a broken one, or one with a member outside of ``folder``; in the last
+        ValueError: not a zip, a broken one, or one with a member outside ``folder``; in the last
             case nothing is written.
-        OSError: too little room.
+        OSError: too little disk space.
     """
     try:
         with zipfile.ZipFile(zip_path) as archive:
@@ -263,10 +263,10 @@ def extract(zip_path: Path, folder: Path, progress: bool = True) -> int:
 
 
 def _inside(name: str, zip_path: Path) -> PurePosixPath:
-    """``name`` as a relative path that stays where it is put.
+    """Return ``name`` as a relative path that cannot leave the target folder.
 
-    Symbolic links below the folder are the user's own and are followed: a folder of pictures may
-    lie on another disk.
+    Existing symbolic links below the folder are followed: the user may keep an image folder on
+    another disk.
     """
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
@@ -278,7 +278,7 @@ def _inside(name: str, zip_path: Path) -> PurePosixPath:
 
 
 def _stream(url: str, part: Path, progress: bool) -> None:
-    """Append to ``part`` what is missing of ``url``."""
+    """Append the missing rest of ``url`` to ``part``."""
     have = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "vild"})
     if have:
@@ -288,7 +288,7 @@ def _stream(url: str, part: Path, progress: bool) -> None:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416 and have:
-            return  # nothing after the part; its checksum says whether it is complete
+            return  # nothing left to send; the checksum shows whether the file is complete
         raise OSError(
             f"{url}: expected a file, got HTTP {error.code} {error.reason}. Check the address, or "
             "download the file by hand; datasets/README.md says where it belongs."
@@ -320,7 +320,7 @@ def _stream(url: str, part: Path, progress: bool) -> None:
 
 
 def _first_byte(response: Any, have: int) -> int:
-    """Where in the file the response begins: 0 if the server ignores ranges."""
+    """Return the file offset at which the response begins: 0 if the server ignores ranges."""
     if response.status != http.client.PARTIAL_CONTENT:
         return 0
     span = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
@@ -350,7 +350,7 @@ def _check_room(folder: Path, needed: int, doing: str) -> None:
 
 
 def _bar(title: str, total: int | None, progress: bool, initial: int = 0) -> tqdm:
-    """A progress bar in bytes, with the time left; none where the output is no terminal."""
+    """Return a progress bar in bytes with the remaining time; disabled without a terminal."""
     return tqdm(
         desc=title,
         total=total,

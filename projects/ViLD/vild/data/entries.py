@@ -1,7 +1,7 @@
-"""The entries of annotation files in COCO or LVIS format, typed.
+"""Typed entries of annotation files in COCO or LVIS format.
 
-A well-typed file is decoded at once by msgspec. Others are read entry by entry, which takes longer
-and accepts what annotation tools write: null for missing, numbers as text, masks in other forms.
+msgspec decodes a well-typed file at once. Other files are read entry by entry, which is slower and
+accepts what annotation tools write: null for missing values, numbers as text, other mask forms.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Id = int | str
 
 
 class ImageEntry(msgspec.Struct):
-    """An image of a json. ``height`` and ``width`` are in pixels."""
+    """An image in the json. ``height`` and ``width`` are in pixels."""
 
     id: Id
     height: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
@@ -35,19 +35,19 @@ class ImageEntry(msgspec.Struct):
 
     @property
     def path(self) -> str:
-        """Path below the folder of images; as in LVIS, the end of ``coco_url`` if need be."""
+        """Path below the image folder; the end of ``coco_url`` if there is no name, as in LVIS."""
         return self.file_name or "/".join(self.coco_url.split("/")[-2:])
 
 
 class Annotation(msgspec.Struct, gc=False):
-    """An annotated object. After the intake every attribute but ``id`` has its final form.
+    """An annotated object. After validation all attributes except ``id`` are normalised.
 
     Attributes:
-        image_id: id of its image, exactly as the image has it.
-        category_id: likewise.
-        id: as in the json; nothing depends on it.
-        bbox: x, y, width, height in pixels; from the mask where the json has none.
-        area: in square pixels; that of the box where the json has none.
+        image_id: id of its image, with the same type as in the image entry.
+        category_id: id of its category, with the same type as in the category entry.
+        id: as in the json; unused.
+        bbox: x, y, width, height in pixels; computed from the mask if the json has none.
+        area: in square pixels; the area of the box if the json has none.
         iscrowd: 1 for a region of many objects.
         segmentation: polygons, compressed run lengths, or None for an object without a mask.
     """
@@ -61,7 +61,7 @@ class Annotation(msgspec.Struct, gc=False):
     segmentation: list[list[float]] | Rle | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """What Detectron2 and the official evaluations want to know of the object itself."""
+        """Return the object's fields for Detectron2 and the official evaluations."""
         made: dict[str, Any] = {"bbox": self.bbox, "area": self.area, "iscrowd": self.iscrowd}
         mask = self.segmentation
         if mask is not None:
@@ -70,7 +70,7 @@ class Annotation(msgspec.Struct, gc=False):
 
 
 class CategoryEntry(msgspec.Struct):
-    """A class of a json as it is written there."""
+    """A class as written in the json."""
 
     id: Id
     name: str
@@ -81,7 +81,7 @@ class CategoryEntry(msgspec.Struct):
 
 
 class AnnotationFile(msgspec.Struct):
-    """Contents of a json."""
+    """Contents of an annotation json."""
 
     images: list[ImageEntry]
     annotations: list[Annotation]
@@ -90,7 +90,7 @@ class AnnotationFile(msgspec.Struct):
 
 @contextmanager
 def paused_collection() -> Iterator[None]:
-    """Without garbage collection, which takes most of the time that large files are read in."""
+    """Disable garbage collection, which would dominate the time to read large files."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -101,12 +101,12 @@ def paused_collection() -> Iterator[None]:
 
 
 def id_order(key: Id) -> tuple[bool, Id]:
-    """Sort key for ids, numbers before text."""
+    """Return a sort key for ids: numbers before text."""
     return isinstance(key, str), key
 
 
 def find_id(known: Container[Id], key: Id) -> Id | None:
-    """The id in ``known`` that ``key`` means: itself, or the same number as text or as a number."""
+    """Return the id in ``known`` equal to ``key``, or to ``key`` as a number or text; else None."""
     if key in known:
         return key
     other = plain_number(key) if isinstance(key, str) else str(key)
@@ -114,7 +114,7 @@ def find_id(known: Container[Id], key: Id) -> Id | None:
 
 
 def plain_number(key: Id) -> Id:
-    """Text that is plainly a whole number as that number."""
+    """Return text that is a plain whole number as an int, anything else unchanged."""
     if isinstance(key, str) and key.isascii() and key.removeprefix("-").isdecimal():
         return int(key) if len(key) < 20 else key
     return key
@@ -125,24 +125,24 @@ def decode_file(path: Path, findings: Findings) -> AnnotationFile:
 
     Args:
         path: the file.
-        findings: receives what is wrong with single entries.
+        findings: collects problems of single entries.
 
     Returns:
-        the entries that are well typed.
+        the well-typed entries.
 
     Raises:
-        ValueError: the file is missing, or holds something else.
+        ValueError: the file is missing or is not an annotation file.
     """
     try:
         content = path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise ValueError(
             f"expected annotations at {path}: {reason(error)}. Run datasets/check_datasets.py "
             "to see which files are expected where"
         ) from None
     with suppress(msgspec.DecodeError, RecursionError):
         return msgspec.json.decode(content, type=AnnotationFile)
-    # another type somewhere, another encoding, NaN, or no json at all
+    # wrong types, another encoding, NaN, or not json
     loaded = parse_json(content, path)
     if not isinstance(loaded, dict):
         raise ValueError(
@@ -163,7 +163,7 @@ def decode_file(path: Path, findings: Findings) -> AnnotationFile:
 
 
 def reason(error: OSError | ValueError) -> str:
-    """Why a file cannot be opened, without its name."""
+    """Return why a file cannot be opened, without its name."""
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
@@ -171,11 +171,11 @@ def parse_json(content: bytes, path: Path) -> Any:
     """Parse json in any Unicode encoding, with NaN and infinities.
 
     Args:
-        content: of the file.
-        path: the file, for the error.
+        content: contents of the file.
+        path: the file, for the error message.
 
     Raises:
-        ValueError: it is not json.
+        ValueError: the content is not json.
     """
     try:
         return json.loads(decode_text(content, f"{path}: expected json"))
@@ -184,7 +184,7 @@ def parse_json(content: bytes, path: Path) -> Any:
 
 
 def known_fields(item: Mapping[str, Any], kind: type[msgspec.Struct]) -> dict[str, Any]:
-    """The values of a json object that ``kind`` has; null and NaN (from pandas) are missing."""
+    """Return the json values that ``kind`` has fields for; drop null and NaN (from pandas)."""
     fields = {key: item.get(key) for key in kind.__struct_fields__}
     return {key: value for key, value in fields.items() if value is not None and value == value}
 
@@ -192,7 +192,7 @@ def known_fields(item: Mapping[str, Any], kind: type[msgspec.Struct]) -> dict[st
 def _entries(
     items: list[Any], section: str, kind: type[msgspec.Struct], findings: Findings
 ) -> list[Any]:
-    """Entries of a section one by one; plain numbers may be text."""
+    """Decode the entries of a section one by one; numbers may be text."""
     made = []
     for index, item in enumerate(items):
         where = f"{section}[{index}]"
@@ -215,7 +215,7 @@ def _entries(
 
 
 def located(error: Exception, where: str) -> str:
-    """An error of msgspec with the path in front: ``annotations[3].area: expected float, ...``.
+    """Return a msgspec error prefixed with its path: ``annotations[3].area: expected float, ...``.
 
     Args:
         error: the error.
@@ -229,7 +229,7 @@ _CROWD = {"0": 0, "1": 1, "false": 0, "true": 1}
 
 
 def _normalise(item: dict[str, Any], where: str, findings: Findings) -> None:
-    """Other spellings of an annotation's values, in place."""
+    """Normalise other spellings of an annotation's values in place."""
     if "iscrowd" in item:
         item["iscrowd"] = _CROWD.get(str(item["iscrowd"]).lower(), item["iscrowd"])
     if item.get("area") == []:

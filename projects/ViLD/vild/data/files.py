@@ -1,4 +1,4 @@
-"""Write files atomically, check outputs before the work, and read text and arrays."""
+"""Write files atomically, check output paths before the work, and read text and arrays."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-# the marks of UTF-32 come first: that of UTF-16 LE is the beginning of one of them
+# Longest marks first: the mark of UTF-32 LE begins with that of UTF-16 LE.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -27,27 +27,27 @@ _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
 )
 
-# in the names of temporary files: see _temporary
+# Pattern of temporary names; see _temporary.
 _MARK = r"vild-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}"
 _TEMPORARY = re.compile(rf"\..+\.{_MARK}(\.[^.]*)?")
-_STALE = 24 * 3600  # seconds without a write, for files of writers that cannot be looked up
+_STALE = 24 * 3600  # seconds without a write, for files whose writers cannot be looked up
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DISK_ERRORS = {*_FULL, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE}
 
 
 @contextmanager
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside ``target`` that becomes it when the block ends without error.
+    """Yield a temporary path that replaces ``target`` when the block ends without an error.
 
-    The file is flushed to disk before it is renamed; after an error it is removed. What killed
-    processes left in the folder is removed by the first call of a process for that folder.
+    The file is flushed to disk before it is renamed; after an error it is removed. The first call
+    of a process for a folder also removes temporary files that killed processes left there.
 
     Args:
-        target: file to write; its folder is made.
+        target: file to write; its folder is created if missing.
 
     Raises:
         OSError: the file cannot be written; the message names ``target`` and, on a full disk, the
-            space that is free.
+            free space.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         with write_errors_named(target, temporary):
             temporary.touch()
-            mode = temporary.stat().st_mode  # as the umask says; some libraries make private files
+            mode = temporary.stat().st_mode  # follows the umask; some libraries make files private
             yield temporary
             temporary.chmod(mode)
             with temporary.open("rb") as file:
@@ -64,7 +64,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(temporary, target)
             _sync_folder(target.parent)
     finally:
-        with suppress(OSError):  # a disk that became read-only
+        with suppress(OSError):  # e.g. the disk became read-only
             temporary.unlink(missing_ok=True)
 
 
@@ -72,13 +72,13 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder that replaces ``target`` when the block ends without an error.
 
-    A kill at any moment leaves the old folder, the new one or, for an instant, none.
+    After a kill, the old folder, the new one or, for an instant, neither exists.
 
     Args:
-        target: folder to write; the one that it links to, if it is a link.
+        target: folder to write; if it is a link, the folder that it links to.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the folder cannot be written.
     """
     target = Path(target).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -100,14 +100,14 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
 def write_errors_named(
     path: str | os.PathLike[str], temporary: str | os.PathLike[str] | None = None
 ) -> Iterator[None]:
-    """Let errors of writing a file name it and, on a full disk, the space that is free.
+    """Make write errors name the file and, on a full disk, the free space.
 
     Args:
-        path: of the file that the block writes.
-        temporary: the name under which it writes it, if another.
+        path: the file that the block writes.
+        temporary: the temporary name it is written under, if different.
 
     Raises:
-        OSError: of the same kind as the system's. Errors about other files pass as they are.
+        OSError: of the same subclass as the original. Errors about other files are not changed.
     """
     try:
         yield
@@ -123,14 +123,14 @@ def write_errors_named(
 
 
 def require_writable_folder(folder: str | os.PathLike[str], what: str) -> None:
-    """Check before the work that files can be written in a folder, which is made if missing.
+    """Check before the work that a folder is writable; create it if missing.
 
     Args:
         folder: where files will be written.
         what: the option or setting that names it, for the error ("--out-dir").
 
     Raises:
-        ValueError: it cannot be made or written, or its disk is full.
+        ValueError: it cannot be created or written, or its disk is full.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -142,15 +142,15 @@ def require_writable_folder(folder: str | os.PathLike[str], what: str) -> None:
 
 
 def require_writable_file(path: str | os.PathLike[str], what: str) -> None:
-    """Check before the work that :func:`atomic_path` can write a file; its folder is made.
+    """Check before the work that :func:`atomic_path` can write a file; create its folder.
 
     Args:
-        path: file that will be written, or replaced.
+        path: file that will be written or replaced.
         what: the option or setting that names it, for the error ("--out").
 
     Raises:
-        ValueError: its folder cannot be made or written, its disk is full, or the path is a folder
-            or a device.
+        ValueError: its folder cannot be created or written, its disk is full, or the path is a
+            folder or a device.
     """
     path = Path(path)
     try:
@@ -167,12 +167,12 @@ def require_writable_file(path: str | os.PathLike[str], what: str) -> None:
 
 
 def _try_writing(target: Path) -> None:
-    """Write a block under a temporary name of ``target`` and remove it."""
+    """Write a block under a temporary name of ``target`` and remove it again."""
     _remove_stale_once(os.path.abspath(target.parent))  # they may be what fills the disk
     temporary = _temporary(target)
     try:
         with temporary.open("xb") as file:
-            file.write(bytes(4096))  # an empty file can be made on a full disk, too
+            file.write(bytes(4096))  # even a full disk allows creating an empty file
             file.flush()
             os.fsync(file.fileno())
     finally:
@@ -181,25 +181,25 @@ def _try_writing(target: Path) -> None:
 
 
 def _reason(error: OSError) -> str:
-    if isinstance(error, FileExistsError):  # of mkdir
+    if isinstance(error, FileExistsError):  # raised by mkdir
         return f"{error.filename} is a file"
     return error.strerror or str(error)
 
 
 @cache
 def _host() -> str:
-    """Return 8 hexadecimal digits that differ between machines, restarts and PID namespaces."""
+    """Return 8 hexadecimal digits that identify this machine, boot and PID namespace."""
     words = [socket.gethostname()]
-    with suppress(OSError):  # Linux alone has these
+    with suppress(OSError):  # only Linux has these files
         words.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
         words.append(str(os.stat("/proc/self/ns/pid").st_ino))
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]
 
 
 def _temporary(target: Path) -> Path:
-    """Return a new name beside ``target`` that names its writer, so that leftovers are recognised.
+    """Return a new name beside ``target`` that identifies its writer, so leftovers can be found.
 
-    It keeps the ending, which some writers look at.
+    It keeps the suffix, which some writers depend on.
     """
     own = f"vild-{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     return target.with_name(f".{target.stem}.{own}{target.suffix}")
@@ -209,10 +209,10 @@ def _temporary(target: Path) -> Path:
 def _remove_stale_once(folder: str) -> None:
     """Remove temporary files and folders whose writers are dead.
 
-    The writers of another machine or container cannot be looked up: their files are removed once
-    nothing was written to them for a day.
+    Writers on another machine or in another container cannot be looked up: their files are removed
+    after a day without a write.
     """
-    with suppress(OSError):  # a folder that can only be written
+    with suppress(OSError):  # the folder may be writable but not readable
         for name in os.listdir(folder):
             found = _TEMPORARY.fullmatch(name)
             if found is not None:
@@ -227,21 +227,21 @@ def _remove_if_stale(path: Path, host: str, process: int) -> None:
 
 
 def _is_alive(process: int) -> bool:
-    if os.name != "posix":  # where os.kill would end it
+    if os.name != "posix":  # elsewhere os.kill would end the process
         return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # of another user
+    except OSError:  # another user's process
         pass
     return True
 
 
 def _write_error(error: BaseException, names: set[str]) -> OSError | None:
-    """Return the error of the system behind an error of writing a file of these names, or None.
+    """Return the system error behind a failed write of a file with one of these names, or None.
 
-    torch and safetensors replace it by errors of their own.
+    torch and safetensors replace it by their own exceptions.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -257,8 +257,8 @@ def _write_error(error: BaseException, names: set[str]) -> OSError | None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush the folder itself: a rename is lost in a power cut before that."""
-    if os.name != "posix":  # elsewhere folders cannot be opened
+    """Flush the folder itself, since a power cut could undo the rename otherwise."""
+    if os.name != "posix":  # other systems cannot open folders
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -268,20 +268,20 @@ def _sync_folder(folder: Path) -> None:
 
 
 def read_npy(path: str | os.PathLike[str], what: str) -> np.ndarray:
-    """The array of an ``.npy`` file, never a pickle.
+    """Read the array of an ``.npy`` file without allowing pickles.
 
     Args:
         path: the file.
-        what: it is expected to be, for the error.
+        what: what the file should be, for the error message.
 
     Raises:
-        ValueError: no such file, or another one.
+        ValueError: the file is missing or is not an ``.npy`` file.
     """
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"expected {what} in .npy format at {path}: {error}") from None
-    if not isinstance(array, np.ndarray):  # an archive of several, whatever its ending
+    if not isinstance(array, np.ndarray):  # an archive of several arrays, whatever its suffix
         array.close()
         raise ValueError(f"expected {what} in .npy format at {path}, got an .npz archive")
     return array
@@ -292,7 +292,7 @@ def read_text(path: str | os.PathLike[str], what: str) -> str:
 
     Args:
         path: the file.
-        what: what it is expected to hold, for the error ("a list of classes").
+        what: what the file should hold, for the error message ("a list of classes").
 
     Raises:
         ValueError: the file is missing, cannot be read, or has another encoding.
@@ -305,14 +305,14 @@ def read_text(path: str | os.PathLike[str], what: str) -> str:
 
 
 def decode_text(content: bytes, expected: str) -> str:
-    """Decode text by its byte order mark; without one it has to be UTF-8.
+    """Decode text by its byte order mark, or as UTF-8 if it has none.
 
     Args:
-        content: of a file.
-        expected: beginning of the error, the file included.
+        content: contents of the file.
+        expected: beginning of the error message, including the file.
 
     Raises:
-        ValueError: another encoding.
+        ValueError: the text has another encoding.
     """
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     try:
@@ -322,7 +322,7 @@ def decode_text(content: bytes, expected: str) -> str:
             f"{expected} in UTF-8, got other bytes at position {error.start} "
             f"({content[error.start : error.start + 4]!r}). Save the file as UTF-8"
         ) from None
-    if "\0" in text:  # UTF-16 without a mark decodes as UTF-8, and so do some binary files
+    if "\0" in text:  # UTF-16 without a mark and some binary files decode as UTF-8
         raise ValueError(f"{expected} in UTF-8, got zero bytes. Save the file as UTF-8")
     return text
 
@@ -330,9 +330,9 @@ def decode_text(content: bytes, expected: str) -> str:
 def remove_leftovers(target: Path) -> None:
     """Remove the temporary files of ``target``, whoever wrote them.
 
-    Only for a caller that knows that nobody writes it now.
+    Only call this when no process is writing ``target``.
     """
-    marks = rf"({_MARK}|[0-9a-f]{{12}})"  # digits alone: of earlier versions
+    marks = rf"({_MARK}|[0-9a-f]{{12}})"  # 12 digits: names used by earlier versions
     own = re.compile(rf"\.{re.escape(target.stem)}\.{marks}{re.escape(target.suffix)}")
     for name in os.listdir(target.parent) if target.parent.is_dir() else ():
         if own.fullmatch(name):

@@ -1,4 +1,4 @@
-"""Reads pictures. Proposals, crops and training all see what this one function gives."""
+"""Read images. Proposals, crops and training all decode images with :func:`read_image`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-_ORIENTATION = 274  # EXIF's and TIFF's tag
+_ORIENTATION = 274  # orientation tag of EXIF and TIFF
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -24,39 +24,39 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _END_OF_JPEG = b"\xff\xd9"
-# grey values of 16 bits; readers of some files and older Pillows say I
+# 16-bit greyscale; for some files, and in older Pillow versions, the mode is I
 _WIDE_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
 class UnreadableImageError(ValueError):
-    """A file that is no whole picture. The message names it and says what is wrong with it."""
+    """A file that cannot be read as a complete image. The message names it and the reason."""
 
 
 def read_image(path: str | os.PathLike[str], max_pixels: int | None = None) -> np.ndarray:
-    """Read a picture as a person sees it.
+    """Read an image as RGB, upright.
 
-    - Turned as its EXIF orientation says. A broken EXIF block counts as none, as in Detectron2.
-    - Of an animation, the first frame.
-    - Transparency is dropped: a pixel shows the colour stored for it, as with Pillow's
+    - The EXIF orientation is applied. A broken EXIF block is ignored, as in Detectron2.
+    - The first frame of an animation is used.
+    - Transparency is dropped: a pixel has the colour stored for it, as with Pillow's
       ``convert("RGB")`` and Detectron2's ``read_image``.
-    - Grey values of 16 bits are scaled, 65535 to 255. Pillow would cut them off at 255, which
-      turns such a picture white.
-    - 16 bits a colour are cut to their upper 8, and a colour profile is not applied, both as
-      Pillow does.
+    - 16-bit greyscale is scaled so that 65535 becomes 255. Pillow would clip values at 255, which
+      turns such an image white.
+    - Of 16-bit colour channels, the upper 8 bits are used; colour profiles are not applied. Pillow
+      does the same.
 
     Args:
-        path: a local file of any kind that Pillow reads, except PostScript, which it hands to
+        path: a local file in any format that Pillow reads, except PostScript, which Pillow hands to
             another program.
-        max_pixels: a larger picture is refused before it is decoded.
+        max_pixels: larger images are refused before decoding.
 
     Returns:
         (H, W, 3) uint8 RGB, contiguous and writeable.
 
     Raises:
-        UnreadableImageError: the file is missing, empty, cut short, damaged, may not be read, is
-            no picture, is too large (over ``max_pixels``, or twice ``PIL.Image.MAX_IMAGE_PIXELS``),
-            or has values whose range nobody knows.
-        ValueError: Pillow was told to accept half a picture.
+        UnreadableImageError: the file is missing, empty, truncated, damaged, not readable, not
+            an image, too large (over ``max_pixels``, or twice ``PIL.Image.MAX_IMAGE_PIXELS``),
+            or has pixel values of an unknown range.
+        ValueError: Pillow is configured to load truncated images.
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise ValueError(
@@ -83,8 +83,8 @@ def read_image(path: str | os.PathLike[str], max_pixels: int | None = None) -> n
             f"it is too large ({error}). Make it smaller or, if you trust the file, raise "
             "PIL.Image.MAX_IMAGE_PIXELS"
         )
-    # Pillow's decoders raise nearly anything on damaged data: OSError where a file is cut short,
-    # but also SyntaxError, struct.error, zlib.error, IndexError, OverflowError.
+    # Pillow's decoders raise many exception types on damaged data: OSError for truncated files, but
+    # also SyntaxError, struct.error, zlib.error, IndexError, OverflowError.
     except Exception as error:
         reason = (
             f"its data are cut short or damaged ({type(error).__name__}: {error}). Download or "
@@ -94,16 +94,16 @@ def read_image(path: str | os.PathLike[str], max_pixels: int | None = None) -> n
 
 
 def image_pixels(image: Image.Image) -> np.ndarray:
-    """Return the pixels of a Pillow image as :func:`read_image` gives those of its file.
+    """Return the pixels of a Pillow image as :func:`read_image` returns those of its file.
 
     Args:
-        image: of any mode; turned as its EXIF orientation says.
+        image: an image of any mode; its EXIF orientation is applied.
 
     Returns:
         (H, W, 3) uint8 RGB, contiguous and writeable.
 
     Raises:
-        UnreadableImageError: its file is damaged, or its values have an unknown range.
+        UnreadableImageError: its file is damaged, or its pixel values have an unknown range.
     """
     where = getattr(image, "filename", "") or "given as a Pillow image"
     try:
@@ -111,15 +111,15 @@ def image_pixels(image: Image.Image) -> np.ndarray:
         return _rgb(image, where)
     except (UnreadableImageError, MemoryError):
         raise
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
+    except Exception as error:  # Pillow's decoders raise many exception types
         reason = f"its data are cut short or damaged ({type(error).__name__}: {error})"
         raise UnreadableImageError(f"cannot read the picture {where}: {reason}.") from None
 
 
 def _decode(file: BinaryIO, max_pixels: int | None) -> np.ndarray:
-    """What :func:`read_image` gives, of an open file; Pillow's errors where it cannot."""
+    """Decode an open file for :func:`read_image`; Pillow's errors are not caught."""
     with warnings.catch_warnings():
-        # between once and twice MAX_IMAGE_PIXELS Pillow warns; ordinary panoramas are that large
+        # Pillow warns from MAX_IMAGE_PIXELS (common for panoramas) and raises from twice that
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image: Image.Image = Image.open(file)
     if max_pixels is not None and image.width * image.height > max_pixels:
@@ -131,13 +131,12 @@ def _decode(file: BinaryIO, max_pixels: int | None) -> np.ndarray:
     if image.format == "EPS":
         raise _refused(file.name, "it is PostScript, a program. Convert it to PNG or JPEG")
     scan = file.tell()
-    # Before the orientation is asked for: Pillow turns a TIFF itself when it loads it, and then
-    # no longer says that there was anything to turn.
+    # Load before reading the orientation: Pillow turns a TIFF while loading it and then removes the
+    # orientation tag.
     image.load()
     if image.format == "JPEG":
-        # A download that was cut short in a file of the full size goes on with zeros, which
-        # decode to grey. Marker bytes do not occur within a scan, so that the end of the picture
-        # is there or not.
+        # A truncated download in a file of the full size ends in zeros, which decode to grey.
+        # Markers do not occur within a scan, so the end marker shows whether it is complete.
         file.seek(scan)
         if _END_OF_JPEG not in file.read():
             raise OSError("the end of the picture is missing")
@@ -156,10 +155,10 @@ def _rgb(image: Image.Image, where: str) -> np.ndarray:
     if turn is not None:
         image = image.transpose(turn)
     if image.mode != "RGB":
-        # Pillow would try to keep a transparent colour, and warn where it cannot
+        # Pillow would try to keep a transparent colour, and warn if it cannot
         transparency = image.info.pop("transparency", None)
         converted = image.convert("RGB")
-        if transparency is not None:  # the image may be a caller's
+        if transparency is not None:  # the image may belong to the caller
             image.info["transparency"] = transparency
         image = converted
     return np.array(image)
@@ -168,12 +167,12 @@ def _rgb(image: Image.Image, where: str) -> np.ndarray:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # cameras write broken EXIF; the picture is sound all the same
+    except Exception:  # cameras write broken EXIF into sound images
         return 1
 
 
 def _narrowed(image: Image.Image, where: str) -> Image.Image:
-    """Grey values of 0…65535 rounded to 0…255."""
+    """Scale 16-bit greyscale to 0…255 with rounding."""
     values = np.asarray(image).astype(np.int64)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
@@ -190,7 +189,7 @@ def _refused(where: str, reason: str) -> UnreadableImageError:
 
 
 def _what_else(path: Path) -> str:
-    """What a file is that Pillow does not take for a picture."""
+    """Describe a file that Pillow does not recognise as an image."""
     with path.open("rb") as file:
         start = file.read(16)
     if not start:
@@ -202,10 +201,10 @@ def _what_else(path: Path) -> str:
 
 
 class ImageFinder:
-    """Finds images below a folder by the names that annotations give them.
+    """Find images below a folder by the file names in annotations.
 
-    Annotation tools write names with backslashes, ``%20``, another case, another Unicode form, or
-    the folder of the images in front. Each folder is listed once.
+    Annotation tools may write backslashes, ``%20``, other upper and lower case, another Unicode
+    normalisation, or leading folders. Each folder is listed once.
 
     Args:
         root: folder of the images.
@@ -217,14 +216,14 @@ class ImageFinder:
         self._folded: dict[str, dict[str, str | None]] = {}
 
     def path(self, name: str) -> str:
-        """Path of the image that ``name`` means; ``root/name`` where there is none."""
+        """Return the path of the image that ``name`` means; ``root/name`` if it is not found."""
         folder, base = os.path.split(name)
         if base in self._listed(folder):
             return os.path.join(self.root, name)
         for spelling in (name, unquote(name)):
             parts = [part for part in re.split(r"[\\/]", spelling) if part]
             found = self._resolve(parts)
-            # folders in front that are not below the root are superfluous
+            # drop leading folders that do not exist below the root
             while found is None and len(parts) > 1 and self._is_superfluous(parts[0]):
                 del parts[0]
                 found = self._resolve(parts)
@@ -236,7 +235,7 @@ class ImageFinder:
         return folder != ".." and self._resolve([folder]) is None
 
     def _resolve(self, parts: list[str]) -> str | None:
-        """Path below the root that the parts spell, in any case and Unicode form."""
+        """Return the path below the root that matches the parts in any case and Unicode form."""
         place = ""
         for part in parts:
             known = part in self._listed(place)
@@ -250,12 +249,12 @@ class ImageFinder:
         if folder not in self._names:
             try:
                 self._names[folder] = set(os.listdir(os.path.join(self.root, folder)))
-            except (OSError, ValueError):  # no such folder, or no possible name of one
+            except (OSError, ValueError):  # missing folder or invalid name
                 self._names[folder] = set()
         return self._names[folder]
 
     def _folded_names(self, folder: str) -> dict[str, str | None]:
-        """Names by their folded form; None for a form that several have."""
+        """Return names by their case-folded form; None for a form that several names share."""
         if folder not in self._folded:
             folded: dict[str, str | None] = {}
             for name in self._listed(folder):

@@ -1,4 +1,4 @@
-"""Looks at data sets on disk: what is there, what is missing, what is broken."""
+"""Inspect datasets on disk: report missing and broken files and implausible annotations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vild.data.registry import coco_layouts, data_root, lvis_layouts
 
 DATASETS, SPLITS = ("lvis", "coco"), ("train", "val")
 IMAGE_CHECKS = ("none", "sample", "all")
-LAYOUTS = ("Detectron2's", "flat")  # in the order that the registry looks for them
+LAYOUTS = ("Detectron2's", "flat")  # in the order in which the registry tries them
 SAMPLE_SIZE = 200  # images per split
 _T = TypeVar("_T")
 
@@ -37,22 +37,22 @@ class Entry:
 
     @property
     def there(self) -> bool:
-        """Whether it exists."""
+        """Return whether it exists."""
         return os.path.isdir(self.path) if self.is_folder else os.path.isfile(self.path)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a json lists.
+    """Numbers of entries in a json.
 
     Attributes:
-        images: images.
-        annotations: annotations, whether they can be used or not.
-        categories: classes.
-        frequencies: classes per frequency group.
-        usable: objects that can be used per category id, crowds left out.
-        objects: the same for ``base`` and ``novel`` classes; empty where nothing says which classes
-            are novel.
+        images: number of images.
+        annotations: number of annotations, including unusable ones.
+        categories: number of classes.
+        frequencies: number of classes per frequency group.
+        usable: usable objects per category id, without crowds.
+        objects: usable objects of ``base`` and ``novel`` classes; empty if the novel classes are
+            unknown.
     """
 
     images: int
@@ -65,7 +65,7 @@ class Counts:
 
 @dataclass
 class SplitReport:
-    """One json (``counts`` is None if it is missing or unreadable) and its images."""
+    """One json and its images; ``counts`` is None if the json is missing or unreadable."""
 
     name: str
     json_file: Path
@@ -81,14 +81,14 @@ class SplitReport:
 
 @dataclass
 class DatasetReport:
-    """A dataset: ``lvis``, ``coco``, or what a yaml describes.
+    """Findings about a dataset: ``lvis``, ``coco``, or the name in a yaml.
 
     Attributes:
-        root: folder that it was looked for in.
+        root: the folder searched.
         layout: one of :data:`LAYOUTS`, or ``custom``.
-        entries: the files and folders it consists of.
-        splits: what was found in its annotations and images.
-        other_problems: what concerns no split alone.
+        entries: the files and folders that the dataset consists of.
+        splits: findings about its annotations and images.
+        other_problems: problems that do not belong to a single split.
     """
 
     name: str
@@ -105,11 +105,11 @@ class DatasetReport:
 
     @property
     def errors(self) -> int:
-        """How many of the problems are errors."""
+        """Number of problems that are errors."""
         return sum(problem.severity == "error" for problem in self.problems)
 
     def require_entries(self, advice: str) -> None:
-        """Report the entries that are missing."""
+        """Report missing entries as errors."""
         for entry in self.entries:
             if not entry.there:
                 kind = "a folder of images" if entry.is_folder else "annotations"
@@ -119,7 +119,7 @@ class DatasetReport:
 
 _GROUPS = {"f": "frequent classes", "c": "common classes", "r": "rare classes"}
 _LVIS_CLASSES = {"classes": 1203, _GROUPS["f"]: 405, _GROUPS["c"]: 461, _GROUPS["r"]: 337}
-# what the official json files list
+# numbers of entries in the official json files
 EXPECTED: dict[tuple[str, str], dict[str, int]] = {
     ("lvis", "train"): {"images": 100_170, **_LVIS_CLASSES},
     ("lvis", "val"): {"images": 19_809, **_LVIS_CLASSES},
@@ -131,19 +131,19 @@ EXPECTED: dict[tuple[str, str], dict[str, int]] = {
 def inspect_dataset(
     name: str, root: Path | None = None, images: str = "sample", progress: bool = False
 ) -> DatasetReport:
-    """Look at LVIS v1 or COCO 2017.
+    """Inspect LVIS v1 or COCO 2017.
 
     Args:
         name: one of :data:`DATASETS`.
         root: the data root; :func:`~vild.data.registry.data_root` by default.
-        images: one of :data:`IMAGE_CHECKS`, the images to decode: ``none``, ``sample``
-            (:data:`SAMPLE_SIZE` per split, evenly spaced) or ``all``. All of them have to exist in
-            any case.
-        progress: show a progress bar for ``all`` where there is a terminal.
+        images: which images to decode, one of :data:`IMAGE_CHECKS`: ``none``, ``sample``
+            (:data:`SAMPLE_SIZE` per split, evenly spaced) or ``all``. Missing images are reported
+            in any case.
+        progress: show a progress bar for ``all`` on a terminal.
     """
     root = data_root() if root is None else root
     in_use = layout_in_use(name, root)
-    # the registry, too, chooses per json
+    # the registry, too, chooses the layout per json
     chosen = {
         split: next((files for files in layouts if files[0].is_file()), layouts[in_use])
         for split, layouts in _layouts(name, root).items()
@@ -163,14 +163,14 @@ def inspect_dataset(
 def inspect_custom(
     yaml_file: Path, images: str = "sample", progress: bool = False
 ) -> DatasetReport:
-    """Look at a dataset that a yaml describes (:mod:`vild.data.custom`).
+    """Inspect a dataset described by a yaml (:mod:`vild.data.custom`).
 
-    If its files are sound, its splits are registered, to see that they can be.
+    If its files are sound, its splits are registered to check that registration works.
 
     Args:
         yaml_file: the description.
         images: see :func:`inspect_dataset`.
-        progress: show a progress bar for ``all`` where there is a terminal.
+        progress: show a progress bar for ``all`` on a terminal.
     """
     report = DatasetReport(yaml_file.stem, yaml_file.parent, "custom")
     try:
@@ -192,10 +192,10 @@ def inspect_custom(
 
 
 def layout_in_use(name: str, root: Path) -> int:
-    """Index into :data:`LAYOUTS`: where ``lvis`` or ``coco`` lies below ``root``.
+    """Return the index into :data:`LAYOUTS` of the layout in which a dataset lies below ``root``.
 
-    The first layout with any of its json files, as the registry chooses; without one, the layout
-    with most of its folders; Detectron2's if there is nothing.
+    This is the first layout with any of its json files, as in the registry; without a json, the
+    layout with most of its folders; Detectron2's if nothing exists.
     """
     layouts = list(zip(*_layouts(name, root).values(), strict=True))
     with_json = [any(json_file.is_file() for json_file, _ in files) for files in layouts]
@@ -207,14 +207,14 @@ def layout_in_use(name: str, root: Path) -> int:
 
 
 def _layouts(name: str, root: Path) -> dict[str, tuple[tuple[Path, Path], ...]]:
-    """Split -> (json, folder that the paths of images are relative to) per layout."""
+    """Return, per layout, split -> (json, folder that image paths are relative to)."""
     if name == "lvis":
         return {split: lvis_layouts(root, f"lvis_v1_{split}.json") for split in SPLITS}
     return {split: coco_layouts(root, f"{split}2017") for split in SPLITS}
 
 
 def _folders(name: str, roots: Sequence[Path]) -> list[Path]:
-    """Folders of images. LVIS's images are COCO's: those of its val are in both folders."""
+    """Return the image folders. LVIS uses COCO's images; those of its val are in both folders."""
     if name == "coco":
         return list(roots)
     return [root / folder for root in dict.fromkeys(roots) for folder in ("train2017", "val2017")]
@@ -231,7 +231,7 @@ def _inspect_split(
 ) -> SplitReport:
     report = SplitReport(name, json_file, Findings(str(json_file)))
     if not os.path.isfile(json_file):
-        return report  # reported as an entry
+        return report  # already reported as a missing entry
     try:
         found = decode_annotations(json_file, crowds_are_objects)
     except ValueError as error:
@@ -249,7 +249,7 @@ def _inspect_split(
 
 
 def _counts(found: Annotations, expected: Mapping[str, int]) -> Counts:
-    """What a json lists; other numbers than the expected ones are reported."""
+    """Return the numbers of entries in a json; report those that differ from the expected ones."""
     classes = [category for category in found.categories if category.id != found.root]
     groups = Counter(category.frequency for category in classes)
     got = {"images": len(found.images), "classes": len(classes)}
@@ -269,7 +269,7 @@ def _counts(found: Annotations, expected: Mapping[str, int]) -> Counts:
 
 
 def _count_objects(split: SplitReport, dataset_name: str) -> None:
-    """Count the objects of base and novel classes, and report what follows from their number."""
+    """Count the objects of base and novel classes, and report classes without objects."""
     assert split.counts is not None
     metadata = MetadataCatalog.get(dataset_name)
     objects = split.counts.objects
@@ -278,7 +278,7 @@ def _count_objects(split: SplitReport, dataset_name: str) -> None:
     for category_id, row in metadata.thing_dataset_id_to_contiguous_id.items():
         number = split.counts.usable.get(category_id, 0)
         objects["novel" if metadata.novel[row] else "base"] += number
-        # training has no annotations of novel classes anyway
+        # training does not use annotations of novel classes
         if not number and not (split.name == "train" and metadata.novel[row]):
             unused.append(metadata.thing_classes[row])
     if split.name == "train" and not objects["base"]:
@@ -288,13 +288,13 @@ def _count_objects(split: SplitReport, dataset_name: str) -> None:
 
 
 def _find_images(found: Annotations, folder: Path) -> list[tuple[Path, ImageEntry]]:
-    """Images on disk with their entries in the json; others are reported."""
+    """Return existing images with their json entries; report missing and duplicate ones."""
     there, missing = [], []
     names_of: dict[Path, list[str]] = defaultdict(list)
     finder = ImageFinder(folder)
     for image in found.images:
         if not image.path:
-            continue  # reported by the intake
+            continue  # already reported by the annotation checks
         path = Path(finder.path(image.path))
         if os.path.isfile(path):
             there.append((path, image))
@@ -313,7 +313,7 @@ def _find_images(found: Annotations, folder: Path) -> list[tuple[Path, ImageEntr
 
 
 def _mean_one_image(names: Sequence[str]) -> bool:
-    """Whether names that lead to one file differ in spelling or in folders in front alone."""
+    """Return whether names of one file differ only in spelling or in leading folders."""
     spelled = {
         unicodedata.normalize("NFC", unquote(n)).replace("\\", "/").casefold() for n in names
     }
@@ -324,7 +324,7 @@ def _mean_one_image(names: Sequence[str]) -> bool:
 def _open_images(
     images: Sequence[tuple[Path, ImageEntry]], findings: Findings, progress: bool
 ) -> None:
-    """Decode images in full, as training does, and compare their sizes with the json's."""
+    """Decode images in full, as training does, and compare their sizes with the json."""
     for path, entry in tqdm(images, "opening images", disable=None if progress else True):
         try:
             height, width = read_image(path).shape[:2]
@@ -337,7 +337,7 @@ def _open_images(
 
 
 def evenly_spaced(items: Sequence[_T], number: int) -> list[_T]:
-    """``number`` of ``items``, the first and the last among them; all if there are no more."""
+    """Return up to ``number`` evenly spaced items, including the first and the last."""
     if len(items) <= number:
         return list(items)
     return [items[round(i * (len(items) - 1) / (number - 1))] for i in range(number)]

@@ -16,15 +16,15 @@ from vild.data.augmentations import Crop
 class LargeScaleJitter(T.Augmentation):
     """Resize an image to a random scale of a square, then crop and pad it to the square.
 
-    The scale is drawn uniformly; at 1 the longer side of the image is the side of the square. A
-    larger image is cropped at a random place, drawn separately along both axes; a smaller one is
-    padded on the right and at the bottom.
+    The scale is drawn uniformly; at scale 1 the longer side of the image equals the side of the
+    square. A larger image is cropped at a random position, drawn separately along both axes; a
+    smaller one is padded on the right and at the bottom.
 
     Args:
-        smallest: lower end of the scale.
-        largest: upper end of the scale.
-        side: of the square, in pixels.
-        colour: C values in [0, 255], in the image's own channel order, to pad with.
+        smallest: minimum scale.
+        largest: maximum scale.
+        side: side of the square in pixels.
+        colour: C padding values in [0, 255], in the image's channel order.
     """
 
     def __init__(self, smallest: float, largest: float, side: int, colour: Sequence[float]) -> None:
@@ -33,11 +33,11 @@ class LargeScaleJitter(T.Augmentation):
         self.side, self.colour = side, tuple(colour)
 
     def get_transform(self, image: np.ndarray) -> T.TransformList:
-        """Draw the scale and the place of the crop for an image (H, W, C)."""
+        """Draw the scale and the crop position for an image (H, W, C)."""
         size = np.array(image.shape[:2])
         scaled_side = np.round(self._rand_range(self.smallest, self.largest) * self.side)
         scaled = np.round(size * (scaled_side / size.max())).astype(int).clip(min=1)
-        place = self._rand_range(size=(2,))  # always drawn: each image takes as many numbers
+        place = self._rand_range(size=(2,))  # always drawn: every image uses equally many numbers
         found: list[T.Transform] = [T.ResizeTransform(*size.tolist(), *scaled.tolist())]
         room = (scaled - self.side).clip(min=0)
         if room.any():
@@ -51,14 +51,14 @@ class LargeScaleJitter(T.Augmentation):
 
 
 class _ColourPad(T.NoOpTransform):
-    """Pad at the bottom and on the right: images with a colour, masks with 0."""
+    """Pad on the right and at the bottom: images with a colour, masks with 0."""
 
     def __init__(self, bottom: int, right: int, colour: Sequence[float]) -> None:
         super().__init__()
         self.bottom, self.right, self.colour = bottom, right, colour
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Pad (H, W, C); whole numbers are rounded to the image's type."""
+        """Pad (H, W, C); the colour is rounded if the image has an integer type."""
         height, width, channels = img.shape
         colour = np.asarray(self.colour)
         if np.issubdtype(img.dtype, np.integer):
@@ -77,11 +77,11 @@ def large_scale_jitter(parameters: Sequence[float], colour: Sequence[float]) -> 
     """Return the augmentation for ``MODEL.VILD.LARGE_SCALE_JITTER``.
 
     Args:
-        parameters: smallest and largest scale, and the side of the square in pixels.
+        parameters: minimum and maximum scale, and the side of the square in pixels.
         colour: see :class:`LargeScaleJitter`.
 
     Raises:
-        ValueError: other parameters.
+        ValueError: invalid parameters.
     """
     if len(parameters) != 3 or not 0 < parameters[0] <= parameters[1] or parameters[2] < 1:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Masks as annotations and results write them, normalised to two forms.
+"""Normalise masks from annotations and results to two forms.
 
 The two forms are polygons (a list of flat ``[x1, y1, x2, y2, ...]`` lists) and COCO's compressed
-run lengths (:class:`Rle`). Anything that cannot be drawn raises ``ValueError``.
+run lengths (:class:`Rle`). Masks that cannot be drawn raise ``ValueError``.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ import numpy as np
 import numpy.typing as npt
 import pycocotools.mask as mask_util
 
-# polygons this many image sides away are garbage, and would make the rasteriser run out of memory
+# Polygons this many image sides away are garbage, and the rasteriser would run out of memory.
 _FARTHEST = 10
-_LONGEST_CODE = 12  # characters of one run length; 60 bits
+_LONGEST_CODE = 12  # characters of one run length, i.e. 60 bits
 
 
 class Rle(msgspec.Struct):
-    """Run lengths of a mask in column order, background first.
+    """Run lengths of a mask in column-major order, background first.
 
     Attributes:
         size: height and width in pixels.
-        counts: COCO's compressed text, or the lengths themselves.
+        counts: COCO's compressed text, or a list of run lengths.
     """
 
     size: tuple[int, int]
     counts: str | list[int]
 
     def to_dict(self) -> dict[str, Any]:
-        """The json form: ``{"size": [height, width], "counts": ...}``."""
+        """Return the json form: ``{"size": [height, width], "counts": ...}``."""
         return {"size": list(self.size), "counts": self.counts}
 
 
@@ -40,7 +40,7 @@ Segmentation = list[list[float]] | Rle
 
 
 def read_segmentation(value: Any) -> Segmentation | None:
-    """Bring the masks of annotation tools to one of the two forms.
+    """Convert the mask formats of annotation tools to one of the two forms.
 
     Args:
         value: run lengths as a mapping, or polygons as a list of flat lists, one flat list, a list
@@ -48,16 +48,16 @@ def read_segmentation(value: Any) -> Segmentation | None:
             ``{"x": ..., "y": ...}``.
 
     Returns:
-        the mask, not checked yet (:func:`check_segmentation`); None where ``value`` is empty.
+        the mask, not yet checked (see :func:`check_segmentation`); None if ``value`` is empty.
 
     Raises:
-        ValueError: any other form.
+        ValueError: any other format.
     """
     if value is None or value == [] or value == {}:
         return None
     if isinstance(value, Mapping):
         counts = value.get("counts")
-        if isinstance(counts, bytes):  # as pycocotools gives it in Python
+        if isinstance(counts, bytes):  # pycocotools returns bytes
             value = {**value, "counts": counts.decode("ascii", "replace")}
         try:
             return msgspec.convert(value, Rle, strict=False)
@@ -92,19 +92,19 @@ def _flat(polygon: Any) -> list[float]:
 def check_segmentation(
     mask: Segmentation, height: int, width: int, may_be_empty: bool = False
 ) -> Segmentation:
-    """Leave out what cannot be drawn, and compress run lengths.
+    """Drop polygons that cannot be drawn, and compress run lengths.
 
     Args:
-        mask: of :func:`read_segmentation`.
-        height: of the image in pixels.
-        width: of the image in pixels.
-        may_be_empty: whether run lengths may have no pixel, as those of a detection.
+        mask: result of :func:`read_segmentation`.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
+        may_be_empty: whether run lengths may be all background, as those of a detection may.
 
     Returns:
         polygons of at least three points each, or compressed run lengths.
 
     Raises:
-        ValueError: nothing is left, or run lengths of another image size.
+        ValueError: nothing is left, or the run lengths are for another image size.
     """
     if isinstance(mask, Rle):
         checked = _checked_rle(mask, height, width)
@@ -112,7 +112,7 @@ def check_segmentation(
             raise ValueError("an empty mask")
         return checked
     if len(mask) > 2 and all(len(point) == 2 for point in mask):
-        # a list of points, which a well-typed file has without passing through read_segmentation
+        # a list of points; well-typed files do not pass through read_segmentation
         mask = [[side for point in mask for side in point]]
     polygons = [points for points in mask if _is_drawable(points, height, width)]
     if not polygons:
@@ -147,7 +147,7 @@ def _checked_rle(mask: Rle, height: int, width: int) -> Rle:
 
 
 def to_rle(mask: Segmentation, height: int, width: int) -> Rle:
-    """A checked mask as compressed run lengths."""
+    """Return a checked mask as compressed run lengths."""
     if isinstance(mask, Rle):
         return mask
     merged = mask_util.merge(mask_util.frPyObjects(mask, height, width))
@@ -155,18 +155,18 @@ def to_rle(mask: Segmentation, height: int, width: int) -> Rle:
 
 
 def decode_segmentation(segmentation: Any, height: int, width: int) -> npt.NDArray[np.bool_]:
-    """A mask as pixels.
+    """Decode a mask to pixels.
 
     Args:
-        segmentation: any form that :func:`read_segmentation` takes, or its result.
-        height: of the image in pixels.
-        width: of the image in pixels.
+        segmentation: any form that :func:`read_segmentation` accepts or returns.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
 
     Returns:
-        (height, width) bool; without a pixel where there is no mask.
+        (height, width) bool; all False if there is no mask.
 
     Raises:
-        ValueError: another form, another size, or nothing that can be drawn.
+        ValueError: unknown format, wrong size, or nothing that can be drawn.
     """
     mask = segmentation if isinstance(segmentation, Rle) else read_segmentation(segmentation)
     if mask is None:
@@ -176,27 +176,27 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> npt.NDArr
 
 
 def check_counts(counts: str, pixels: int) -> None:
-    """Refuse compressed run lengths that do not decode to an image's pixels.
+    """Raise if compressed run lengths do not decode to an image's pixels.
 
-    pycocotools takes any text: broken run lengths give wrong masks or write past its memory.
+    pycocotools accepts any text: invalid run lengths give wrong masks or write beyond its memory.
 
     Args:
         counts: COCO's compressed text.
         pixels: height x width.
 
     Raises:
-        ValueError: another alphabet, a text that was cut off, or another number of pixels.
+        ValueError: invalid characters, truncated text, or a wrong number of pixels.
     """
     if int(_run_lengths(counts).sum()) != pixels:
         raise ValueError("compressed run lengths that do not cover the image")
 
 
 def _run_lengths(counts: str) -> npt.NDArray[np.int64]:
-    """The lengths that COCO's text encodes (its rleFrString)."""
+    """Return the run lengths that COCO's text encodes (its rleFrString)."""
     codes = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - 48
     if not len(codes) or codes.min() < 0 or codes.max() > 63:
         raise ValueError(f"expected compressed run lengths, got the text {counts!r:.20}")
-    ends = np.flatnonzero((codes & 32) == 0)  # bit 5: more characters of this number follow
+    ends = np.flatnonzero((codes & 32) == 0)  # bit 5: the number continues in the next character
     if not len(ends) or ends[-1] != len(codes) - 1:
         raise ValueError("compressed run lengths that are cut off")
     starts = np.concatenate([[0], ends[:-1] + 1])
@@ -205,8 +205,8 @@ def _run_lengths(counts: str) -> npt.NDArray[np.int64]:
         raise ValueError("a run length that is too large")
     places = np.arange(len(codes)) - np.repeat(starts, sizes)
     values = np.add.reduceat((codes & 31) << (5 * places), starts)
-    values -= ((codes[ends] & 16) > 0) * (1 << (5 * sizes))  # bit 4 of the last is the sign
-    # from the fourth on they are differences to the one before the last
+    values -= ((codes[ends] & 16) > 0) * (1 << (5 * sizes))  # bit 4 of the last character: sign
+    # from the fourth on, numbers are differences to the number two places before
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     if (values < 0).any():
@@ -215,7 +215,7 @@ def _run_lengths(counts: str) -> npt.NDArray[np.int64]:
 
 
 def box_of(mask: Segmentation) -> list[float]:
-    """The box (x, y, width, height) around a mask."""
+    """Return the box (x, y, width, height) around a mask."""
     if isinstance(mask, Rle):
         return [float(side) for side in mask_util.toBbox(mask.to_dict())]
     xs = [x for points in mask for x in points[0::2]]

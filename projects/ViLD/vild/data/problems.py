@@ -1,4 +1,4 @@
-"""What can be wrong with annotations and their images, in words."""
+"""Messages about problems of annotations and their images."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-_SHOWN, _LONGEST = 5, 400  # names in a message, and their characters
+_SHOWN, _LONGEST = 5, 400  # names per message, characters per name
 _INVALID = "entries of COCO's format, got {n} others: {names}. Mend the json."
 _BY_NAMES = "Mend the json: the classifier distinguishes classes by their names."
 
-# severity -> kind -> what was expected, what came instead, what to do or what happens
+# severity -> kind -> message: what was expected, what was found, what to do or what happens
 _TEXTS = {
     "error": {
         "invalid images": _INVALID,
@@ -80,7 +80,7 @@ _TEXTS = {
     },
 }
 
-# cause -> what only follows from it, and is reported once the cause is mended
+# cause -> consequences, which are reported only once the cause is fixed
 _FOLLOWS = {
     "invalid images": ("images", "no_images", "official"),
     "invalid categories": ("classes", "lists", "no_classes", "official"),
@@ -91,12 +91,12 @@ _FOLLOWS = {
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is not as it should be.
+    """A problem of a dataset.
 
     Attributes:
-        severity: ``error`` for what cannot be used, ``warning`` for what may not be meant, ``note``
-            for what was normalised.
-        text: what was expected, what came, what to do.
+        severity: ``error`` for unusable data, ``warning`` for data that may be unintended, ``note``
+            for normalised data.
+        text: what was expected, what was found, what to do.
     """
 
     severity: str
@@ -118,27 +118,27 @@ class Findings:
         self._failure = ""
 
     def add(self, kind: str, *names: Any, **values: Any) -> None:
-        """Note problems of a kind.
+        """Add problems of a kind.
 
         Args:
-            kind: a key of the texts above.
+            kind: a kind in ``_TEXTS``.
             names: entries of the file that have the problem.
-            values: what else the text mentions.
+            values: other values in the message.
         """
         self._counts[kind] += len(names)
         self._names[kind] += names[: _SHOWN - len(self._names[kind])]
         self._values[kind] = values
 
     def count(self, kind: str, number: int = 1) -> None:
-        """Note problems whose entries need no naming."""
+        """Add a number of problems without naming their entries."""
         self._counts[kind] += number
 
     def fail(self, text: str) -> None:
-        """Note why the file cannot be read at all; it is then the only problem."""
+        """Add the reason why the file cannot be read at all; it is then the only problem."""
         self._failure = text
 
     def problems(self) -> tuple[Problem, ...]:
-        """All problems, errors first, without those that only follow from others."""
+        """Return all problems, errors first, without mere consequences of others."""
         if self._failure:
             return (Problem("error", self._failure),)
         followers = {kind for cause in _FOLLOWS if self._counts[cause] for kind in _FOLLOWS[cause]}

@@ -1,6 +1,6 @@
-"""Turns class names into the sentences that the text encoder reads.
+"""Turn class names into prompts for the text encoder.
 
-Rules: ViLD's appendix D and its public demo (cleaning, articles, "This is").
+Sources: ViLD's appendix D and its public demo (name cleaning, articles, "This is").
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from importlib import resources
 
 MAX_NAME_LENGTH = 200  # characters of a class name; CLIP reads 77 tokens
 SINGLE_TEMPLATE = "a photo of {article} {}."
-# Marks of direction, soft hyphens and spaces of no width, which copied text may hold; joiners alone
-# mean something within emoji and some scripts.
+# Direction marks, soft hyphens and zero-width spaces, which copied text may contain; zero-width
+# joiners are removed only where they have no meaning, i.e. outside emoji and some scripts.
 _INVISIBLE = re.compile(
     "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]"
     "|(?<![^\x00-\x7f])[\u200c\u200d]+|[\u200c\u200d]+(?![^\x00-\x7f])"
@@ -22,7 +22,7 @@ _INVISIBLE = re.compile(
 
 
 def clean_name(name: str) -> str:
-    """Return a class name as the prompts spell it. Names that are equal here share their prompts.
+    """Return a class name as it appears in prompts. Names with equal results share their prompts.
 
     Lower case; Unicode in NFKC, without invisible characters; ``_`` becomes a space and ``/``
     becomes " or "; no trailing dot; single spaces.
@@ -30,7 +30,7 @@ def clean_name(name: str) -> str:
     >>> clean_name("Bow_(decorative_ribbons)")
     'bow (decorative ribbons)'
     """
-    # once more after lower(), which can give letters and accents that compose
+    # normalise again after lower(), whose results may contain characters that compose
     text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", name))
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
     text = text.replace("_", " ").replace("/", " or ")
@@ -38,35 +38,35 @@ def clean_name(name: str) -> str:
 
 
 def article(name: str) -> str:
-    """The article of ``name``: "an" before a, e, i, o, u, else "a"."""
+    """Return the article of ``name``: "an" before a, e, i, o, u, else "a"."""
     return "an" if name[:1] in ("a", "e", "i", "o", "u") else "a"
 
 
 def fill(template: str, name: str) -> str:
-    """One prompt.
+    """Return one prompt.
 
     Args:
         template: ``{}`` stands for the name, ``{article}`` for "a" or "an".
         name: a class name; it is cleaned first.
 
     Returns:
-        the sentence; "This is " is put before one that begins with "a" or "the".
+        the sentence; one that begins with "a" or "the" is prefixed with "This is ".
 
     >>> fill("a photo of {article} {}.", "alarm_clock")
     'This is a photo of an alarm clock.'
     """
     text = clean_name(name)
-    # not str.format: a class name may hold braces
+    # not str.format: a class name may contain braces
     prompt = template.replace("{article}", article(text)).replace("{}", text)
-    # any "a…", as in the public demo, not only the article
+    # any word that begins with "a", as in the public demo, not only the article
     return f"This is {prompt}" if prompt.startswith(("a", "the")) else prompt
 
 
 def check_templates(templates: Sequence[str], where: str) -> tuple[str, ...]:
-    """Refuse an empty list, and templates without a place for the name.
+    """Return the templates as a tuple.
 
     Raises:
-        ValueError: as said.
+        ValueError: the list is empty, or a template has no place for the name.
     """
     if not templates:
         raise ValueError(f"{where}: expected at least one prompt template, got none")
@@ -80,6 +80,6 @@ def check_templates(templates: Sequence[str], where: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def vild_templates() -> tuple[str, ...]:
-    """The 63 templates of ViLD's public demo."""
+    """Return the 63 templates of ViLD's public demo."""
     text = resources.files("vild.data").joinpath("prompt_templates_vild.txt")
     return check_templates(text.read_text(encoding="utf-8").splitlines(), "the ViLD templates")

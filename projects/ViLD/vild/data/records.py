@@ -1,4 +1,4 @@
-"""Records in Detectron2's format from annotations."""
+"""Convert annotations to records in Detectron2's format."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ def load_records(
     kept_rows: Collection[int] | None = None,
     crowds_are_objects: bool = False,
 ) -> list[dict[str, Any]]:
-    """Records in Detectron2's standard format, sorted by image id.
+    """Return records in Detectron2's standard format, sorted by image id.
 
-    Images stay even where no annotation does: objects of dropped classes are in the images,
-    unlabelled, as ViLD's training wants them.
+    Images without remaining annotations are kept: objects of dropped classes stay in the images,
+    unlabelled, as in ViLD's training.
 
     Args:
         json_file: annotations in COCO or LVIS format.
         image_root: folder of the images; see :class:`vild.data.images.ImageFinder`.
         category_rows: json id -> contiguous row of the classifier. Annotations of other ids are
-            left out.
+            dropped.
         kept_rows: rows whose annotations are kept; all by default.
         crowds_are_objects: see :func:`read_annotations`.
 
     Returns:
         one dict per image: ``file_name``, ``image_id``, ``height``, ``width``, ``annotations``
         (``bbox`` XYWH absolute, ``bbox_mode``, ``category_id`` the row, ``iscrowd``, ``area`` and,
-        for objects with a mask, ``segmentation`` as polygons or compressed RLE) and, where the
-        json has them, LVIS's lists, with the ids of the json.
+        for objects with a mask, ``segmentation`` as polygons or compressed RLE) and, if the json
+        has them, LVIS's lists with the ids of the json.
 
     Raises:
         ValueError: see :func:`read_annotations`.

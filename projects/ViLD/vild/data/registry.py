@@ -1,4 +1,4 @@
-"""Registers data sets with Detectron2's catalogues, with novel flags and synonyms."""
+"""Register datasets in Detectron2's catalogues, with novel flags and synonyms."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def register_split(
     evaluator_type: str,
     crowds_are_objects: bool = False,
 ) -> None:
-    """Register one split; nothing is read before it is used. Replaces a registration of the name.
+    """Register one split, replacing a previous registration. Files are read on first use.
 
     Args:
         name: name in Detectron2's catalogues.
-        json_file: annotations, COCO or LVIS format.
-        image_root: folder of the pictures.
+        json_file: annotations in COCO or LVIS format.
+        image_root: folder of the images.
         categories: the classes; row i of the classifier is ``categories[i]``.
         novel: novel flag per row.
-        base_only: keep annotations of base classes alone. The pictures and the rows stay.
+        base_only: drop annotations of novel classes. Images and rows are kept.
         evaluator_type: ``lvis`` or ``coco``.
         crowds_are_objects: see :func:`vild.data.read_annotations`.
     """
@@ -60,7 +60,7 @@ def register_split(
         novel=[bool(flag) for flag in novel],
     )
     if all(category.image_count is not None for category in categories):
-        # what Detectron2's LVIS metadata calls the counts
+        # the key that Detectron2's LVIS metadata uses for the counts
         metadata.set(
             class_image_count=[
                 {"id": category.id, "image_count": category.image_count} for category in categories
@@ -79,15 +79,15 @@ def register_splits(
     """Register ``<prefix>_train_base``, ``<prefix>_train`` and ``<prefix>_val``.
 
     Args:
-        prefix: what the names begin with.
-        files: (json, folder of the pictures) of ``train``, of ``val`` or of both.
+        prefix: prefix of the names.
+        files: (json, image folder) of ``train``, of ``val`` or of both.
         categories: see :func:`register_split`.
         novel: see :func:`register_split`.
         evaluator_type: ``lvis`` or ``coco``.
         crowds_are_objects: see :func:`vild.data.read_annotations`.
 
     Returns:
-        the names.
+        the names of the splits.
     """
     names = []
     for suffix in ("train_base", "train", "val"):
@@ -104,12 +104,12 @@ def register_splits(
 
 
 def data_root() -> Path:
-    """Folder of the data sets: ``$DETECTRON2_DATASETS``, or ``datasets`` as in Detectron2."""
+    """Return the folder of datasets: ``$DETECTRON2_DATASETS``, or ``datasets`` as in Detectron2."""
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 def lvis_layouts(root: Path, json_name: str) -> tuple[tuple[Path, Path], ...]:
-    """Where LVIS may lie: (json, folder of ``train2017`` and ``val2017``) per supported layout."""
+    """Return (json, folder of ``train2017`` and ``val2017``) of LVIS per supported layout."""
     return (
         (root / "lvis" / json_name, root / "coco"),  # Detectron2's
         (root / "annotations" / json_name, root),  # flat
@@ -117,7 +117,7 @@ def lvis_layouts(root: Path, json_name: str) -> tuple[tuple[Path, Path], ...]:
 
 
 def coco_layouts(root: Path, split: str) -> tuple[tuple[Path, Path], ...]:
-    """Where COCO may lie: (json, folder of the pictures) per supported layout."""
+    """Return (json, image folder) of COCO per supported layout."""
     json_name = f"instances_{split}.json"
     return (
         (root / "coco" / "annotations" / json_name, root / "coco" / split),
@@ -130,7 +130,7 @@ def _existing(layouts: tuple[tuple[Path, Path], ...]) -> tuple[Path, Path]:
 
 
 def register_builtin() -> None:
-    """Register LVIS v1 and open-vocabulary COCO, wherever below :func:`data_root` they lie."""
+    """Register LVIS v1 and open-vocabulary COCO in the layout found below :func:`data_root`."""
     root = data_root()
     lvis, coco = lvis_v1_categories(), coco_ovd_categories()
     for prefix, categories, layouts, evaluator_type in (

@@ -1,4 +1,4 @@
-"""Which classes are novel: the published splits, and rules for other data."""
+"""Define the novel classes: the published splits, and rules for other datasets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 
 from vild.data.annotations import Category
 
-# Open-vocabulary COCO: 48 base and 17 novel classes, evaluated together over the 65
+# Open-vocabulary COCO: 48 base and 17 novel classes, evaluated together on all 65
 # (Bansal et al., Zero-Shot Object Detection, ECCV 2018; used by ViLD, section 4.4).
 COCO_NOVEL = (
     *("airplane", "bus", "cat", "dog", "cow", "elephant", "umbrella", "tie", "snowboard"),
@@ -26,7 +26,7 @@ COCO_BASE = (
 
 
 def lvis_v1_categories() -> list[Category]:
-    """LVIS v1's 1203 classes in the order of their ids, named as Detectron2 names them."""
+    """Return LVIS v1's 1203 classes in the order of their ids, with the names in Detectron2."""
     return [
         Category(
             id=item["id"],
@@ -40,7 +40,7 @@ def lvis_v1_categories() -> list[Category]:
 
 
 def coco_ovd_categories() -> list[Category]:
-    """The 65 classes of open-vocabulary COCO in the order of their ids.
+    """Return the 65 classes of open-vocabulary COCO in the order of their ids.
 
     COCO has no frequency groups; novel classes are given ``r`` and base classes ``f``.
     """
@@ -61,15 +61,15 @@ def coco_ovd_categories() -> list[Category]:
 def novel_flags(
     categories: Sequence[Category], novel: Sequence[str | int] | str, where: str
 ) -> tuple[bool, ...]:
-    """Which of ``categories`` are novel.
+    """Return which of ``categories`` are novel.
 
     Args:
         categories: the classes, one row each.
         novel: their names or json ids, or a frequency group (``"r"``), as LVIS's split is defined.
-        where: what asks, for messages.
+        where: source of the request, for error messages.
 
     Raises:
-        ValueError: a name or id that does not exist, or a frequency that is none.
+        ValueError: an unknown name, id or frequency.
     """
     if isinstance(novel, str):
         if novel not in ("r", "c", "f"):
@@ -85,16 +85,16 @@ def novel_flags(
 def select_rows(
     categories: Sequence[Category], wanted: Sequence[str | int], where: str, role: str
 ) -> set[int]:
-    """Rows of the classes that ``wanted`` names, by name or by json id.
+    """Return the rows of the ``wanted`` classes, given by name or by json id.
 
     Raises:
-        ValueError: a class is unknown or named twice; the message lists near misses.
+        ValueError: a class is unknown or listed twice; the message suggests similar names.
     """
     by_key: dict[str | int, int] = {category.id: row for row, category in enumerate(categories)}
     by_key |= {category.name: row for row, category in enumerate(categories)}
     rows: set[int] = set()
     for key in wanted:
-        # yaml turns an unquoted "yes" into True, which would count as the id 1
+        # yaml parses an unquoted "yes" as True, which would count as the id 1
         if isinstance(key, bool) or not isinstance(key, str | int):
             raise ValueError(
                 f"{where}: expected {role} classes as names or ids, got {key!r:.100}; put names "

@@ -1,8 +1,8 @@
-"""The endless stream of training samples, as a function of the seed and of the place in it.
+"""The endless stream of training samples, a function of the seed and the position alone.
 
-Nothing depends on what a process did before: a training that is resumed at iteration i sees what it
-would have seen, with any number of loader workers, and several processes share the very batches
-that one process would have.
+It does not depend on earlier work of a process: training resumed at iteration i sees the same
+samples as an uninterrupted one, with any number of loader workers, and several ranks share the
+batches that a single process would have.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Record = Mapping[str, Any]
 
 
 class Sample(NamedTuple):
-    """One place in the stream.
+    """One position in the stream.
 
     Attributes:
-        record: its index.
-        position: in the stream, from 0.
+        record: index of the record.
+        position: position in the stream, from 0.
         draw: how often the record was drawn before.
     """
 
@@ -38,7 +38,7 @@ class Sample(NamedTuple):
 
 
 def samples(indices: Iterable[int]) -> Iterator[Sample]:
-    """Number a stream of record indices."""
+    """Yield a numbered sample for each record index of a stream."""
     drawn: Counter[int] = Counter()
     for position, index in enumerate(indices):
         yield Sample(index, position, drawn[index])
@@ -48,13 +48,13 @@ def samples(indices: Iterable[int]) -> Iterator[Sample]:
 def batches(
     stream: Iterable[Sample], size: int, wide: Sequence[bool] | None = None
 ) -> Iterator[list[Sample]]:
-    """Batches of ``size`` samples, in the order in which they are full.
+    """Yield batches of ``size`` samples in the order in which they fill up.
 
     Args:
-        stream: of samples.
-        size: of a batch.
-        wide: whether a record's picture is wider than high; wide ones and others then come in
-            batches of their own, as in Detectron2, which saves padding. None: all together.
+        stream: the samples.
+        size: batch size.
+        wide: whether each record's image is wider than high; wide and other images then go into
+            separate batches, as in Detectron2, which reduces padding. None: no grouping.
     """
     waiting: tuple[list[Sample], list[Sample]] = ([], [])
     for sample in stream:
@@ -67,9 +67,9 @@ def batches(
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Random numbers of Python, numpy and torch (CPU) that follow from ``numbers`` alone.
+    """Seed the random numbers of Python, numpy and torch (CPU) from ``numbers``.
 
-    Outside of the context they go on as if nothing had been.
+    The previous states are restored afterwards.
     """
     seeds = np.random.SeedSequence(numbers).generate_state(3)
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
@@ -85,7 +85,7 @@ def seeded(*numbers: int) -> Iterator[None]:
 
 
 class _Mapped(Dataset):
-    """Records by :class:`Sample`, mapped with random numbers of the sample's own."""
+    """Records by :class:`Sample`, mapped with random numbers seeded per sample."""
 
     def __init__(
         self, records: Sequence[Record], mapper: Callable[[Record], dict[str, Any]], seed: int
@@ -102,7 +102,7 @@ class _Mapped(Dataset):
 
 
 class _Batches(Sampler):
-    """This process's part of every batch, from batch ``start`` on."""
+    """This rank's part of every batch, from batch ``start`` on."""
 
     def __init__(self, all_batches: Callable[[], Iterator[list[Sample]]], start: int) -> None:
         self.all_batches, self.start = all_batches, start
@@ -114,23 +114,23 @@ class _Batches(Sampler):
 
 
 class TrainingLoader:
-    """Batches of mapped records without end.
+    """Endless batches of mapped records.
 
     Args:
-        records: in Detectron2's format; with ``height`` and ``width`` where ``group`` is on.
-        mapper: maps one; it may draw random numbers.
-        indices: gives the endless stream of record indices, the same at every call.
-        batch_size: over all processes; a multiple of their number.
-        seed: of what the mapper draws.
-        group: whether wide pictures and others come in batches of their own.
-        workers: processes that load ahead; 0 for none.
-        complete: a last step on each mapped record, in this very process (the teacher's).
+        records: in Detectron2's format; with ``height`` and ``width`` if ``group`` is on.
+        mapper: maps one record; it may draw random numbers.
+        indices: returns the endless stream of record indices, the same at every call.
+        batch_size: total over all ranks; a multiple of their number.
+        seed: seed for the mapper's random numbers.
+        group: whether to put wide and other images into separate batches.
+        workers: number of loader processes; 0 loads in this process.
+        complete: final step for each mapped record, run in this process (for the teacher).
 
     Attributes:
-        start: the batch to begin with; set it before the first one is taken.
+        start: index of the first batch; set it before taking one.
 
     Raises:
-        ValueError: no records, or a batch size that cannot be shared out.
+        ValueError: no records, or a batch size that is not divisible by the number of ranks.
     """
 
     def __init__(
@@ -162,14 +162,14 @@ class TrainingLoader:
         return batches(samples(self._indices()), self.batch_size, self._wide)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        # nothing of this runs before the first batch is taken, when `start` is known
+        # lazy: `start` is only known when the first batch is taken
         loader = DataLoader(
             self._dataset,
             batch_sampler=_Batches(self._all_batches, self.start),
             num_workers=self.workers,
             collate_fn=list,
             worker_init_fn=_one_thread,
-            generator=torch.Generator(),  # or it would draw a number of the first step's
+            generator=torch.Generator(),  # or it would draw from the global one
         )
         for batch in loader:
             yield [self.complete(x) for x in batch] if self.complete is not None else batch

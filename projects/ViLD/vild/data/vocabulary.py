@@ -1,4 +1,4 @@
-"""Class names with their synonyms and novel flags, kept together."""
+"""Class names with their synonyms and novel flags."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from vild.data.prompts import MAX_NAME_LENGTH, clean_name
 from vild.data.word_files import FILE_ENDINGS, classes_of_json, read_classes
 from vild_cli.words import split_words
 
-# short names of the vocabularies that users ask for most
+# aliases of the most common vocabularies
 SHORT_NAMES = {"lvis": "lvis_v1_val", "coco": "coco_2017_ovd_val"}
 _SPLIT_ENDINGS = ("_train", "_val", "_test", "_base", "_trainval", "_minival")
-# control characters except white space, and halves of characters
+# control characters except white space, and unpaired surrogates
 _NOT_TEXT = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 
 
@@ -96,10 +96,10 @@ class Vocabulary:
         """Return classes without synonyms.
 
         Args:
-            names: the class names; every one counts as a word, whatever it looks like.
-            novel: those of them that are novel, in any spelling with the same prompts; a text is a
-                comma list. By default all are: words that a user types have no training
-                annotations that we know of.
+            names: the class names; each one is taken literally, whatever it looks like.
+            novel: the novel ones among them, in any spelling with the same prompts; a string is a
+                comma-separated list. By default all are novel, since nothing is known about
+                training annotations of words that a user types.
 
         Raises:
             ValueError: as in the class, names that are not text, or a novel name that is not among
@@ -115,8 +115,8 @@ class Vocabulary:
         """Return the same classes with other novel flags.
 
         Args:
-            novel: names of the novel classes, in any spelling with the same prompts; a text is a
-                comma list.
+            novel: names of the novel classes, in any spelling with the same prompts; a string is a
+                comma-separated list.
 
         Raises:
             ValueError: a name that is not among the classes.
@@ -135,10 +135,10 @@ class Vocabulary:
 
     @classmethod
     def from_dataset(cls, name: str) -> Vocabulary:
-        """The classes of a registered data set.
+        """Return the classes of a registered dataset.
 
         Raises:
-            ValueError: the data set is not registered or names no classes.
+            ValueError: the dataset is not registered or has no class names.
         """
         if name not in DatasetCatalog:
             known = ", ".join(sorted(n for n in DatasetCatalog.list() if "ovd" in n or "lvis" in n))
@@ -157,7 +157,7 @@ class Vocabulary:
     def from_file(cls, path: str | os.PathLike[str]) -> Vocabulary:
         """Read the classes of a file; see :func:`vild.data.word_files.read_classes`.
 
-        A class of a json is novel where it has ``novel: true`` or, without that key, the frequency
+        A class of a json is novel if it has ``novel: true`` or, without that key, the frequency
         ``r``. If no class has either key, all are novel.
 
         Raises:
@@ -171,7 +171,7 @@ class Vocabulary:
 
         Args:
             text: the json.
-            where: its file, for messages.
+            where: its file, for error messages.
         """
         return cls._from_items(classes_of_json(text, where), where)
 
@@ -192,14 +192,14 @@ class Vocabulary:
         """Return the classes that ``source`` names.
 
         Args:
-            source: a registered data set, ``lvis``, ``coco``, a file (see :meth:`from_file`), a
-                comma list ("cat, red panda"), or one word. A single word that looks like a file, a
-                path or a data set's name is a class only in double quotes: ``'"rock.txt"'``.
-            novel: names of the novel classes; overrides what the source says.
+            source: a registered dataset, ``lvis``, ``coco``, a file (see :meth:`from_file`), a
+                comma-separated list ("cat, red panda"), or one word. A single word that looks like
+                a file, a path or a dataset name must be double-quoted: ``'"rock.txt"'``.
+            novel: names of the novel classes; overrides the flags of the source.
 
         Raises:
             ValueError: see the other constructors; or a single word that looks like a missing file
-                or an unregistered data set.
+                or an unregistered dataset.
         """
         vocabulary = cls._load(source)
         return vocabulary if novel is None else vocabulary.with_novel(novel)
@@ -214,12 +214,12 @@ class Vocabulary:
         if name and _exists(name):
             return cls.from_file(Path(name).expanduser())
         words = split_words(source)
-        if words == [name]:  # neither quotes nor a comma
+        if words == [name]:  # no quotes and no comma
             _require_word(name)
         return cls.from_names(words)
 
     def to_json(self) -> str:
-        """Return a json that :meth:`from_file` reads back."""
+        """Return a json that :meth:`from_file` can read."""
         items = [
             {"name": name, "synonyms": list(synonyms), "novel": novel}
             for name, synonyms, novel in zip(self.names, self.synonyms, self.novel, strict=True)
@@ -228,7 +228,7 @@ class Vocabulary:
 
 
 def _words(names: object, what: str) -> tuple[str, ...]:
-    """Return names without surrounding spaces; refuse anything that is not a list of text."""
+    """Return names without surrounding spaces; raise unless given a list of text."""
     if not isinstance(names, Iterable):
         raise ValueError(f"expected a list of {what}, got {names!r:.60}")
     listed = tuple(names)
@@ -239,7 +239,7 @@ def _words(names: object, what: str) -> tuple[str, ...]:
 
 
 def _novel_flag(item: Mapping[str, Any], where: str) -> bool | None:
-    """Return whether a json says that its class is novel; None where it does not say."""
+    """Return whether a json marks its class as novel; None if it has no such key."""
     novel, frequency = item.get("novel"), item.get("frequency")
     if novel not in (None, True, False):
         raise ValueError(
@@ -256,7 +256,7 @@ def _novel_flag(item: Mapping[str, Any], where: str) -> bool | None:
 
 
 def _synonyms(item: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """Return the name of a json's class, then its other names."""
+    """Return the class name in a json, followed by its other names."""
     synonyms = item.get("synonyms")
     if synonyms is None:
         synonyms = []
@@ -274,11 +274,11 @@ def _synonyms(item: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 
 def _require_word(word: str) -> None:
-    """Refuse a word that looks like a missing file or like an unregistered data set.
+    """Raise if a word looks like a missing file or an unregistered dataset.
 
     Raises:
-        ValueError: it has the ending of a file, begins like a path, continues an existing folder,
-            or looks like the name of a split or nearly like a registered one.
+        ValueError: it has a file suffix, begins like a path, continues an existing folder, looks
+            like the name of a split or is similar to a registered one.
     """
     quoted = f"To detect the word itself, put it in double quotes: '\"{word}\"'"
     if _looks_like_a_file(word):
@@ -309,7 +309,7 @@ def _looks_like_a_file(word: str) -> bool:
 
 
 def _is_known_class(word: str) -> bool:
-    """Return whether LVIS or COCO has a class of the name, such as "bullet_train"."""
+    """Return whether LVIS or COCO has a class of this name, such as "bullet_train"."""
     vocabularies = map(Vocabulary.from_dataset, SHORT_NAMES.values())
     names = (name for v in vocabularies for synonyms in v.synonyms for name in synonyms)
     return clean_name(word) in map(clean_name, names)
@@ -319,7 +319,7 @@ def _files_near(path: str) -> str:
     try:
         file = Path(path).expanduser()
         names = [other.name for other in file.parent.iterdir()]
-    except (OSError, RuntimeError):  # no such folder, or no such user
+    except (OSError, RuntimeError):  # no such folder or user
         return "."
     near = get_close_matches(file.name, names, 3, cutoff=0.7)
     return _did_you_mean([str(file.parent / name) for name in near])
@@ -332,5 +332,5 @@ def _did_you_mean(names: Sequence[str]) -> str:
 def _exists(source: str) -> bool:
     try:
         return Path(source).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):  # a comma list can be longer than a path may be
+    except (OSError, ValueError, RuntimeError):  # a comma-separated list can be too long for a path
         return False

@@ -1,7 +1,7 @@
 """Read the classes of a vocabulary file: .json, .txt, .yaml, .csv or .safetensors.
 
-Every reader returns one dict per class: ``name`` and, in a .json or .safetensors, optionally
-``synonyms``, ``novel`` and ``frequency``. A file of another kind is refused, never read as words.
+Every reader returns one dict per class: ``name`` and, for .json and .safetensors, optionally
+``synonyms``, ``novel`` and ``frequency``. Other kinds of files are refused, never parsed as words.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KINDS = (
 )
 Item = dict[str, Any]
 
-# endings by which text is recognised as the name of a file
+# suffixes that mark text as a file name
 FILE_ENDINGS = frozenset(
     (
         *(".json", ".jsonl", ".txt", ".yaml", ".yml", ".csv", ".tsv", ".safetensors", ".names"),
@@ -52,7 +52,7 @@ _DATASET_KEYS = ("train", "val", "test")
 # "0: cat", "1. cat", "1) cat", "1,cat", "1 cat", "n02121808 cat"
 _NUMBERED = re.compile(r"(\d+|n\d{8})(\s*[:,;)\t]\s*|\.\s+|\s+)(\S.*)")
 _BULLET = re.compile(r"[-*•]\s+(\S.*)")
-# what a line of words does not look like
+# patterns that a line of words does not match
 _FOREIGN = (
     (re.compile(r"[\[<].*|\{.*[\"':].*|[\[\](){}]+[,;]?|---.*|%.*"), "JSON, markup or code"),
     (re.compile(r"([\"']).*\1\s*,?|\"[^\"]*\"\s*:.*"), "a quoted list"),
@@ -66,16 +66,15 @@ _FOREIGN = (
 
 
 def read_classes(path: str | os.PathLike[str]) -> list[Item]:
-    """Read the classes of a file; its ending says how, in upper or lower case.
+    """Read the classes of a file according to its suffix, in upper or lower case.
 
     - ``.json``: see :func:`classes_of_json`.
-    - ``.txt``, ``.names``, ``.labels``, ``.list`` or no ending: one class per line. Empty lines and
-      those that begin with ``#`` are skipped. Numbers that count the lines from 0 or 1 ("0: cat"),
-      WordNet ids and bullets are removed if all lines have them. Lines of another format are
-      refused.
+    - ``.txt``, ``.names``, ``.labels``, ``.list`` or no suffix: one class per line. Empty lines and
+      those that begin with ``#`` are skipped. Line numbers from 0 or 1 ("0: cat"), WordNet ids and
+      bullets are removed if all lines have them. Lines in another format are refused.
     - ``.yaml``, ``.yml``: ``names``, a list or ``{index: name}`` (YOLO's data.yaml), or a list.
     - ``.csv``, ``.tsv``: one column, or a header with a column ``name``, ``class`` or ``label``.
-      The numbers of a column ``id`` have to increase, since classes are counted by their lines.
+      A column ``id`` must be increasing, since the order of lines defines the order of classes.
     - ``.safetensors``: the vocabulary of text embeddings.
 
     Returns:
@@ -107,17 +106,17 @@ def read_classes(path: str | os.PathLike[str]) -> list[Item]:
 
 
 def classes_of_json(text: str, where: str) -> list[Item]:
-    """Return the classes of a JSON text.
+    """Return the classes in a JSON text.
 
     It may be annotations in COCO or LVIS format (``categories``, sorted by id), a list of names, a
     list of objects with ``name``, ``names`` as in a YOLO yaml, or ``{"0": name, ...}``.
 
     Args:
         text: the JSON.
-        where: its file, for messages.
+        where: its file, for error messages.
 
     Raises:
-        ValueError: no JSON, or one of another form.
+        ValueError: invalid JSON, or another structure.
     """
     try:
         contents = json.loads(text)
@@ -146,7 +145,7 @@ def classes_of_json(text: str, where: str) -> list[Item]:
 
 
 def _by_id(categories: list[Any], where: str) -> list[Any]:
-    """Sort the categories of annotations by id, where they have ids."""
+    """Sort the categories of annotations by id, if they have ids."""
     if not all(isinstance(item, dict) and "id" in item for item in categories):
         return categories
     seen: dict[float, Any] = {}
@@ -168,7 +167,7 @@ def _by_id(categories: list[Any], where: str) -> list[Any]:
 
 
 def _names(names: Any, where: str) -> list[str]:
-    """Return the names of a list or of ``{index: name}``."""
+    """Return the names in a list or in ``{index: name}``."""
     if isinstance(names, dict):
         try:
             numbers = {int(key): name for key, name in names.items()}
@@ -251,10 +250,10 @@ def _classes_of_csv(text: str, where: str) -> list[Item]:
 
 
 def _require_increasing_ids(header: list[str], rows: list[list[str]], where: str) -> None:
-    """Refuse a csv whose ids would be in another order than the classes.
+    """Check that the ids of a csv are in the same order as its lines.
 
     Raises:
-        ValueError: as said.
+        ValueError: an id is not larger than the one before.
     """
     for index in (index for index, column in enumerate(header) if column in _ID_COLUMNS):
         cells = [row[index] for row in rows]
@@ -299,14 +298,14 @@ def _without_bullets(lines: list[str], where: str) -> list[str]:
 
 
 def _without_numbers(lines: list[str], where: str) -> list[str]:
-    """Remove the numbers of a numbered list; refuse numbers that do not count the lines."""
+    """Remove the numbers of a numbered list; raise if they do not count the lines."""
     found = [match for match in map(_NUMBERED.fullmatch, lines) if match]
     marked = [match for match in found if match[2].strip() or match[1].startswith("n")]
     if len(found) < len(lines) or not found:
         if marked:
             raise _foreign(where, marked[0][0], "with a number that other lines do not have")
         return lines
-    if len(found) == 1 and not marked:  # "2 door car"
+    if len(found) == 1 and not marked:  # a single line such as "2 door car"
         return lines
     numbers = [match[1] for match in found]
     if not all(number.startswith("n") for number in numbers):
@@ -345,7 +344,7 @@ def _is_number(text: str) -> bool:
 
 
 def _shown(keys: Any) -> str:
-    """The first few keys of a file, for a message."""
+    """Return the first few keys of a file, for an error message."""
     return _cut(str(list(map(str, keys))))
 
 

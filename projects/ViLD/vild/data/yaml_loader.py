@@ -8,13 +8,13 @@ import yaml
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that occurs twice; yaml would take the last."""
+    """A loader that raises for repeated keys, where yaml would keep the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build a dict; see PyYAML.
 
         Raises:
-            yaml.constructor.ConstructorError: a key twice.
+            yaml.constructor.ConstructorError: a key occurs twice.
         """
         seen: set[str] = set()
         for key, _ in node.value:

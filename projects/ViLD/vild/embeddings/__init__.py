@@ -1,4 +1,4 @@
-"""The teacher and its embeddings. The only part that imports open_clip."""
+"""The teacher and its embeddings. No other part of the package imports open_clip."""
 
 from vild.embeddings.crops import CROP_MODES, crop_and_resize, enlarge_boxes, valid_boxes
 from vild.embeddings.extraction import RegionCropper, extract_embeddings

@@ -1,8 +1,8 @@
-"""Text embeddings kept on disk, so that words that were embedded once are not embedded again.
+"""An on-disk cache of text embeddings.
 
-One file holds the words of one teacher and one set of prompts. A word's entry depends on these, on
-the word and on its synonyms alone, so any vocabulary can be put together from the entries. Each
-has a checksum: damaged entries are computed again.
+Each file holds the words of one teacher and one set of prompts. A word's entry depends only on
+these, on the word and on its synonyms, so any vocabulary can be assembled from entries. Each entry
+has a checksum; damaged entries are computed again.
 
 Shapes: K classes of a vocabulary, N words of a file, D embedding.
 """
@@ -39,25 +39,25 @@ from vild.embeddings.text import (
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "vild-text-cache-2"  # the first one had no checksums
-# words kept in a file, 100 MB of CLIP's: a public demo would grow the cache without bound
+FORMAT = "vild-text-cache-2"  # version 1 had no checksums
+# words per file, 100 MB for CLIP: a public demo would grow the cache without bound
 MAX_WORDS = 50_000
 
 
 def default_folder() -> Path:
-    """``$VILD_CACHE``, or ``vild`` in the user's cache folder (``$XDG_CACHE_HOME``)."""
+    """Return ``$VILD_CACHE``, or ``vild`` in the user's cache folder (``$XDG_CACHE_HOME``)."""
     if "VILD_CACHE" in os.environ:
         return Path(os.environ["VILD_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "vild"
 
 
 class _Entries(NamedTuple):
-    """The content of a file.
+    """Contents of a file.
 
     Attributes:
         row_of: row of each word.
         embeddings: (N, D) float32.
-        checksums: (N,) int64, of each word with its row.
+        checksums: (N,) int64, checksum of each word and its row.
     """
 
     row_of: dict[str, int]
@@ -66,19 +66,19 @@ class _Entries(NamedTuple):
 
     @classmethod
     def empty(cls) -> _Entries:
-        """No words."""
+        """Return entries without words."""
         return cls({}, torch.empty(0, 0), torch.empty(0, dtype=torch.int64))
 
     @classmethod
     def of(cls, keys: Sequence[str], embeddings: Tensor) -> _Entries:
-        """Words with their embeddings; of words that come twice, one is taken."""
+        """Return words with their embeddings; repeated words are kept once."""
         row_of = dict(zip(keys, range(len(keys)), strict=True))
         rows = embeddings[list(row_of.values())]
         checksums = [_checksum(*entry) for entry in zip(row_of, rows.numpy(), strict=True)]
         return cls(dict(zip(row_of, range(len(rows)), strict=True)), rows, torch.tensor(checksums))
 
     def rows(self, keys: Sequence[str]) -> list[int | None]:
-        """Row of each word; None where the word is missing or its entry is damaged."""
+        """Return the row of each word; None if the word is missing or its entry is damaged."""
         matrix, checksums = self.embeddings.numpy(), self.checksums.tolist()
         found = [self.row_of.get(key) for key in keys]
         return [
@@ -87,7 +87,7 @@ class _Entries(NamedTuple):
         ]
 
     def followed_by(self, last: _Entries, limit: int) -> _Entries:
-        """These words and then others, at most ``limit``; of equal words the others' entries."""
+        """Append other entries, which replace those of equal words; keep the last ``limit``."""
         first = {key: row for key, row in self.row_of.items() if key not in last.row_of}
         keys = [*first, *last.row_of][-limit:]
         rows = list(first.values())
@@ -104,24 +104,24 @@ def _checksum(key: str, row: npt.NDArray[np.float32]) -> int:
 
 
 class CachedTextEncoder:
-    """Embeds vocabularies; the teacher is loaded once it is needed, and not before.
+    """Embeds vocabularies; the teacher is loaded only when it is needed.
 
     Args:
-        model: of the teacher, as :meth:`vild.embeddings.Teacher.load` takes it.
-        pretrained: likewise.
-        fingerprint: the teacher that is meant, where it is known; with it words that are on disk
-            need no teacher at all. Another one that is loaded under the name is refused.
-        temperature: of that teacher; goes with ``fingerprint``.
+        model: the teacher's model, as for :meth:`vild.embeddings.Teacher.load`.
+        pretrained: the teacher's weights, likewise.
+        fingerprint: fingerprint of the expected teacher, if known; cached words can then be used
+            without loading a teacher. Loading a different one raises an error.
+        temperature: temperature of that teacher; required with ``fingerprint``.
         templates: prompts; see :func:`vild.embeddings.text.template_set`.
         synonyms: average over a class's synonyms as well as over its prompts.
-        folder: of the files; :func:`default_folder` by default. Each has the last ``MAX_WORDS``
-            that were used when new ones came, or a whole vocabulary if that has more.
-            One that cannot be written to costs time, not the result.
-        device: of the teacher.
-        batch_size: prompts at a time.
+        folder: cache folder; :func:`default_folder` by default. Each file keeps the last
+            ``MAX_WORDS`` words in use when new ones were added, or a whole larger vocabulary. If
+            the folder is not writable, embeddings are computed but not kept.
+        device: device of the teacher.
+        batch_size: prompts per batch.
 
     Attributes:
-        encoded: classes that the teacher has embedded so far.
+        encoded: number of classes that the teacher has embedded so far.
     """
 
     def __init__(
@@ -147,14 +147,14 @@ class CachedTextEncoder:
         self._teacher: Teacher | None = None
 
     def embed(self, vocabulary: Vocabulary, progress: bool = False) -> TextEmbeddings:
-        """Embeddings of K classes, as :func:`vild.embeddings.embed_vocabulary` makes them.
+        """Embed K classes like :func:`vild.embeddings.embed_vocabulary`, using the cache.
 
         Args:
             vocabulary: the classes.
-            progress: show a progress bar for those that are new.
+            progress: show a progress bar for classes that are not cached.
 
         Raises:
-            ValueError: a teacher that cannot be loaded, or other weights than those meant.
+            ValueError: the teacher cannot be loaded, or its weights are not the expected ones.
         """
         file = self._file()
         kept = self._read(file)
@@ -184,7 +184,7 @@ class CachedTextEncoder:
 
     @property
     def teacher(self) -> Teacher:
-        """The teacher; loaded at the first use.
+        """The teacher, loaded on first use.
 
         Raises:
             ValueError: see :meth:`embed`.
@@ -202,7 +202,7 @@ class CachedTextEncoder:
         return self._teacher
 
     def _encode(self, vocabulary: Vocabulary, rows: Sequence[int], progress: bool) -> Tensor:
-        """Embeddings (len(rows), D) of some classes."""
+        """Compute embeddings (len(rows), D) of some classes."""
         part = Vocabulary(
             tuple(vocabulary.names[row] for row in rows),
             tuple(vocabulary.synonyms[row] for row in rows),
@@ -224,7 +224,7 @@ class CachedTextEncoder:
         return self.folder / f"text-{fingerprint[:16]}-{prompts[:16]}.safetensors"
 
     def _read(self, file: Path) -> _Entries:
-        """The entries of a file; none of one that is missing or damaged as a whole."""
+        """Read a file's entries; return none if it is missing or damaged as a whole."""
         if not file.is_file():
             return _Entries.empty()
         try:
@@ -245,7 +245,7 @@ class CachedTextEncoder:
         return _Entries(row_of, embeddings, checksums)
 
     def _write(self, file: Path, used: _Entries, new: int) -> None:
-        """Keep the entries of a vocabulary, of which some are new, as the file's last ones."""
+        """Write the entries of a vocabulary, some of them new, to the end of the file."""
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             # other processes may have added words since the file was read
@@ -259,5 +259,5 @@ class CachedTextEncoder:
                         temporary,
                         {"format": FORMAT, "keys": keys},
                     )
-        except (OSError, SafetensorError, NotImplementedError) as error:  # no locks
+        except (OSError, SafetensorError, NotImplementedError) as error:  # no file locks
             logger.warning("embeddings of %d words were not kept: %s", new, error)

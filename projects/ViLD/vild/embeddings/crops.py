@@ -1,15 +1,15 @@
-"""Regions of a picture as the square inputs of the teacher (ViLD section 3.2).
+"""Crop regions of an image to square inputs of the teacher (ViLD section 3.2).
 
-Shapes: R boxes, S pixels a side of a crop, H and W pixels of the picture, B boxes of one chunk.
-Boxes are (R, 4) xyxy, absolute, in the picture's own pixels. Pictures are (H, W, 3) uint8, RGB.
+Shapes: R boxes, S side of a crop in pixels, H and W size of the image, B boxes of one chunk.
+Boxes are (R, 4) xyxy, absolute, in pixels of the original image. Images are (H, W, 3) uint8, RGB.
 
-A crop equals what open_clip makes of PIL's crop of the same box, before it normalises, to within
-2/255. Implementations of ViLD differ in how a crop becomes a square; these are the modes, with
+A crop equals open_clip's preprocessing of PIL's crop of the same box, before normalisation, to
+within 2/255. Implementations of ViLD differ in how a crop becomes a square. The modes are, with
 open_clip's names for them:
 
-- ``stretch`` (squash): resized to S × S, whatever its shape;
+- ``stretch`` (squash): resized to S × S, ignoring the aspect ratio;
 - ``pad`` (longest): the long side resized to S, centred on black;
-- ``clip`` (shortest): the short side resized to S, the ends of the long one cut off. CLIP's own.
+- ``clip`` (shortest): the short side resized to S, the long one centre-cropped. CLIP's default.
 """
 
 from __future__ import annotations
@@ -24,42 +24,43 @@ from torch import Tensor
 from torch.nn import functional
 
 CROP_MODES = ("stretch", "pad", "clip")
-INTERPOLATIONS = {"bicubic": 2, "bilinear": 1}  # the radius of each kernel, in pixels
+INTERPOLATIONS = {"bicubic": 2, "bilinear": 1}  # radius of each kernel in pixels
 
-# What one chunk of `_resize_batched` may hold, in bytes. A box that needs more goes alone.
+# Memory of one chunk of `_resize_batched` in bytes. A box that needs more is processed alone.
 _CHUNK_BYTES = 256 * 2**20
-# "clip" on a CPU: from this long / short side on, only what stays of the crop is resized. At 16 and
-# S = 224 the whole takes 2.4 MB and 4 ms; 600 × 2 pixels would become 67200 × 224.
+# "clip" on a CPU: from this ratio of long to short side on, only the kept part of the crop is
+# resized. At 16 and S = 224 the whole takes 2.4 MB and 4 ms; 600 × 2 pixels would become
+# 67200 × 224.
 _ELONGATED = 16
 
 
 class _Layout(NamedTuple):
     """How R crops become squares: int64 (R, 2) each, column 0 vertical and column 1 horizontal."""
 
-    start: Tensor  # first pixel of the crop in the picture
-    extent: Tensor  # pixels of the crop, > 0
-    length: Tensor  # pixels that the extent is resized to, > 0
-    offset: Tensor  # where in `length` the square begins; negative: black before it
+    start: Tensor  # first pixel of the crop in the image
+    extent: Tensor  # size of the crop in pixels, > 0
+    length: Tensor  # size in pixels that the extent is resized to, > 0
+    offset: Tensor  # position in `length` where the square begins; negative: padding before it
 
     @property
     def vertical_first(self) -> Tensor:
-        """(R,) bool, which pass comes first; as each is rounded, it matters. Pillow 13's rule."""
+        """(R,) bool, Pillow 13's order of the two passes; it matters, as each result is rounded."""
         shrinkage = self.extent - self.length
         return (shrinkage[:, 0] > 0) & (shrinkage[:, 0] > 2 * shrinkage[:, 1])
 
 
 def enlarge_boxes(boxes: Tensor, scale: float, image_size: tuple[int, int]) -> Tensor:
-    """Grow boxes around their centres and clip them to the picture.
+    """Enlarge boxes around their centres and clip them to the image.
 
-    ViLD adds the embeddings at 1× and at 1.5×, which is 0.25 of width and height more on each side.
+    ViLD adds the embeddings at 1× and at 1.5×, which adds 0.25 of width and height on each side.
 
     Args:
-        boxes: (R, 4) xyxy; never changed.
-        scale: factor of the width and of the height, > 0.
-        image_size: (height, width) of the picture, in pixels.
+        boxes: (R, 4) xyxy; not modified.
+        scale: factor for width and height, > 0.
+        image_size: (height, width) of the image in pixels.
 
     Returns:
-        (R, 4) float32, a new tensor at any scale, on the boxes' device.
+        (R, 4) float32, always a new tensor, on the boxes' device.
 
     Raises:
         ValueError: boxes of another shape, or a scale that is not a positive number.
@@ -72,14 +73,14 @@ def enlarge_boxes(boxes: Tensor, scale: float, image_size: tuple[int, int]) -> T
 
 
 def valid_boxes(boxes: Tensor | npt.NDArray[Any], image_size: tuple[int, int]) -> Tensor:
-    """Tell which boxes :func:`crop_and_resize` accepts.
+    """Return which boxes :func:`crop_and_resize` accepts.
 
     Args:
         boxes: (R, 4) xyxy.
-        image_size: (height, width) of the picture, in pixels.
+        image_size: (height, width) of the image in pixels.
 
     Returns:
-        (R,) bool on the boxes' device: finite, x1 < x2, y1 < y2 and partly in the picture.
+        (R,) bool on the boxes' device: finite, x1 < x2, y1 < y2 and partly inside the image.
 
     Raises:
         ValueError: boxes of another shape.
@@ -101,33 +102,34 @@ def crop_and_resize(
     normalise: tuple[Tensor, Tensor] | None = None,
     interpolation: str = "bicubic",
 ) -> Tensor:
-    """Cut boxes out of a picture and make each a square, as open_clip and PIL do.
+    """Crop boxes from an image and resize each to a square, as open_clip and PIL do.
 
     Corners are rounded to whole pixels (halves to even, as in ``PIL.Image.crop``) and clipped to
-    the picture; what rounds to nothing becomes one pixel. Resizing is antialiased.
+    the image; a side that rounds to zero becomes one pixel. Resizing is antialiased.
     The result takes 12 · R · S² bytes: 180 MB for 300 boxes at 224.
 
     Args:
-        image: (H, W, 3) uint8 RGB; read-only and non-contiguous ones will do.
-        boxes: (R, 4) xyxy in the picture's pixels; R may be 0. See :func:`valid_boxes`.
+        image: (H, W, 3) uint8 RGB; may be read-only or non-contiguous.
+        boxes: (R, 4) xyxy in pixels of the image; R may be 0. See :func:`valid_boxes`.
         size: S.
-        mode: one of ``CROP_MODES``; see the top of this module. Very long boxes keep a row of
+        mode: one of ``CROP_MODES``; see the module docstring. Very elongated boxes keep a row of
             pixels in ``pad``, where open_clip fails.
-        device: where to compute; the picture's by default, which is the CPU for arrays.
-        out: contiguous (R, 3, S, S) float32 there, to be written to. On the CPU new memory takes
-            as long as the resizing, so a loop had better use the same again.
-        normalise: (mean, deviation) of the teacher's training images, (3,) each: the result is
-            (crop - mean) / deviation, in the same pass over the memory. None: as it is. Keep them
-            on the device (:attr:`vild.embeddings.Teacher.statistics`) to save their transfer.
-        interpolation: ``bicubic`` or ``bilinear``, the one that the teacher was trained with
+        device: where to compute; by default the image's device, which is the CPU for arrays.
+        out: contiguous (R, 3, S, S) float32 output on that device. On the CPU allocating memory
+            takes as long as resizing, so loops should reuse it.
+        normalise: (mean, standard deviation) of the teacher's training images, (3,) each: the
+            result is (crop - mean) / deviation, in the same pass over the memory. None: no
+            normalisation. Keep them on the device (:attr:`vild.embeddings.Teacher.statistics`) to
+            avoid transfers.
+        interpolation: ``bicubic`` or ``bilinear``, as in the teacher's training
             (:attr:`vild.embeddings.Teacher.interpolation`).
 
     Returns:
-        (R, 3, S, S) float32 in [0, 1], row r of box r, unless ``normalise`` is given.
+        (R, 3, S, S) float32 in [0, 1], row r for box r, unless ``normalise`` is given.
 
     Raises:
-        ValueError: a picture, mode, size, interpolation or ``out`` other than these, boxes of
-            another shape, or a box that :func:`valid_boxes` rejects.
+        ValueError: invalid image, mode, size, interpolation or ``out``, boxes of another shape, or
+            a box that :func:`valid_boxes` rejects.
     """
     picture = _as_picture(image)
     if mode not in CROP_MODES:
@@ -138,7 +140,7 @@ def crop_and_resize(
         )
     if size < 1:
         raise ValueError(f"expected a size of at least 1 pixel, such as 224, got {size}")
-    # Exact and on the CPU: halves are rounded as PIL does, and sizes steer the computation.
+    # Exact and on the CPU: halves must be rounded as in PIL, and the sizes control the computation.
     exact = _as_boxes(boxes).to("cpu", torch.float64)
     height, width, _ = picture.shape
     if not (valid := valid_boxes(exact, (height, width))).all():
@@ -174,10 +176,10 @@ def crop_and_resize(
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device, to a GPU from pinned memory.
+    """Copy a tensor to a device, using pinned memory for a GPU.
 
-    A copy from pageable memory waits for all work that the GPU was given before, such as the batch
-    that is encoded at the time.
+    A copy from pageable memory would wait for all earlier work of the GPU, such as the batch being
+    encoded.
     """
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
@@ -187,7 +189,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def _in_one_transfer(tensors: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
     """Copy CPU tensors to a device as one block of bytes.
 
-    Those of wider dtypes come first, as the address of a value is a multiple of its size.
+    Wider dtypes come first, since addresses must be multiples of the item size.
     """
     if device.type == "cpu":
         return tensors
@@ -197,7 +199,7 @@ def _in_one_transfer(tensors: Sequence[Tensor], device: torch.device) -> Sequenc
 
 
 def _as_picture(image: npt.NDArray[np.uint8] | Tensor) -> Tensor:
-    """(H, W, 3) uint8 tensor, of the same memory where torch can take it."""
+    """Return a (H, W, 3) uint8 tensor that shares the image's memory if torch supports it."""
     shape = tuple(getattr(image, "shape", ()))
     dtype = str(getattr(image, "dtype", type(image).__name__)).removeprefix("torch.")
     if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != "uint8":
@@ -207,13 +209,13 @@ def _as_picture(image: npt.NDArray[np.uint8] | Tensor) -> Tensor:
         )
     if isinstance(image, Tensor):
         return image.detach()
-    # torch warns of read-only arrays and takes no negative strides (BGR turned around)
+    # torch warns about read-only arrays and does not support negative strides (flipped BGR)
     shareable = image.flags.writeable and min(image.strides) >= 0
     return torch.from_numpy(image if shareable else image.copy(order="C"))
 
 
 def _as_boxes(boxes: Tensor | npt.NDArray[Any]) -> Tensor:
-    # arrays are copied: they are small, and torch warns of read-only ones
+    # copy arrays: they are small, and torch warns about read-only ones
     boxes = boxes if isinstance(boxes, Tensor) else torch.from_numpy(np.array(boxes))
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         shape = tuple(boxes.shape)
@@ -227,7 +229,7 @@ def _clip(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
 
 
 def _lay_out(boxes: Tensor, image_size: tuple[int, int], size: int, mode: str) -> _Layout:
-    """Whole pixels of valid boxes (float64, CPU), and open_clip's side lengths and offsets."""
+    """Round valid boxes (float64, CPU) to pixels; compute open_clip's side lengths and offsets."""
     inside = _clip(boxes, image_size)[:, [1, 0, 3, 2]]
     start, stop = inside.round()[:, :2], inside.round()[:, 2:]
     nothing = stop <= start
@@ -256,24 +258,24 @@ def _resize_each(
     divisor: npt.NDArray[np.float32],
     shift: npt.NDArray[np.float32],
 ) -> None:
-    """Fill (R, 3, S, S) on the CPU: torch's own uint8 kernel, box by box.
+    """Fill (R, 3, S, S) on the CPU, box by box, with torch's uint8 kernel.
 
-    What is filled in is value / divisor + shift, (3, 1, 1) each.
+    The values written are value / divisor + shift, (3, 1, 1) each.
 
-    numpy does the rest. Torch would share each copy among threads and wait for them: on a machine
-    with other work to do that took 50 times as long as the resizing.
+    numpy does the rest, because torch would split every copy among threads and wait for them: on a
+    busy machine this took 50 times as long as the resizing.
     """
     crops, size = out.numpy(), out.shape[-1]
-    elongated = layout.length.amax(dim=1) >= _ELONGATED * size  # "clip" alone exceeds the size
+    elongated = layout.length.amax(dim=1) >= _ELONGATED * size  # only "clip" exceeds the size
     pixels, shifted = picture.numpy(), bool(shift.any())
     table = torch.cat([*layout, layout.vertical_first[:, None]], dim=1).tolist()
-    if (layout.length < size).any():  # "pad" alone leaves parts of a square as they are
+    if (layout.length < size).any():  # only "pad" leaves parts of a square unfilled
         crops[:] = shift
     for row in (~elongated).nonzero().flatten().tolist():
         y, x, height, width, tall, wide, top, left, vertical = table[row]
         crop = torch.from_numpy(np.ascontiguousarray(pixels[y : y + height, x : x + width]))
         crop = crop.permute(2, 0, 1)[None]
-        if vertical:  # in one call torch goes horizontally first
+        if vertical:  # in a single call torch would start horizontally
             crop = functional.interpolate(crop, (tall, width), mode=interpolation, antialias=True)
         crop = functional.interpolate(crop, (tall, wide), mode=interpolation, antialias=True)
         kept = crop[0, :, max(top, 0) :, max(left, 0) :][:, :size, :size].numpy()
@@ -292,18 +294,18 @@ def _resize_each(
 def _resize_batched(
     picture: Tensor, layout: _Layout, out: Tensor, interpolation: str = "bicubic"
 ) -> None:
-    """Fill (R, 3, S, S) on any device: many boxes at a time, as two products with PIL's weights.
+    """Fill (R, 3, S, S) on any device: batches of boxes, as two matrix products with PIL's weights.
 
-    Only those pixels of the crop take part that reach into the square. As in PIL, each product is
-    rounded to [0, 255].
+    Only crop pixels that affect the square are used. As in PIL, each product is rounded to
+    [0, 255].
     """
     size, radius = out.shape[-1], INTERPOLATIONS[interpolation]
-    scale = layout.extent / layout.length.double()  # (R, 2), crop pixels a pixel of the result
-    reach = scale.clamp(min=1)  # antialiasing: the kernel is as much wider when downscaling
+    scale = layout.extent / layout.length.double()  # (R, 2), crop pixels per output pixel
+    reach = scale.clamp(min=1)  # antialiasing: the kernel grows with downscaling
     index = layout.offset[:, :, None] + torch.arange(size)  # (R, 2, S)
     outside = (index < 0) | (index >= layout.length[:, :, None])
     centre = (index + 0.5) * scale[:, :, None]
-    # the window: crop pixels within the kernel's radius of the outermost pixels of the result
+    # the window: crop pixels within the kernel's radius of the outermost output pixels
     first = (centre.masked_fill(outside, torch.inf).amin(2) - radius * reach).floor().clamp(min=0)
     last = (centre.masked_fill(outside, -torch.inf).amax(2) + radius * reach).ceil()
     window = (last.minimum(layout.extent) - first).long()
@@ -327,7 +329,7 @@ def _resize_batched(
             kernel = centre[:, axis], reach[:, axis], limit, step
             weights.append(_weights(*kernel, interpolation))
         places[0] *= picture.shape[1]
-        one, two = (0, 1) if vertical else (1, 0)  # axis of the first product and of the second
+        one, two = (0, 1) if vertical else (1, 0)  # axes of the first and of the second product
         source = pixels[places[two][:, :, None] + places[one][:, None, :]].transpose(2, 3)
         source = source.to(torch.float32, memory_format=torch.contiguous_format).flatten(1, 2)
         half = _to_bytes(source @ weights[one].transpose(1, 2))  # (B, pixels of two × 3, S)
@@ -337,17 +339,18 @@ def _resize_batched(
 
 
 def _to_bytes(values: Tensor) -> Tensor:
-    """PIL keeps whole numbers between its passes; halves go up."""
+    """Round to whole numbers, as PIL does between its passes; halves are rounded up."""
     return values.add_(0.5).floor_().clamp_(0, 255)
 
 
 def _weights(
     centre: Tensor, reach: Tensor, extent: Tensor, position: Tensor, interpolation: str
 ) -> Tensor:
-    """(B, S, P) PIL's kernel (bicubic: a = -0.5), rows of sum 1, or 0 where the result is black.
+    """Return (B, S, P) weights of PIL's kernel (bicubic: a = -0.5), normalised per row.
 
-    ``centre`` (B, S) is where a pixel of the result lies among the P pixels, of which ``extent``
-    (B, 1) belong to the box, and inf where it is black; ``reach`` (B,) is the kernel's unit.
+    ``centre`` (B, S) is the position of an output pixel among the P pixels, of which ``extent``
+    (B, 1) belong to the box. Where it is inf, the output is black and the weights are 0. ``reach``
+    (B,) is the kernel's unit.
     """
     t = (position + 0.5 - centre[:, :, None]).div_(reach[:, None, None]).abs_()
     t = t.clamp_(max=INTERPOLATIONS[interpolation])
@@ -363,15 +366,16 @@ def _weights(
 
 
 def _chunks(window: Tensor, vertical: Tensor, size: int) -> Iterator[tuple[Tensor, bool]]:
-    """Rows (B,) of boxes of one order of products and of like sizes, to fill `_CHUNK_BYTES`."""
+    """Yield rows (B,) of boxes with the same order of products and similar sizes per chunk."""
     tall, wide = window.double().log2().ceil().long().unbind(dim=1)
-    # up and down the widths in turn, so that neighbours are of like shape
+    # alternate the direction of widths, so that neighbours have similar shapes
     key = vertical * 8192 + tall * 128 + torch.where(tall % 2 == 0, wide, 64 - wide)
     order = key.argsort(stable=True)
     kinds, begin, height, width = vertical[order].tolist(), 0, 0, 0
     for end, (h, w) in enumerate(window[order].tolist()):
         height, width = max(height, h), max(width, w)
-        # index, bytes and floats of a pixel; between the products; weights and their parts; squares
+        # index, bytes and floats of each pixel; results between the products; weights and their
+        # parts; squares
         box = 23 * height * width + 12 * max(height, width) * size
         box += 24 * size * (height + width) + 24 * size * size
         full = box * (end + 1 - begin) > _CHUNK_BYTES

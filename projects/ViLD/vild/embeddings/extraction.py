@@ -1,8 +1,8 @@
-"""Region embeddings of every image of a split: read, crop, embed, store.
+"""Compute the region embeddings of every image of a split: read, crop, embed, store.
 
-Reading and cropping run ahead of the encoder in a thread of their own, across shards. A finished
-shard is hashed and written in another thread while the next one is encoded. The encoder's batches
-fill across images, but not across shards: so a shard is the same whichever shards are made with it.
+A separate thread reads and crops ahead of the encoder, across shards. Another thread hashes and
+writes a finished shard while the next one is encoded. The encoder's batches are filled across
+images, but not across shards, so a shard does not depend on which other shards a run computes.
 
 Shapes: R regions of an image, S crop size, D embedding.
 """
@@ -29,13 +29,13 @@ from vild.storage import ImageId, RunBehind, StoreWriter, map_ahead, run_ahead, 
 
 logger = logging.getLogger(__name__)
 
-AHEAD = 2  # batches of crops that wait for the encoder
+AHEAD = 2  # batches of crops waiting for the encoder
 Encoder = Callable[[Tensor], Tensor]
 
 
 @dataclass
 class _Picture:
-    """One image on its way: what is known of it, and how many crops it has."""
+    """An image in progress: its id, size and proposals or failure, and its number of crops."""
 
     image_id: ImageId
     size: tuple[int, int] = (0, 0)
@@ -53,19 +53,19 @@ class _Batch:
 
 
 class RegionCropper:
-    """Turns pictures and their proposals into batches of crops.
+    """Turns images and their proposals into batches of crops.
 
     Args:
-        proposals: where the boxes come from.
-        files: picture of every image id.
+        proposals: source of the boxes.
+        files: image file of every image id.
         rule: how regions are cropped.
-        limit: most regions an image, the first of its proposals.
+        limit: maximum number of regions per image, the first of its proposals.
         size: S.
-        batch_size: crops a batch.
-        device: where they are cropped: the encoder's.
-        threads: that read pictures ahead.
-        normalise: the teacher's statistics, where the encoder wants them applied.
-        interpolation: how crops are resized, the teacher's.
+        batch_size: crops per batch.
+        device: device for cropping, the same as the encoder's.
+        threads: number of threads that read images ahead.
+        normalise: the teacher's statistics, if the encoder expects normalised crops.
+        interpolation: how crops are resized; the teacher's interpolation.
     """
 
     def __init__(
@@ -90,12 +90,12 @@ class RegionCropper:
         self._buffers = [torch.empty(shape, device=device) for _ in range(AHEAD + 2)]
 
     def batches(self, shards: Iterable[Sequence[ImageId]]) -> Iterator[_Batch]:
-        """Yield the crops of some shards in order: an image's at one scale, then at the next.
+        """Yield the crops of some shards in order: all of an image's at one scale, then the next.
 
-        A batch's memory is used again for the one that comes ``AHEAD + 2`` later.
+        A batch's memory is reused by the batch that comes ``AHEAD + 2`` later.
 
         Args:
-            shards: image ids of each. A batch holds crops of one shard only.
+            shards: image ids of each shard. A batch contains crops of only one shard.
         """
         shards = list(shards)
         reading = map_ahead(self._read, list(itertools.chain(*shards)), self.threads)
@@ -163,7 +163,7 @@ class RegionCropper:
         )
 
     def _scaled(self, picture: _Picture) -> list[Tensor]:
-        """The boxes of a picture at each scale."""
+        """Return the boxes of an image at each scale."""
         if picture.proposals is None:
             return []
         boxes = picture.proposals.boxes
@@ -182,20 +182,20 @@ def extract_embeddings(
 ) -> None:
     """Write the embeddings of one rank's part of the images.
 
-    An image that cannot be read is recorded as failed; the rest goes on.
+    Unreadable images are recorded as failed, and the extraction continues.
 
     Args:
         cropper: makes the crops.
-        encode: the cropper's crops (B, 3, S, S) -> embeddings (B, D) of unit norm;
+        encode: maps the cropper's crops (B, 3, S, S) to embeddings (B, D) of unit norm;
             :meth:`vild.embeddings.Teacher.encode_image`.
         writer: the store.
-        dtype: of the stored embeddings.
-        rank: this process.
+        dtype: dtype of the stored embeddings.
+        rank: rank of this process.
         world_size: number of processes.
         progress: show a progress bar.
 
     Raises:
-        ValueError: an embedding is not finite; nothing of its shard is written.
+        ValueError: non-finite embeddings; their shard is not written.
         StoreError: a shard cannot be written; raised before another batch is encoded.
     """
     shards = writer.pending(rank, world_size)
@@ -209,7 +209,7 @@ def extract_embeddings(
     ):
         for number in shards:
             with writer.shard(number, behind) as builder:
-                rows = torch.empty(builder.shape("embeddings", 0))  # of images not yet finished
+                rows = torch.empty(builder.shape("embeddings", 0))  # of unfinished images
                 left = len(builder.images)
                 while left:
                     batch = next(batches)

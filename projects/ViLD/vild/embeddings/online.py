@@ -1,7 +1,7 @@
-"""The teacher's embeddings of a batch's regions, computed when the batch is there.
+"""Compute the teacher's embeddings of a batch's regions during training.
 
-For data sets too small or too short-lived to be worth a store: the teacher embeds the same regions
-again in every epoch.
+This suits datasets that are too small or too short-lived to be worth a store: the teacher embeds
+the same regions again in every epoch.
 
 Shapes: R regions of an image, D embedding.
 """
@@ -19,13 +19,13 @@ from vild.embeddings.teacher import Teacher
 
 
 class OnlineEmbedder:
-    """Gives the regions of mapped images their teacher embeddings, as a store would have.
+    """Adds teacher embeddings to the regions of mapped images, as if read from a store.
 
     Args:
-        teacher: computes them, on its own device.
+        teacher: computes the embeddings on its device.
         rule: how regions are cropped.
-        field: of a mapped image, whose regions are meant: ``distill_regions`` or ``proposals``.
-        batch_size: crops at a time.
+        field: field of a mapped image that holds the regions: ``distill_regions`` or ``proposals``.
+        batch_size: crops per batch.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class OnlineEmbedder:
         self.teacher, self.rule, self.field, self.batch_size = teacher, rule, field, batch_size
 
     def __call__(self, mapped: dict[str, Any]) -> dict[str, Any]:
-        """Complete one image of :class:`vild.data.ViLDDatasetMapper`.
+        """Add embeddings to one image mapped by :class:`vild.data.ViLDDatasetMapper`.
 
         Args:
-            mapped: with ``original_image``, which is taken out of it, and the regions with
-                ``original_boxes``, which receive ``teacher_embeddings`` (R, D) float32 on the CPU.
+            mapped: has ``original_image``, which is removed, and regions with ``original_boxes``,
+                which receive ``teacher_embeddings`` (R, D) float32 on the CPU.
 
         Returns:
             ``mapped`` itself.
@@ -53,7 +53,7 @@ class OnlineEmbedder:
         return mapped
 
     def embed(self, picture: Tensor, boxes: Tensor) -> Tensor:
-        """Embeddings (R, D) float32 of boxes (R, 4) of a picture (H, W, 3) uint8 RGB."""
+        """Return embeddings (R, D) float32 of boxes (R, 4) in an image (H, W, 3) uint8 RGB."""
         size = (picture.shape[0], picture.shape[1])
         picture = to_device(picture, self.teacher.device)
         scaled = torch.cat([enlarge_boxes(boxes, scale, size) for scale in self.rule.scales])

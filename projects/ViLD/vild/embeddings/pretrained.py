@@ -1,7 +1,7 @@
-"""Where a teacher comes from: its architecture, weights, preprocessing and tokenizer.
+"""Find a teacher's architecture, weights, preprocessing and tokenizer.
 
-open_clip knows the preprocessing and the activation of the weights that it publishes, by their tag.
-A local file carries neither, so both are looked up here before a model is built.
+open_clip knows the preprocessing and activation of published weights by their tag. A local file
+contains neither, so both are looked up here before a model is built.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from vild.storage.torch_files import check_archive, forbidden_name
 
 logger = logging.getLogger(__name__)
 
-LOCAL, HUB = "local-dir:", "hf-hub:"  # models that bring weights and preprocessing of their own
-# errors whose text says what is wrong; others are an accident of what read the file
+LOCAL, HUB = "local-dir:", "hf-hub:"  # models that include weights and preprocessing
+# Errors with useful messages; the messages of others depend on which code happened to fail.
 _READABLE = (
     *(RuntimeError, OSError, ValueError, ImportError, AssertionError, SafetensorError),
     *(zipfile.BadZipFile, ForbiddenError),
@@ -45,12 +45,12 @@ class Source:
     """Everything that open_clip needs to build a teacher.
 
     Attributes:
-        name: how artefacts record the teacher.
-        model: for ``open_clip.create_model``.
-        tokenizer: for ``open_clip.get_tokenizer``.
-        architecture: the model's configuration, without what equals open_clip's defaults.
-        tag: the published weights that these are; empty where that is unknown.
-        file: of the weights; None where open_clip finds them, or for random ones.
+        name: the teacher's name in artefacts.
+        model: argument for ``open_clip.create_model``.
+        tokenizer: argument for ``open_clip.get_tokenizer``.
+        architecture: the model's configuration, without values equal to open_clip's defaults.
+        tag: tag of the published weights; empty if unknown.
+        file: file of the weights; None if open_clip finds them, or for random ones.
         preprocess: ``PREPROCESS`` of the weights; None leaves it to open_clip.
     """
 
@@ -66,7 +66,7 @@ class Source:
         """Build the model and load its weights.
 
         Raises:
-            ValueError: weights that cannot be downloaded or read, or are those of another model.
+            ValueError: the weights cannot be downloaded or read, or belong to another model.
         """
         try:
             with self._weights() as weights:
@@ -77,10 +77,10 @@ class Source:
                     force_quick_gelu=bool(self.architecture.get("quick_gelu")),
                     force_preprocess_cfg=dict(self.preprocess or {}),
                     pretrained_text=False,  # random weights are random in both towers
-                    # open_clip only warns of missing ones otherwise
+                    # otherwise open_clip only warns about missing weights
                     require_pretrained=self.model.startswith((LOCAL, HUB)),
                 )
-        # a file that is something else fails in any way: pickle, zip, missing attributes, ...
+        # files of other kinds fail in many ways: pickle, zip, missing attributes, ...
         except Exception as error:
             raise ValueError(self._advice(error)) from error
         if not all(bool(torch.isfinite(weight).all()) for weight in network.parameters()):
@@ -91,7 +91,7 @@ class Source:
 
     @contextlib.contextmanager
     def _weights(self) -> Iterator[str | None]:
-        """What open_clip shall load: a tag or a file that it can read, and that is safe to read."""
+        """Yield what open_clip shall load: a tag, a safe file, or None for random weights."""
         if self.file and is_archive(self.file):
             with as_safetensors(self.file) as converted:
                 yield str(converted)
@@ -104,11 +104,11 @@ class Source:
         """Load the tokenizer.
 
         Raises:
-            ValueError: it needs a package that is not installed, or files that cannot be had.
+            ValueError: it needs a package that is not installed, or its files are not available.
         """
         try:
             if self._hub_tokenizer:
-                with contextlib.suppress(OSError):  # not among earlier downloads
+                with contextlib.suppress(OSError):  # not downloaded before
                     return open_clip.get_tokenizer(self.tokenizer, local_files_only=True)
             return open_clip.get_tokenizer(self.tokenizer)
         except ImportError as error:
@@ -116,7 +116,7 @@ class Source:
                 f"the tokenizer of {self.model} needs packages that are not installed: pip install "
                 f"transformers sentencepiece, or this project's extra `hf` ({_reason(error)})"
             ) from error
-        except Exception as error:  # transformers raises many kinds
+        except Exception as error:  # transformers raises many exception types
             raise ValueError(self._tokenizer_advice(error)) from error
 
     @property
@@ -137,7 +137,7 @@ class Source:
         )
 
     def _advice(self, error: Exception) -> str:
-        """One line for everything that can go wrong when weights are loaded."""
+        """Return a one-line message for an error that occurred when loading weights."""
         if self.file:
             reason = "expected a state dict (tensors by name), got other content"
             if name := forbidden_name(error):
@@ -168,25 +168,25 @@ class Source:
 
 
 def find_source(model: str, pretrained: str | None) -> Source:
-    """Look up what a teacher is made of, before anything large is downloaded.
+    """Look up everything about a teacher before downloading anything large.
 
     Args:
         model: an open_clip model name, ``local-dir:FOLDER``, ``hf-hub:NAME`` or ``vild-shapes``.
-        pretrained: an open_clip tag, a checkpoint file, or ``TAG=FILE`` for a file of the weights
+        pretrained: an open_clip tag, a checkpoint file, or ``TAG=FILE`` for a file with the weights
             of that tag. None gives random weights.
 
     Raises:
         ValueError: unknown model or tag, no such file, a file whose preprocessing is ambiguous, or
-            weights beside a model that has its own.
+            weights given for a model that includes its own.
     """
     if model == SHAPES_MODEL or model.startswith((LOCAL, HUB)):
-        if pretrained and pretrained != OPENAI_TAG:  # the default of every command
+        if pretrained and pretrained != OPENAI_TAG:  # the default of every command is ignored
             raise ValueError(
                 f"expected no weights beside {model}, which has its own, got {pretrained!r}: "
                 "leave --pretrained out"
             )
         return _self_contained(model)
-    asked, model = model, model.replace("/", "-")  # ViT-B/32, as OpenAI writes it
+    asked, model = model, model.replace("/", "-")  # OpenAI writes ViT-B/32
     config = open_clip.get_model_config(model)
     if config is None:
         raise ValueError(
@@ -199,7 +199,7 @@ def find_source(model: str, pretrained: str | None) -> Source:
     tags = open_clip.list_pretrained_tags_by_model(model)
     if file and not tag:
         if OPENAI_TAG in tags and is_archive(file):
-            tag = OPENAI_TAG  # nobody else publishes such archives
+            tag = OPENAI_TAG  # only OpenAI publishes such archives
         else:
             _warn_of_activation(model, tags, bool(config.get("quick_gelu")), file)
     elif tag and not file:
@@ -212,7 +212,7 @@ def find_source(model: str, pretrained: str | None) -> Source:
 
 
 def _self_contained(model: str) -> Source:
-    """A model with a configuration of its own, in a folder or on the hub."""
+    """Return the source of a model that includes its configuration, in a folder or on the hub."""
     place = f"{LOCAL}{SHAPES_FOLDER}" if model == SHAPES_MODEL else model
     if model.startswith(HUB) and (folder := _hub_snapshot(model.removeprefix(HUB))):
         place = f"{LOCAL}{folder}"
@@ -231,14 +231,14 @@ def _self_contained(model: str) -> Source:
             f"{model} could not be loaded, expected a folder with {HF_CONFIG_NAME} and in it "
             f"model_cfg with vision_cfg and text_cfg: {_reason(error)}"
         ) from error
-    tokenizer = place  # in a folder, open_clip expects its files beside the weights
+    tokenizer = place  # in a folder, open_clip expects the tokenizer's files beside the weights
     if model.startswith(HUB) and architecture["text_cfg"].get("hf_tokenizer_name"):
         tokenizer = model
     return Source(model, place, tokenizer, architecture)
 
 
 def _tag_and_file(model: str, pretrained: str) -> tuple[str, Path | None]:
-    """Which weights are meant: a tag, a file, or both (``TAG=FILE``)."""
+    """Return the tag and the file of the weights, given as a tag, a file or ``TAG=FILE``."""
     tags = open_clip.list_pretrained_tags_by_model(model)
     if open_clip.is_pretrained_cfg(model, pretrained):
         return _clean(pretrained), None
@@ -262,15 +262,15 @@ def _tag_and_file(model: str, pretrained: str) -> tuple[str, Path | None]:
 
 
 def _clean(tag: str) -> str:
-    """As open_clip does: LAION2B-s34b-b79k is laion2b_s34b_b79k."""
+    """Normalise a tag like open_clip: LAION2B-s34b-b79k becomes laion2b_s34b_b79k."""
     return tag.lower().replace("-", "_")
 
 
 def _preprocess(model: str, tags: list[str], file: Path | None) -> dict[str, Any] | None:
-    """The preprocessing that all of these tags have; None where they have none in common.
+    """Return the preprocessing shared by all of these tags; None if they differ or there are none.
 
     Raises:
-        ValueError: they differ, and it matters because the weights are a file's.
+        ValueError: they differ, and the weights come from a file that does not say which applies.
     """
     by_value: dict[tuple[Any, ...], list[str]] = {}
     for tag in tags:
@@ -299,7 +299,7 @@ def _preprocess(model: str, tags: list[str], file: Path | None) -> dict[str, Any
 
 
 def _warn_of_activation(model: str, tags: list[str], quick_gelu: bool, file: Path) -> None:
-    """A file does not say whether it was trained with QuickGELU; the model's name decides."""
+    """Warn if a file's weights may need QuickGELU: only the model's name decides the activation."""
     named = [tag for tag in tags if open_clip.get_pretrained_cfg(model, tag).get("quick_gelu")]
     if named and not quick_gelu:
         logger.warning(
@@ -310,10 +310,10 @@ def _warn_of_activation(model: str, tags: list[str], quick_gelu: bool, file: Pat
 
 
 def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's configuration without defaults, so that equal models have equal ones.
+    """Return a model's configuration without defaults, so that equal models compare equal.
 
-    Left out: the size of the images, which the teacher itself tells, and where the towers' base
-    weights come from.
+    Omitted: the image size, which the teacher itself provides, and the source of the towers' base
+    weights.
     """
     reduced = {key: value for key, value in config.items() if value}
     for key, kind in (("vision_cfg", open_clip.CLIPVisionCfg), ("text_cfg", open_clip.CLIPTextCfg)):
@@ -329,7 +329,7 @@ def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _hub_files(config: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """Repository of a tag's weights on the hub, empty where it has none, and the files' names."""
+    """Return the hub repository of a tag's weights (empty if there is none) and the file names."""
     repository, name = os.path.split(config.get("hf_hub") or "")
     if not name:
         return repository, [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
@@ -337,7 +337,7 @@ def _hub_files(config: Mapping[str, Any]) -> tuple[str, list[str]]:
 
 
 def _downloaded(config: Mapping[str, Any]) -> Path | None:
-    """A tag's weights among earlier downloads: the hub's cache, then open_clip's of plain URLs."""
+    """Return a tag's downloaded weights: in the hub's cache, then in open_clip's of plain URLs."""
     repository, names = _hub_files(config)
     for name in names if repository else ():
         if file := _in_hub_cache(repository, name):
@@ -346,7 +346,7 @@ def _downloaded(config: Mapping[str, Any]) -> Path | None:
     file = Path("~/.cache/clip").expanduser() / url.rpartition("/")[2]
     if not url or not file.is_file():
         return None
-    # both publishers have the checksum in the URL
+    # both publishers include the checksum in the URL
     checksum = ""
     if "openaipublic" in url:
         checksum = url.split("/")[-2]
@@ -360,7 +360,7 @@ def _downloaded(config: Mapping[str, Any]) -> Path | None:
 
 
 def _hub_snapshot(repository: str) -> Path | None:
-    """Folder of a hub's model whose configuration and weights were downloaded before."""
+    """Return the folder of a hub model whose configuration and weights were downloaded before."""
     config = _in_hub_cache(repository, HF_CONFIG_NAME)
     weights = (_in_hub_cache(repository, name) for name in (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME))
     return config.parent if config and any(weights) else None
@@ -369,13 +369,13 @@ def _hub_snapshot(repository: str) -> Path | None:
 def _in_hub_cache(repository: str, name: str) -> Path | None:
     try:
         found = huggingface_hub.try_to_load_from_cache(repository, name)
-    except ValueError:  # not a name of the hub: downloading it will say so
+    except ValueError:  # not a valid hub name: downloading reports that
         return None
     return Path(found) if isinstance(found, str) else None
 
 
 def _reason(error: Exception) -> str:
-    """The beginning of an error's text, in one line."""
+    """Return the beginning of an error message on one line."""
     text = " ".join(str(error).split())
     text = text if len(text) <= 200 else f"{text[:200]} ..."
     return text if isinstance(error, _READABLE) else f"{type(error).__name__}: {text}"

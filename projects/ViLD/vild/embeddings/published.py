@@ -1,4 +1,4 @@
-"""Read matrices of text embeddings that others published: .npy, .npz, .pth, .pt or .safetensors."""
+"""Read published matrices of text embeddings: .npy, .npz, .pth, .pt or .safetensors."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ KINDS = (".npy", ".npz", ".pth", ".pt", ".safetensors")
 
 
 def read_matrix(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read the matrix of a file; nothing in the file is executed.
+    """Read the matrix of a file without executing code from it.
 
     Args:
-        path: one of :data:`KINDS`. A ``.npz``, a ``.safetensors`` or a dict in a ``.pth`` has to
+        path: one of :data:`KINDS`. A ``.npz``, a ``.safetensors`` or a dict in a ``.pth`` must
             hold exactly one 2-D float array; other entries are ignored.
 
     Returns:
         (rows, columns) of a float type.
 
     Raises:
-        ValueError: the file is missing, damaged or of another kind, or it holds no matrix or
-            several.
+        ValueError: the file is missing, damaged or of another kind, or it does not hold exactly one
+            matrix.
     """
     contents = _contents(Path(path))
     if isinstance(contents, Tensor | np.ndarray):
@@ -57,11 +57,11 @@ def read_matrix(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def stored_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Read the class names that a file holds beside its matrix.
+    """Read the class names stored with a file's matrix.
 
     Args:
-        path: see :func:`read_matrix`. Names are a list of texts, of as many as the matrix has rows
-            or columns; in a ``.safetensors`` a json list in the header.
+        path: see :func:`read_matrix`. Names are a list of strings, as many as the matrix has rows
+            or columns; in a ``.safetensors`` they are a json list in the header.
 
     Returns:
         the names in the file's order; empty if it has none.
@@ -84,7 +84,7 @@ def stored_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 def _contents(path: Path) -> Tensor | np.ndarray | Mapping[str, Any]:
-    """One array, or what a file holds by name."""
+    """Return a file's array, or its arrays and other entries by name."""
     kind = path.suffix.lower()
     if kind not in KINDS:
         raise ValueError(f"expected a matrix as one of {', '.join(KINDS)}; got {path}")
@@ -102,7 +102,7 @@ def _contents(path: Path) -> Tensor | np.ndarray | Mapping[str, Any]:
         raise ValueError(
             f"{error}: expected a tensor, or a dict of tensors. Save the matrix as .npy"
         ) from None
-    except Exception as error:  # the unpickler raises nearly anything on damaged data
+    except Exception as error:  # the unpickler raises many exception types on damaged data
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(
             f"expected a tensor, or a dict of tensors, saved by torch.save in {path}; it is "
@@ -119,11 +119,11 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except Exception as error:  # zlib's, zipfile's and numpy's own, or no archive at all
+    except Exception as error:  # errors of zlib, zipfile and numpy, or not an archive
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(f"expected arrays in .npz format at {path}: {reason}") from None
     for name, array in arrays.items():
-        if not isinstance(array, np.ndarray):  # numpy gives the bytes of what is no .npy file
+        if not isinstance(array, np.ndarray):  # bytes: the member is not an .npy
             raise ValueError(
                 f"expected arrays in .npz format at {path}, got an archive with {name}: a file of "
                 "torch ends in .pth"
@@ -146,7 +146,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _texts(value: Any) -> tuple[str, ...]:
-    """A list of texts; empty if it is something else."""
+    """Return a list of strings as a tuple; empty for anything else."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "US":
         value = value.tolist()
     if not isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
-"""Trains the teacher of ``shapes``: a small open_clip model, on crops with captions.
+"""Train the teacher of ``shapes``: a small open_clip model, on crops with captions.
 
-The teacher knows every composition of shape, colour and pattern, as CLIP knows most words; the
-detector's training labels are what leaves some of them out.
+The teacher knows every composition of shape, colour and pattern, as CLIP knows most words; only the
+detector's training labels omit some of them.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from vild.embeddings.text import template_set
 
 logger = logging.getLogger(__name__)
 
-_SCENES = {"train": 10, "held-out": 11}  # part of every scene's seed; the data set uses 2 and 3
-# Of the box's size, each edge: proposals are never exact, and most of them loose. The most that a
-# crop's edges are moved by is itself drawn, from 0 to this, so that exact boxes are learned, too.
+_SCENES = {"train": 10, "held-out": 11}  # part of every scene's seed; the dataset uses 2 and 3
+# Maximum shift of each edge, relative to the box's size: proposals are never exact, and most are
+# loose. The amplitude of each crop is drawn between 0 and this, so exact boxes are learned, too.
 JITTER = 0.4
-ITERATIONS, SCENES = 3000, 8000  # of the training; pictures to cut crops from
-GROWTH = 1.5  # the larger of the two crops that ViLD embeds
+ITERATIONS, SCENES = 3000, 8000  # training steps; images to cut crops from
+GROWTH = 1.5  # scale of the larger of the two crops that ViLD embeds
 MIN_VISIBLE = 0.6
 BACKGROUND_IOU = 0.2
 BACKGROUND_CAPTIONS = ("nothing", "background", "clutter")
@@ -45,11 +45,11 @@ BACKGROUND_CAPTIONS = ("nothing", "background", "clutter")
 
 @dataclass(frozen=True, eq=False)
 class Crops:
-    """Objects and empty places in scenes drawn for the teacher.
+    """Objects and background regions in scenes drawn for the teacher.
 
     Attributes:
         images: (N, SIZE, SIZE, 3) uint8 RGB.
-        image: (R,) picture of each region.
+        image: (R,) image index of each region.
         box: (R, 4) x0, y0, x1, y1 in pixels.
         label: (R,) row in ALL_COMPOSITIONS, or -1 for background.
     """
@@ -60,11 +60,11 @@ class Crops:
     label: npt.NDArray[np.int64]
 
     def only(self, labels: Sequence[int]) -> Crops:
-        """The regions of these labels."""
+        """Return the regions with these labels."""
         return self.at(np.nonzero(np.isin(self.label, labels))[0])
 
     def at(self, regions: npt.NDArray[np.int64]) -> Crops:
-        """These regions, in this order."""
+        """Return the regions with these indices, in this order."""
         return Crops(self.images, self.image[regions], self.box[regions], self.label[regions])
 
 
@@ -72,9 +72,9 @@ def draw_crops(split: str, scenes: int, seed: int = 0, progress: bool = False) -
     """Draw scenes in which every composition is equally likely.
 
     Args:
-        split: ``train`` or ``held-out``; they share no scene with each other or with the data set.
-        scenes: how many.
-        seed: of the scenes.
+        split: ``train`` or ``held-out``; they share no scene with each other or with the dataset.
+        scenes: number of scenes.
+        seed: seed of the scenes.
         progress: show a progress bar.
     """
     draw = partial(_draw_one, seed, _SCENES[split])
@@ -103,7 +103,7 @@ def _draw_one(
         (item.box, item.index) for item in objects if item.visible >= MIN_VISIBLE
     ]
     size = picture.shape[0]
-    for _ in range(20):  # about one empty place a picture
+    for _ in range(20):  # gives about one background region per image
         side = rng.randint(16, 60, 2)
         x, y = (int(rng.randint(0, size - s + 1)) for s in side)
         box = (x, y, x + int(side[0]), y + int(side[1]))
@@ -125,13 +125,13 @@ def _iou(a: Sequence[float], b: Sequence[float]) -> float:
 def cut(
     crops: Crops, regions: npt.NDArray[np.int64], size: int, growth: npt.NDArray[np.float64]
 ) -> Tensor:
-    """Crops of some regions as the teacher reads them.
+    """Cut out regions as inputs of the teacher.
 
     Args:
-        crops: where from.
-        regions: (N,) which.
+        crops: the regions and their images.
+        regions: (N,) indices of the regions.
         size: S.
-        growth: (N,) factor on the box's width and height; clipped to the picture.
+        growth: (N,) factor for the box's width and height; the result is clipped to the image.
 
     Returns:
         (N, 3, S, S) float32 in [0, 1].
@@ -152,13 +152,12 @@ def cut(
 def jitter(
     crops: Crops, amplitude: float | npt.NDArray[np.float64], rng: np.random.RandomState
 ) -> Crops:
-    """The same regions with each edge of their boxes moved at random, inside of the picture.
+    """Return the same regions with every box edge shifted at random within the image.
 
     Args:
-        crops: what to move.
-        amplitude: the most that an edge moves by, as a share of the box's width or height; one for
-            all, or (R, 1).
-        rng: draws the moves.
+        crops: the regions.
+        amplitude: maximum shift as a fraction of the box's width or height; a scalar, or (R, 1).
+        rng: source of the shifts.
     """
     extent = np.tile(crops.box[:, 2:] - crops.box[:, :2], 2)
     box = crops.box + extent * amplitude * (2 * rng.random_sample(crops.box.shape) - 1)
@@ -175,21 +174,21 @@ def train(
 ) -> Teacher:
     """Train the teacher and write its weights beside ``open_clip_config.json`` in ``folder``.
 
-    Every batch holds one crop of each composition and some of the background, so that no two of its
-    captions mean the same and the plain contrastive loss applies.
+    Every batch holds one crop of each composition and some of the background, so no two captions in
+    it have the same meaning and the plain contrastive loss applies.
 
     Args:
         folder: has the model's config; receives ``open_clip_model.safetensors`` (fp16).
         iterations: training steps.
-        scenes: pictures to draw crops from.
-        seed: of weights, crops and captions.
+        scenes: number of images to cut crops from.
+        seed: seed for weights, crops and captions.
         progress: show progress bars.
 
     Returns:
-        the trained teacher, as :meth:`Teacher.load` gives it.
+        the trained teacher, as :meth:`Teacher.load` returns it.
 
     Raises:
-        ValueError: so few scenes that a composition is in none of them.
+        ValueError: so few scenes that a composition occurs in none of them.
     """
     torch.manual_seed(seed)
     config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
@@ -242,7 +241,7 @@ def train(
 def _augmented(
     crops: Crops, chosen: npt.NDArray[np.int64], size: int, rng: np.random.RandomState
 ) -> Tensor:
-    """Crops with jittered boxes, at 1 or 1.5 times their size."""
+    """Return crops with jittered boxes at 1 or 1.5 times their size."""
     amplitude = JITTER * rng.random_sample((len(chosen), 1))
     moved = jitter(crops.at(chosen), amplitude, rng)
     growth = np.where(rng.random_sample(len(chosen)) < 0.5, 1.0, GROWTH)
@@ -258,14 +257,14 @@ def _caption(label: int, templates: Sequence[str], rng: np.random.RandomState) -
 
 
 def embed_crops(teacher: Teacher, crops: Crops) -> Tensor:
-    """Embeddings of crops as ViLD embeds regions: at 1 and 1.5 times the box, added.
+    """Embed crops as ViLD embeds regions: the sum at 1 and 1.5 times the box.
 
     Args:
         teacher: the image encoder.
         crops: R regions.
 
     Returns:
-        (R, D) float32 on the CPU; the norms say nothing.
+        (R, D) float32 on the CPU, not normalised.
     """
     rows = [torch.empty(0, teacher.dimension)]
     for part in torch.arange(len(crops.label)).split(256):
@@ -282,11 +281,11 @@ def embed_crops(teacher: Teacher, crops: Crops) -> Tensor:
 def zero_shot_accuracy(
     embeddings: Tensor, crops: Crops, text: Tensor, rows: Sequence[int]
 ) -> tuple[float, int]:
-    """Share of held-out crops whose nearest text is that of their class.
+    """Return the fraction of held-out crops whose nearest text embedding is that of their class.
 
     Args:
         embeddings: (R, D) of the crops, by :func:`embed_crops`.
-        crops: R held-out crops; those of other compositions are left out.
+        crops: R held-out crops; those of other compositions are ignored.
         text: (K, D) text embeddings.
         rows: row in ALL_COMPOSITIONS of each of the K classes.
 

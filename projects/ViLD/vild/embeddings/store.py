@@ -1,4 +1,4 @@
-"""The store of region embeddings: boxes, objectness and the teacher's embedding, row by row.
+"""The store of region embeddings: boxes, objectness and the teacher's embedding of each region.
 
 Shapes: R regions of an image, D embedding.
 """
@@ -22,7 +22,7 @@ from vild.storage import Field, ImageId, RecordStore
 KIND = "embeddings"
 IMAGES_PER_SHARD = 256
 DTYPES = ("float16", "int8")
-UNIT_TOLERANCE = 2e-3  # float16 keeps a row's norm to about 5e-4
+UNIT_TOLERANCE = 2e-3  # float16 preserves a row's norm to about 5e-4
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class CropRule:
 
     Attributes:
         mode: ``stretch``, ``pad`` or ``clip``; see :func:`vild.embeddings.crop_and_resize`.
-        scales: sizes of the crops relative to the box. The embeddings of one region's crops, each
-            of unit norm, are added, and the sum is normalised (ViLD, section 3.2: 1 and 1.5).
+        scales: sizes of the crops relative to the box. The unit-norm embeddings of a region's
+            crops are added, and the sum is normalised (ViLD, section 3.2: 1 and 1.5).
 
     Raises:
         ValueError: unknown mode, no scale, or one that is not a positive number.
@@ -49,7 +49,7 @@ class CropRule:
             raise ValueError(f"expected positive crop scales, got {self.scales}")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain json."""
+        """Return the rule as plain json."""
         return {**asdict(self), "scales": list(self.scales)}
 
 
@@ -59,7 +59,7 @@ class Regions(NamedTuple):
     Attributes:
         boxes: (R, 4) float32, xyxy, original pixels.
         objectness: (R,) float32 logits.
-        embeddings: (R, D) float16, of unit norm to the precision of the store.
+        embeddings: (R, D) float16, of unit norm within the precision of the store.
     """
 
     boxes: Tensor
@@ -71,10 +71,10 @@ class EmbeddingStore(RecordStore):
     """Region embeddings by image id; see :class:`vild.storage.RecordStore` for the errors.
 
     Args:
-        folder: what tools/extract_image_embeddings.py wrote.
-        teacher: fingerprint (:attr:`vild.embeddings.Teacher.fingerprint`) that it must be of.
-        dimension: D that it must have.
-        crop: the rule that it must have been made by.
+        folder: output of tools/extract_image_embeddings.py.
+        teacher: required fingerprint (:attr:`vild.embeddings.Teacher.fingerprint`).
+        dimension: required D.
+        crop: required crop rule.
     """
 
     def __init__(
@@ -105,11 +105,11 @@ class EmbeddingStore(RecordStore):
 
 
 def fields(dimension: int, dtype: str) -> dict[str, Field]:
-    """Arrays of a record.
+    """Return the arrays of a record.
 
     Args:
         dimension: D.
-        dtype: ``float16``, or ``int8`` with a scale a row.
+        dtype: ``float16``, or ``int8`` with one scale per row.
 
     Raises:
         ValueError: another dtype.
@@ -123,9 +123,9 @@ def fields(dimension: int, dtype: str) -> dict[str, Field]:
 
 
 def pack(embeddings: Tensor, dtype: str) -> dict[str, Tensor]:
-    """What is stored of embeddings (R, D) float32.
+    """Return the arrays to store for embeddings (R, D) float32.
 
-    ``int8``: the largest value of a row becomes 127; the cosine's error is below 1e-3 (test).
+    ``int8``: the largest value of a row becomes 127; the error of a cosine is below 1e-3 (tested).
     """
     if dtype == "float16":
         return {"embeddings": embeddings.half()}
@@ -134,7 +134,7 @@ def pack(embeddings: Tensor, dtype: str) -> dict[str, Tensor]:
 
 
 def unpack(arrays: Mapping[str, Tensor]) -> Tensor:
-    """The inverse of :func:`pack`, (R, D) float16."""
+    """Return the embeddings (R, D) float16 from the arrays of :func:`pack`."""
     embeddings = arrays["embeddings"]
     if "scale" not in arrays:
         return embeddings
@@ -142,10 +142,10 @@ def unpack(arrays: Mapping[str, Tensor]) -> Tensor:
 
 
 def embedding_faults(record: Mapping[str, Tensor], size: tuple[int, int]) -> list[str]:
-    """What is wrong with one record; used by tools/verify_store.py."""
+    """Return the faults of one record; used by tools/verify_store.py."""
     faults = proposal_faults(record, size)
     norms = unpack(record).float().norm(dim=1)
-    # int8 is renormalised by nobody, so its rows are a little off
+    # int8 rows are not renormalised, so their norms deviate a little
     tolerance = UNIT_TOLERANCE if "scale" not in record else 10 * UNIT_TOLERANCE
     if ((norms - 1).abs() > tolerance).any():
         faults.append("an embedding is not of unit norm")
@@ -153,11 +153,11 @@ def embedding_faults(record: Mapping[str, Tensor], size: tuple[int, int]) -> lis
 
 
 def combine_scales(embeddings: Tensor, scales: int) -> Tensor:
-    """One embedding a region from those of its crops.
+    """Combine the embeddings of each region's crops into one.
 
     Args:
         embeddings: (scales * R, D), all regions at the first scale, then at the second, ...
-        scales: number of crops a region.
+        scales: number of crops per region.
 
     Returns:
         (R, D), L2-normalised sum.
@@ -174,14 +174,14 @@ def embedding_source(
     limit: int,
     batch_size: int,
 ) -> dict[str, Any]:
-    """What a store of embeddings records of its making.
+    """Return the ``source`` entry of the spec of an embedding store.
 
     Args:
-        teacher: what :meth:`vild.embeddings.Teacher.describe` returns.
-        crop: the rule.
-        proposals: ``digest`` of their store.
-        limit: most regions an image, the best by objectness.
-        batch_size: crops at a time: matrix products round by their shapes.
+        teacher: result of :meth:`vild.embeddings.Teacher.describe`.
+        crop: the crop rule.
+        proposals: ``digest`` of the proposal store.
+        limit: maximum number of regions per image, the best by objectness.
+        batch_size: crops per batch; recorded because the rounding of matrix products depends on it.
     """
     return {
         "teacher": dict(teacher),

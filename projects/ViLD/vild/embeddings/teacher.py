@@ -1,7 +1,7 @@
 """The frozen teacher: any CLIP model that open_clip knows.
 
-Shapes: N texts or crops, D embedding, S pixels a side of a crop. All embeddings that leave this
-module are float32 and L2-normalised.
+Shapes: N texts or crops, D embedding, S side of a crop in pixels. All embeddings that this module
+returns are float32 and L2-normalised.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ if TYPE_CHECKING:
     import open_clip
 
 OPENAI_MODEL, OPENAI_TAG = "ViT-B-32", "openai"  # the paper's teacher
-SHAPES_MODEL = "vild-shapes"  # the bundled benchmark's, in this package
-SHAPES_FOLDER = Path(__file__).parent / "shapes_teacher"  # its config and weights
+SHAPES_MODEL = "vild-shapes"  # the teacher of the shapes benchmark, included in this package
+SHAPES_FOLDER = Path(__file__).parent / "shapes_teacher"  # its configuration and weights
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class Teacher:
-    """A frozen CLIP model with its tokenizer and its own temperature.
+    """A frozen CLIP model with its tokenizer and temperature.
 
     Args:
-        model: the model, in evaluation mode; gradients are switched off here.
-        tokenizer: texts (N) -> token ids (N, context).
-        name: how the model was asked for; recorded in every artefact.
-        mean: per-channel mean (RGB) of the crops that the model was trained on; one number stands
-            for all three.
-        std: per-channel deviation, likewise.
-        interpolation: how its training images were resized, ``bicubic`` or ``bilinear``.
-        resize_mode: how they became squares, in open_clip's words. It is recorded only: the crop
-            rule decides what is done here.
-        architecture: open_clip's configuration of the model, a part of the fingerprint. None
-            records the types of its modules instead.
-        precision: of the matrix products, ``fp32``, ``bf16`` or ``fp16``. The weights stay as they
-            are (autocast), so that the fingerprint does not depend on it.
+        model: the model, in evaluation mode; gradients are disabled here.
+        tokenizer: maps texts (N) to token ids (N, context).
+        name: the model's name as the user gave it; recorded in every artefact.
+        mean: per-channel mean (RGB) of the model's training images; a single number applies to
+            all channels.
+        std: per-channel standard deviation, likewise.
+        interpolation: how the training images were resized, ``bicubic`` or ``bilinear``.
+        resize_mode: open_clip's name for how they were made square. It is only recorded: the crop
+            rule defines what is done here.
+        architecture: open_clip's configuration of the model, part of the fingerprint. With None,
+            the types of its modules are used instead.
+        precision: precision of matrix products, ``fp32``, ``bf16`` or ``fp16``. The weights are
+            not converted (autocast), so the fingerprint does not depend on it.
 
     Attributes:
-        interpolation: to resize crops with.
+        interpolation: interpolation to resize crops with.
 
     Raises:
         ValueError: unknown precision or interpolation, or mean and deviation that are not three
-            finite numbers, the deviation positive.
+            finite numbers with positive deviations.
 
     Build one with :meth:`load`.
     """
@@ -105,20 +105,20 @@ class Teacher:
 
         Args:
             model: an open_clip model name, ``local-dir:FOLDER`` or ``hf-hub:NAME``;
-                ``vild-shapes`` is the embedded benchmark's own.
-            pretrained: an open_clip tag (downloaded once), a checkpoint file, or ``TAG=FILE``:
-                a file of the weights of that tag, with its preprocessing and activation. A file
-                alone takes the preprocessing that all published weights of the model have. None
-                gives random weights, unless ``model`` brings its own.
-            device: GPU when there is one, by default.
+                ``vild-shapes`` is the teacher of the shapes benchmark.
+            pretrained: an open_clip tag (downloaded once), a checkpoint file, or ``TAG=FILE``: a
+                file with the weights of that tag, using its preprocessing and activation. For a
+                file without a tag, the preprocessing is that shared by all published weights of
+                the model. None gives random weights, unless ``model`` includes its own.
+            device: a GPU if available, by default.
             precision: ``fp32``, ``bf16`` or ``fp16``.
 
         Raises:
             ValueError: unknown model or tag, unreadable file, a file whose preprocessing is
-                ambiguous, inputs that are not square, or weights or a tokenizer that could not be
-                had; the message says what to fetch or install and how to name it.
+                ambiguous, inputs that are not square, or unavailable weights or tokenizer; the
+                message says what to download or install and how to specify it.
         """
-        import open_clip  # only here: most commands need no teacher
+        import open_clip  # imported here because most commands need no teacher
 
         from vild.embeddings.pretrained import find_source
 
@@ -143,17 +143,17 @@ class Teacher:
             architecture=source.architecture,
             precision=precision,
         )
-        _ = teacher.image_size  # refuses inputs that are not square
+        _ = teacher.image_size  # raises if inputs are not square
         return teacher
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.model.parameters()).device
 
     @property
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """(mean, deviation) of the model's training images, (3,) each, where the weights are."""
+        """(mean, deviation) of the model's training images, (3,) each, on the weights' device."""
         device, (mean, std) = self.device, self._statistics
         if mean.device != device:
             self._statistics = mean.to(device), std.to(device)
@@ -161,12 +161,12 @@ class Teacher:
 
     @property
     def temperature(self) -> float:
-        """1 / logit scale: what cosines are divided by; 0.01 for OpenAI's models."""
+        """1 / logit scale, the divisor of cosines; 0.01 for OpenAI's models."""
         return 1.0 / float(self.model.logit_scale.detach().float().exp())
 
     @cached_property
     def image_size(self) -> int:
-        """S, pixels a side of the square crops.
+        """S, side of the square crops in pixels.
 
         Raises:
             ValueError: the model's inputs are not square.
@@ -207,7 +207,7 @@ class Teacher:
         return {"mean": mean, "std": std, **own}
 
     def describe(self) -> dict[str, Any]:
-        """What an artefact records of its teacher; plain json."""
+        """Return a json description of the teacher, to be recorded in artefacts."""
         return {
             "name": self.name,
             "fingerprint": self.fingerprint,
@@ -224,21 +224,21 @@ class Teacher:
         """Embed sentences.
 
         Args:
-            texts: N sentences; longer ones than the model reads are cut off, as in CLIP.
-            batch_size: sentences at a time; the result does not depend on it (to 1e-6).
+            texts: N sentences; those longer than the model's context are truncated, as in CLIP.
+            batch_size: sentences per batch; the result does not depend on it (to 1e-6).
             progress: show a progress bar.
 
         Returns:
             (N, D) float32 on the CPU, L2-normalised.
 
         Raises:
-            ValueError: no sentence.
+            ValueError: no sentences.
         """
         if not texts:
             raise ValueError("expected at least one sentence to embed, got none")
         tokens = self.tokenizer(list(texts))
-        # A causal model's sentence ends at its end token: what follows is padding that nothing
-        # looks at. Sentences of like length go together and are cut there: same result, less work.
+        # A causal model reads a sentence only up to its end token; the rest is padding. Sentences
+        # of similar length are batched and trimmed: the same result with less work.
         lengths = tokens.argmax(dim=1) + 1 if self._trims_padding else None
         order = torch.arange(len(tokens)) if lengths is None else lengths.argsort(stable=True)
         rows: list[Tensor] = []
@@ -266,7 +266,7 @@ class Teacher:
         )
 
     def _embed_tokens(self, tokens: Tensor) -> Tensor:
-        """What ``model.encode_text`` computes, for sentences of any length up to the context."""
+        """Compute ``model.encode_text`` for sentences of any length up to the context."""
         model = self.model
         length = tokens.shape[1]
         if not self._trims_padding:
@@ -288,7 +288,7 @@ class Teacher:
 
         Args:
             crops: (N, 3, S, S) RGB in [0, 1], any float type, on any device.
-            normalised: whether :attr:`statistics` were applied to them already.
+            normalised: whether :attr:`statistics` have already been applied to them.
 
         Returns:
             (N, D) float32 on the teacher's device, L2-normalised.
@@ -312,16 +312,16 @@ class Teacher:
 
 
 def default_precision(device: str | torch.device) -> str:
-    """Return the precision to embed crops in: ``bf16`` on GPUs that compute in it, else ``fp32``.
+    """Return the precision to embed crops in: ``bf16`` on GPUs with native support, else ``fp32``.
 
-    On processors autocast saves nothing: open_clip's attention then copies its weights, which takes
-    as long as faster products save.
+    On CPUs autocast gains nothing: open_clip's attention then copies its weights, which takes as
+    long as the faster products save.
     """
     return "fp32" if torch.device(device).type == "cpu" else resolve_precision(AUTO, device)
 
 
 def _three_numbers(values: Any) -> tuple[float, ...]:
-    """One a channel; empty where they are something else."""
+    """Return one number per channel; empty for anything else."""
     numbers = list(values) if isinstance(values, Sequence) else [values] * 3
     good = all(isinstance(v, int | float) and math.isfinite(v) for v in numbers)
     return tuple(map(float, numbers)) if good and len(numbers) == 3 else ()

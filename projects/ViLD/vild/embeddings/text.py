@@ -1,4 +1,4 @@
-"""Text embeddings of a vocabulary: made, saved, loaded, imported.
+"""Text embeddings of a vocabulary: compute, save, load and import them.
 
 Shapes: K classes, D embedding. Always (K, D), row = class, float32, L2-normalised.
 """
@@ -30,26 +30,26 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "vild-text-embeddings-1"
 TEMPLATE_SETS = ("single", "vild", "imagenet")
-CLIP_TEMPERATURE = 0.01  # of OpenAI's models, and of the embeddings that others publish
-UNIT_TOLERANCE = 1e-3  # how far a stored row's norm may be from 1
+CLIP_TEMPERATURE = 0.01  # of OpenAI's models and of most published embeddings
+UNIT_TOLERANCE = 1e-3  # maximum deviation of a stored row's norm from 1
 
 
-@dataclass(frozen=True, eq=False)  # tensors do not compare to one truth value
+@dataclass(frozen=True, eq=False)  # comparing tensors does not give a single truth value
 class TextEmbeddings:
-    """The classifier's rows, with all that says what they are.
+    """The classifier's rows and their origin.
 
     Attributes:
         embeddings: (K, D) float32, L2-normalised.
         vocabulary: K names, synonyms and novel flags.
-        temperature: the teacher's own; cosines are divided by it.
+        temperature: the teacher's temperature; cosines are divided by it.
         teacher: name of the teacher.
-        fingerprint: sha256 of the teacher's weights; empty where it is unknown (imported files).
+        fingerprint: :attr:`Teacher.fingerprint`; empty if unknown (imported files).
         templates: name of the prompt set, or the templates themselves, one per line.
-        synonyms: whether synonyms were averaged in.
+        synonyms: whether embeddings were averaged over synonyms.
 
     Raises:
-        ValueError: a row count other than the vocabulary's, NaN, rows that are not of unit norm,
-            or a temperature that is not positive.
+        ValueError: a number of rows other than the vocabulary's, non-finite values, rows without
+            unit norm, or a temperature that is not positive.
     """
 
     embeddings: Tensor
@@ -88,7 +88,7 @@ class TextEmbeddings:
         return int(self.embeddings.shape[1])
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file; never leaves half a file."""
+        """Write a safetensors file atomically."""
         header = {
             "format": FORMAT,
             "vocabulary": self.vocabulary.to_json(),
@@ -102,10 +102,10 @@ class TextEmbeddings:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TextEmbeddings:
-        """Read what :meth:`save` wrote.
+        """Read a file written by :meth:`save`.
 
         Raises:
-            ValueError: no such file, a damaged one, or not one of ours.
+            ValueError: the file is missing, damaged, or was not written by this class.
         """
         path = Path(path)
         if not path.is_file():
@@ -140,11 +140,11 @@ class TextEmbeddings:
             ) from None
 
     def select(self, vocabulary: Vocabulary) -> TextEmbeddings:
-        """The embeddings of some of the classes.
+        """Return the embeddings of some of the classes.
 
         Args:
-            vocabulary: K' classes by name, in any spelling with the same prompts; its novel flags
-                and synonyms are taken over.
+            vocabulary: K' classes by name, in any spelling with the same prompts; the result has
+                its novel flags and synonyms.
 
         Raises:
             ValueError: a class that has no embedding here.
@@ -160,14 +160,14 @@ class TextEmbeddings:
         return replace(self, embeddings=self.embeddings[rows], vocabulary=vocabulary)
 
     def check_classes(self, names: Sequence[str], where: str) -> None:
-        """Refuse a class list other than the embeddings' own.
+        """Raise unless a list of classes equals that of the embeddings.
 
         Args:
-            names: what is expected, in order.
-            where: what expects it, for the message.
+            names: the expected classes, in order.
+            where: what expects them, for the error message.
 
         Raises:
-            ValueError: names or their order differ; the first difference is named.
+            ValueError: names or their order differ; the message gives the first difference.
         """
         own = self.vocabulary.names
         if tuple(names) == own:
@@ -195,13 +195,13 @@ def template_set(source: str) -> tuple[str, ...]:
         return (SINGLE_TEMPLATE,)
     if source == "vild":
         return vild_templates()
-    if source == "imagenet":  # open_clip has functions of the name
+    if source == "imagenet":  # from open_clip, where the templates are functions
         import open_clip
 
         return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
     if "{}" in source:
         return _read_templates(source, "the templates")
-    if not source or not os.path.exists(source):  # False for names too long for a file
+    if not source or not os.path.exists(source):  # also False for names too long for a file
         raise ValueError(
             "expected the template set 'single', 'vild' or 'imagenet', a file with one template "
             f"per line, or a template with '{{}}'; got {source!r:.200}. If text embeddings name "
@@ -222,11 +222,11 @@ def _read_templates(text: str, where: str) -> tuple[str, ...]:
 
 
 def recorded_templates(source: str) -> str:
-    """Return what text embeddings record of :func:`template_set`'s ``source``.
+    """Return what text embeddings record for :func:`template_set`'s ``source``.
 
     Returns:
-        the name of a named set, which stays as it is; else the templates, one per line, so that
-        the embeddings do not depend on a file.
+        the name of a named set, since its content never changes; otherwise the templates, one per
+        line, so that the embeddings do not depend on a file.
     """
     return source if source in TEMPLATE_SETS else "\n".join(template_set(source))
 
@@ -239,14 +239,14 @@ def embed_vocabulary(
     batch_size: int = 256,
     progress: bool = False,
 ) -> TextEmbeddings:
-    """Embed every class: each prompt's embedding is normalised, then their mean is (ViLD, app. D).
+    """Embed every class: normalise the embedding of each prompt, then their mean (ViLD, app. D).
 
     Args:
         teacher: the text encoder.
         vocabulary: K classes.
         templates: see :func:`template_set`.
         synonyms: average over a class's synonyms as well as over its prompts.
-        batch_size: prompts at a time.
+        batch_size: prompts per batch.
         progress: show a progress bar.
 
     Raises:
@@ -281,19 +281,19 @@ def import_embeddings(
     temperature: float = CLIP_TEMPERATURE,
     layout: str = "auto",
 ) -> TextEmbeddings:
-    """Read a matrix that somebody published.
+    """Read a published matrix of text embeddings.
 
     Args:
         path: see :func:`vild.embeddings.published.read_matrix`; (K, D) or (D, K), any float type,
             rows normalised or not.
         vocabulary: its K classes, in its order.
-        teacher: name of the model that made it.
-        temperature: of that model.
-        layout: ``kd``, ``dk``, or ``auto``: by which side has K entries.
+        teacher: name of the model that computed it.
+        temperature: temperature of that model.
+        layout: ``kd``, ``dk``, or ``auto``: the side of length K is the classes.
 
     Raises:
-        ValueError: the file is missing or no matrix, neither side has K entries, both have, or a
-            row is zero or not finite.
+        ValueError: the file is missing or not a matrix, neither or both sides have length K, or a
+            row is zero or non-finite.
     """
     matrix = read_matrix(path)
     k = len(vocabulary)
@@ -316,17 +316,17 @@ def import_embeddings(
 
 
 def unit_rows(matrix: np.ndarray, describe: Callable[[int], str]) -> Tensor:
-    """Rows of unit norm from those of any.
+    """Normalise the rows of a matrix.
 
     Args:
         matrix: (K, D) of any float type.
-        describe: what a row is, for the error.
+        describe: returns a row's description for the error message.
 
     Returns:
         (K, D) float32.
 
     Raises:
-        ValueError: a row that is zero or not finite.
+        ValueError: a row is zero or non-finite.
     """
     rows = torch.from_numpy(np.array(matrix, np.float32, order="C"))
     norms = rows.norm(dim=1)

@@ -1,7 +1,7 @@
-"""Weights of TorchScript archives, as OpenAI publishes them, without loading the archive.
+"""Read the weights of TorchScript archives, as published by OpenAI, without loading the archive.
 
-``torch.jit.load`` runs programs of the archive, which may write files. Here its tensors are read
-alone. An archive is a zip file: ``data.pkl`` describes a tree of objects, whose tensors refer to
+``torch.jit.load`` runs programs from the archive, which may write files. Here only its tensors are
+read. An archive is a zip file: ``data.pkl`` describes a tree of objects, whose tensors refer to
 ``data/0``, ``data/1``, ...
 """
 
@@ -37,11 +37,11 @@ STORAGES = {
         "Bool": torch.bool,
     }.items()
 }
-SIZES = ("input_resolution", "context_length", "vocab_size")  # OpenAI keeps them as tensors
+SIZES = ("input_resolution", "context_length", "vocab_size")  # OpenAI stores them as tensors
 
 
 def is_archive(file: Path) -> bool:
-    """Whether a file is a TorchScript archive."""
+    """Return whether a file is a TorchScript archive."""
     try:
         with zipfile.ZipFile(file) as archive:
             return any(map(is_torchscript, archive.namelist()))
@@ -51,13 +51,13 @@ def is_archive(file: Path) -> bool:
 
 @contextmanager
 def as_safetensors(file: Path) -> Iterator[Path]:
-    """The weights of an archive in a temporary file, for open_clip.
+    """Yield the weights of an archive as a temporary safetensors file, for open_clip.
 
     Args:
         file: the archive.
 
     Raises:
-        Exception: it is damaged or of another kind; the errors are those of pickle, zipfile, torch.
+        Exception: it is damaged or of another kind; an error of pickle, zipfile or torch.
     """
     state = {key: value.contiguous() for key, value in read_tensors(file).items()}
     with tempfile.TemporaryDirectory() as folder:
@@ -67,7 +67,7 @@ def as_safetensors(file: Path) -> Iterator[Path]:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of an archive by their names in the module; zipfile checks the checksums."""
+    """Return the tensors of an archive by their names; zipfile verifies the checksums."""
     with zipfile.ZipFile(file) as archive:
         (constants,) = filter(is_torchscript, archive.namelist())
         root = constants.rpartition("/")[0]
@@ -86,14 +86,14 @@ def _collect(node: Any, prefix: str, found: dict[str, Tensor]) -> None:
 
 
 class _Module:
-    """Stands for a module or another object of the archive's own classes."""
+    """Stand-in for modules and other objects of the archive's classes."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.attributes = state
 
 
 class _Unpickler(PlainUnpickler):
-    """Rebuilds tensors, too, and :class:`_Module` in place of every class of the archive."""
+    """Rebuilds tensors as well, and :class:`_Module` in place of every class of the archive."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
         names: dict[tuple[str, str], Callable[..., Any]] = {
@@ -109,11 +109,11 @@ class _Unpickler(PlainUnpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] == "__torch__":
-            return type("Module", (_Module,), {})  # a new one: a pickle can alter attributes
+            return type("Module", (_Module,), {})  # a new one: a pickle can modify attributes
         return super().find_class(module, name)
 
     def persistent_load(self, reference: Any) -> Tensor:
-        """A storage as a flat tensor."""
+        """Return a storage as a flat tensor."""
         _, dtype, key, *_ = reference
         if key not in self._storages:
             content = bytearray(self._archive.read(f"{self._root}/data/{key}"))

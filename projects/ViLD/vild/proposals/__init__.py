@@ -1,4 +1,4 @@
-"""Class-agnostic proposals: extraction, their store, recall, exchange with Detectron2's files."""
+"""Class-agnostic proposals: extraction, storage, recall, and Detectron2's file format."""
 
 from vild.proposals.detectron2_format import (
     ImageProposals,

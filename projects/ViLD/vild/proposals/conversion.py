@@ -1,4 +1,4 @@
-"""A store of proposals from a file of Detectron2's."""
+"""Convert proposal files of Detectron2 to a store."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ def import_proposals(
     folder: Path,
     made_by: dict[str, str],
 ) -> tuple[int, int]:
-    """Write proposals that came from elsewhere as a store.
+    """Write proposals from an external file as a store.
 
-    Boxes are clipped to their pictures and sorted by objectness. An image of the split that has
-    none is recorded as failed.
+    Boxes are clipped to their images and sorted by objectness. Images of the split without
+    proposals are recorded as failed.
 
     Args:
-        file: where they came from; its sha256 is recorded.
-        proposals: of any images.
-        split: name of the data set.
+        file: the external file; its sha256 is recorded.
+        proposals: proposals of any images.
+        split: name of the dataset.
         records: its records.
         folder: the store to write.
         made_by: versions of the software.
 
     Returns:
-        (boxes that were left out for want of area in the picture, images that are not of the
-        split).
+        (number of boxes dropped because they have no area inside the image, number of images that
+        are not in the split).
 
     Raises:
-        ValueError: no image of the file is of the split.
+        ValueError: no image of the file is in the split.
     """
-    # Detectron2 compares ids as text
+    # Detectron2 compares ids as strings
     given = {str(own.image_id): own for own in proposals}
     images = [record["image_id"] for record in records]
     foreign = len(given.keys() - {str(image) for image in images})

@@ -1,10 +1,10 @@
-"""Exchange with Detectron2's proposal files (``DATASETS.PROPOSAL_FILES_TRAIN``).
+"""Read and write Detectron2's proposal files (``DATASETS.PROPOSAL_FILES_TRAIN``).
 
 Detectron2 keeps precomputed proposals in a pickle (data/build.py, ``load_proposals_into_dataset``):
 a dict of ``ids``, ``boxes`` (a list of (R, 4) arrays), ``objectness_logits`` (a list of (R,)
-arrays) and ``bbox_mode``; older files say ``indexes`` and ``scores``.
+arrays) and ``bbox_mode``; older files use the keys ``indexes`` and ``scores``.
 
-The reader takes a pickle only where the caller allows it, and even then nothing in the file is run
+The reader accepts pickles only if the caller allows it, and even then runs no code from them
 (see :mod:`vild.storage.pickles`).
 
 Legend: R proposals of an image.
@@ -24,20 +24,20 @@ from detectron2.structures import BoxMode
 from vild.data.files import atomic_path
 from vild.storage.pickles import ForbiddenError, load_plain
 
-# keys of Detectron's files -> of Detectron2's
+# keys in Detectron's files -> keys in Detectron2's
 _OLD_KEYS = {"indexes": "ids", "scores": "objectness_logits"}
 _KEYS = ("ids", "boxes", "objectness_logits")
-# read as its number: the members are objects of the whole program
+# read as an int, since enum members are objects shared by the whole program
 _BOX_MODE = ("detectron2.structures.boxes", "BoxMode")
 
 
 class ImageProposals(NamedTuple):
-    """Proposals of one picture.
+    """Proposals of one image.
 
     Attributes:
         image_id: as in the annotations.
         boxes: (R, 4) float32 XYXY in pixels.
-        objectness: (R,) float32, higher is better; of a row of ``boxes`` each.
+        objectness: (R,) float32, higher is better; one per row of ``boxes``.
     """
 
     image_id: int | str
@@ -49,21 +49,21 @@ def write_detectron2_proposals(
     path: str | os.PathLike[str],
     records: Iterable[tuple[int | str, np.ndarray, np.ndarray]],
 ) -> None:
-    """Write proposals as Detectron2 reads them. All of them are held in memory, as there.
+    """Write proposals in Detectron2's format. All of them are held in memory.
 
     Args:
-        path: the file; replaced when the new one is whole.
-        records: of each picture its id, boxes (R, 4) XYXY in pixels and objectness (R,).
+        path: the file; written atomically.
+        records: for each image, its id, boxes (R, 4) XYXY in pixels and objectness (R,).
 
     Raises:
-        ValueError: a record is malformed or an id is there twice; nothing is written then.
+        ValueError: a record is malformed or an id occurs twice; nothing is written.
     """
     checked = _checked(records, str(path))
     contents = {
         "ids": [record.image_id for record in checked],
         "boxes": [record.boxes for record in checked],
         "objectness_logits": [record.objectness for record in checked],
-        # the number, as Detectron2's own evaluator writes it
+        # an int, as Detectron2's own evaluator writes it
         "bbox_mode": BoxMode.XYXY_ABS.value,
     }
     with atomic_path(path) as temporary, temporary.open("wb") as file:
@@ -73,18 +73,18 @@ def write_detectron2_proposals(
 def read_detectron2_proposals(
     path: str | os.PathLike[str], allow_pickle: bool = False
 ) -> list[ImageProposals]:
-    """Read proposals of a file in Detectron2's format, or Detectron's.
+    """Read proposals from a file in Detectron2's or Detectron's format.
 
     Args:
         path: the file.
-        allow_pickle: whether a pickle may be read at all. Nothing in it is run (see the module);
-            a hostile file can still fill the memory.
+        allow_pickle: whether reading a pickle is allowed. No code in it is run (see the module),
+            but a malicious file can still exhaust the memory.
 
     Returns:
-        the pictures in the file's order, their proposals too.
+        images and their proposals, in the file's order.
 
     Raises:
-        ValueError: pickles are not allowed; the file is missing, cut short, asks for code, or
+        ValueError: pickles are not allowed; the file is missing, truncated, refers to code, or
             holds no valid proposals.
     """
     if not allow_pickle:
@@ -104,7 +104,7 @@ def read_detectron2_proposals(
     records = []
     for image_id, boxes, objectness in zip(*(contents[key] for key in _KEYS), strict=True):
         if mode == BoxMode.XYWH_ABS:
-            # in float64: an edge is rounded once
+            # float64, so that coordinates are rounded only once
             boxes = _numbers(boxes, 2, np.float64, f"{path}: image {image_id!r}: boxes")
             if boxes.shape[1:] == (4,):
                 boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
@@ -113,7 +113,7 @@ def read_detectron2_proposals(
 
 
 def _contents(path: Path) -> dict[str, Any]:
-    """The file's dict with Detectron2's keys and plain values."""
+    """Return the file's dict with Detectron2's keys and plain values."""
     if not path.is_file():
         raise ValueError(f"expected proposals at {path}, but there is no such file")
     try:
@@ -124,7 +124,7 @@ def _contents(path: Path) -> dict[str, Any]:
             f"{path}: {error} Detectron2's proposal files need no such thing: do not trust this "
             "file, and do not load it with pickle to look into it"
         ) from None
-    # Python's documentation: a damaged pickle may raise nearly anything
+    # a damaged pickle may raise almost any exception (Python's documentation)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(
@@ -152,7 +152,7 @@ def _is_list(value: Any) -> bool:
 
 
 def _box_mode(value: Any, path: str | os.PathLike[str]) -> BoxMode:
-    """A mode that can be read: XYXY_ABS or XYWH_ABS."""
+    """Return a supported box mode: XYXY_ABS or XYWH_ABS."""
     supported = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
     if not isinstance(value, int) or value not in supported:
         names = {mode.value: mode.name for mode in BoxMode}
@@ -165,7 +165,7 @@ def _box_mode(value: Any, path: str | os.PathLike[str]) -> BoxMode:
 
 
 def _checked(records: Iterable[tuple[Any, Any, Any]], where: str) -> list[ImageProposals]:
-    """The records with int or str ids and float32 arrays; ValueError where one is malformed."""
+    """Return records with int or str ids and float32 arrays; raise ValueError if malformed."""
     checked: list[ImageProposals] = []
     seen: set[str] = set()
     for image_id, boxes, objectness in records:
@@ -175,7 +175,7 @@ def _checked(records: Iterable[tuple[Any, Any, Any]], where: str) -> list[ImageP
             raise ValueError(
                 f"{where}: expected whole numbers or texts as image ids, got {image_id!r}"
             )
-        if str(image_id) in seen:  # Detectron2 compares them as text
+        if str(image_id) in seen:  # Detectron2 compares ids as strings
             raise ValueError(
                 f"{where}: image {image_id!r} is there more than once. Keep one set of proposals "
                 "for each image"
@@ -201,9 +201,9 @@ def _checked(records: Iterable[tuple[Any, Any, Any]], where: str) -> list[ImageP
 
 
 def _numbers(values: Any, dimensions: int, dtype: type[np.floating], what: str) -> np.ndarray:
-    """Finite numbers as an array of its own; ValueError where they are no such array."""
+    """Return a new array of finite numbers; raise ValueError for other values."""
     try:
-        with np.errstate(over="ignore"):  # infinity is found below
+        with np.errstate(over="ignore"):  # infinity is detected below
             array = np.array(values, dtype=dtype)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{what}: expected an array of numbers, got {error}") from None

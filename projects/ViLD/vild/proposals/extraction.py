@@ -1,8 +1,8 @@
-"""Class-agnostic proposals of every image of a split, from a trained detector.
+"""Extract class-agnostic proposals of every image of a split with a trained detector.
 
-Images are read and resized in loader threads while the detector works. The detector gets one image
-at a time: batches of images change its results in the last bits, even without further padding, and
-with them which proposals are kept.
+Loader threads read and resize images while the detector runs. The detector processes one image at
+a time: batching changes its results in the last bits, even without additional padding, and thus
+which proposals are kept.
 
 Shapes: R regions of an image, (H, W) its size, (h, w) the size after resizing. Boxes are xyxy in
 pixels of the original image.
@@ -33,9 +33,9 @@ from vild.storage import StoreWriter, map_ahead, working_on
 logger = logging.getLogger(__name__)
 
 SOURCES = ("rpn", "detector")
-# proposals that the RPN keeps before the NMS over all levels and the cut to the best ones
+# multiple of ``limit`` that the RPN keeps before the NMS over all levels and the final selection
 BEFORE_NMS = 5
-PROBABILITY_MARGIN = 1e-6  # logits of scores of exactly 0 and 1 would be infinite
+PROBABILITY_MARGIN = 1e-6  # avoids infinite logits for scores of exactly 0 and 1
 
 
 class PreparedImage(NamedTuple):
@@ -51,24 +51,23 @@ class PreparedImage(NamedTuple):
 
 
 class ProposalExtractor:
-    """Finds the proposals of images.
+    """Computes the proposals of images.
 
     Args:
-        cfg: configuration of the detector, this project's keys included.
-        load: loads weights into the model that it is given, such as
-            :func:`vild.modeling.load_weights` with a path. What it leaves alone stays random, drawn
-            from ``cfg.SEED``.
+        cfg: configuration of the detector, including this project's keys.
+        load: loads weights into the given model, such as :func:`vild.modeling.load_weights` with a
+            path. Parameters that it does not load keep random values drawn from ``cfg.SEED``.
         source: ``rpn``: boxes of the region proposal network, ranked by objectness;
             ``detector``: boxes of a class-agnostic detector (``NUM_CLASSES: 1``), refined by its
             box head and ranked by its score.
-        nms_threshold: IoU of the class-agnostic NMS.
-        limit: most proposals an image.
+        nms_threshold: IoU threshold of the class-agnostic NMS.
+        limit: maximum number of proposals per image.
         precision: see :func:`vild.precision.resolve_precision`.
         device: where to compute.
 
     Raises:
         ValueError: unknown source or precision, a detector of several classes, numbers out of
-            range, or what ``load`` refuses.
+            range, or an error of ``load``.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class ProposalExtractor:
         self.source, self.nms_threshold, self.limit = source, nms_threshold, limit
         self.precision = resolve_precision(precision, device)
         self._cfg = self._inference_config(cfg.clone(), device)
-        torch.manual_seed(max(cfg.SEED, 0))  # equal random weights in every process
+        torch.manual_seed(max(cfg.SEED, 0))  # same random weights in every process
         self._model = build_model(self._cfg).eval()
         load(self._model)
         size = cfg.INPUT
@@ -111,7 +110,7 @@ class ProposalExtractor:
                 )
             cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
             cfg.MODEL.RPN.NMS_THRESH = self.nms_threshold
-            # the RPN's NMS is a level's own; more have to come through it than are kept in the end
+            # the RPN runs NMS per level, so more proposals must pass it than are kept in the end
             cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = max(cfg.MODEL.RPN.PRE_NMS_TOPK_TEST, self.limit)
             cfg.MODEL.RPN.POST_NMS_TOPK_TEST = BEFORE_NMS * self.limit
             return cfg
@@ -126,15 +125,15 @@ class ProposalExtractor:
         return cfg
 
     def describe(self) -> dict[str, Any]:
-        """What decides the proposals; recorded in their store."""
+        """Return the settings that define the proposals; recorded in their store."""
         config = self._cfg.clone()
-        config.MODEL.DEVICE = config.MODEL.WEIGHTS = ""  # where, not what
+        config.MODEL.DEVICE = config.MODEL.WEIGHTS = ""  # locations do not affect the proposals
         described = f"{config.MODEL.dump()}{config.INPUT.dump()}"
         digest = hashlib.sha256()
         for key, value in sorted(self._model.state_dict().items()):
             digest.update(key.encode())
             digest.update(value.cpu().contiguous().numpy().tobytes())
-        # fp32 is not named: stores from before the option are of it
+        # fp32 is not recorded: stores from before this option were made with it
         precision = {} if self.precision == "fp32" else {"precision": self.precision}
         return {
             "config_sha256": hashlib.sha256(described.encode()).hexdigest(),
@@ -176,13 +175,13 @@ class ProposalExtractor:
             margin = PROBABILITY_MARGIN
             boxes, objectness = found.pred_boxes.tensor, found.scores.logit(margin)
         boxes, objectness = boxes.float(), objectness.float()
-        # a box of no more than rounding is none
+        # ignore boxes that are empty except for rounding errors
         whole = (boxes[:, 2:] > boxes[:, :2]).all(dim=1) & objectness.isfinite()
         boxes, objectness = boxes[whole], objectness[whole]
         order = objectness.argsort(descending=True, stable=True)
         boxes, objectness = boxes[order], objectness[order]
         kept = nms(boxes, objectness, self.nms_threshold)[: self.limit]
-        kept = kept.sort().values  # torchvision's sort is not stable; ours was
+        kept = kept.sort().values  # restore our stable order: torchvision's sort is not stable
         return Proposals(boxes[kept].cpu(), objectness[kept].cpu())
 
 
@@ -198,16 +197,16 @@ def extract_proposals(
 ) -> None:
     """Write the proposals of one rank's part of the images.
 
-    An image that cannot be read is recorded as failed; the rest goes on. Other errors stop the
-    extraction, and the log names the image. The store does not depend on the number of threads.
+    Unreadable images are recorded as failed. Other errors stop the extraction, and the log names
+    the image. The store does not depend on the number of threads.
 
     Args:
-        extractor: finds them.
+        extractor: computes the proposals.
         writer: the store.
         files: image file of every image id.
-        rank: this process.
+        rank: rank of this process.
         world_size: number of processes.
-        threads: image-loading threads: they read and resize.
+        threads: number of threads that read and resize images.
         progress: show a progress bar.
     """
 

@@ -1,13 +1,13 @@
-"""Average recall of class-agnostic proposals, for base and novel classes apart.
+"""Average recall of class-agnostic proposals, separately for base and novel classes.
 
-How many of the objects of a kind does some proposal cover? As Detectron2's
-``_evaluate_box_proposals`` counts it (evaluation/coco_evaluation.py): among the best ``limit``
-proposals of a picture, objects and proposals are paired off, the pair of the highest IoU first;
-recall is the share of objects whose pair reaches a threshold, averaged over the IoU thresholds
-0.5, 0.55, … 0.95. Crowds do not count. ViLD reports this for novel classes, which the proposal
-network never saw labelled (paper, section 4.1).
+Recall is the fraction of objects that a proposal covers, counted as in Detectron2's
+``_evaluate_box_proposals`` (evaluation/coco_evaluation.py): among the best ``limit`` proposals of
+an image, objects and proposals are matched greedily one to one, highest IoU first; recall is the
+fraction of objects whose match reaches a threshold, averaged over the IoU thresholds
+0.5, 0.55, … 0.95. Crowds are ignored. ViLD reports this for novel classes, whose labels the
+proposal network never saw (paper, section 4.1).
 
-Legend: R proposals, G objects of one picture.
+Legend: R proposals, G objects of one image.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ import torch
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 
 GROUPS = ("base", "novel", "all")
-# ranges of the annotation's area in pixels, both ends included, as in Detectron2
+# ranges of the annotation's area in square pixels, both ends included, as in Detectron2
 SIZES = {
     "all": (0.0, 1e5**2),
     "small": (0.0, 32.0**2),
     "medium": (32.0**2, 96.0**2),
     "large": (96.0**2, 1e5**2),
 }
-# computed as in Detectron2: some differ from the decimal fractions in their last bit
+# computed as in Detectron2: some values differ from the decimal fractions in the last bit
 _THRESHOLDS = torch.arange(0.5, 0.95 + 1e-5, 0.05, dtype=torch.float32).numpy()
 
 
 class RecallMeter:
-    """Collects proposals and objects picture by picture, then gives the average recalls.
+    """Accumulates proposals and objects image by image and computes average recalls.
 
     Example:
         >>> meter = RecallMeter(novel=[False, True], limits=(100,))
@@ -44,12 +44,11 @@ class RecallMeter:
         70.0
 
     Args:
-        novel: for each row of the classifier whether the class is novel; see
-            :func:`vild.data.novel_flags`.
-        limits: how many of a picture's best proposals count.
+        novel: novel flag for each row of the classifier; see :func:`vild.data.novel_flags`.
+        limits: numbers of best proposals per image to evaluate.
 
     Raises:
-        ValueError: no class, no limit, or a limit below 1 or twice.
+        ValueError: no class, no limit, or a limit that is below 1 or repeated.
     """
 
     def __init__(self, novel: Sequence[bool], limits: Sequence[int] = (100, 300, 1000)) -> None:
@@ -64,7 +63,7 @@ class RecallMeter:
             )
         self._limits = tuple(limits)
         self._objects = np.zeros((len(GROUPS), len(SIZES)), dtype=np.int64)
-        # pairs that reach each threshold
+        # number of matches that reach each threshold
         self._found = np.zeros((*self._objects.shape, len(limits), len(_THRESHOLDS)), np.int64)
 
     def add(
@@ -73,24 +72,23 @@ class RecallMeter:
         objectness: np.ndarray,
         ground_truth: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Count one picture.
+        """Add one image.
 
-        Detectron2 leaves the objects of a picture without any proposal out of the count; here
-        they are missed.
+        Detectron2 ignores the objects of an image without proposals; here they count as missed.
 
         Args:
-            boxes: (R, 4) XYXY in the picture's pixels, as the annotations; R may be 0.
-            objectness: (R,) higher is better. Of equals, the earlier one goes first.
-            ground_truth: annotations of the picture in Detectron2's format: ``bbox``,
-                ``bbox_mode`` (XYWH_ABS or XYXY_ABS), ``category_id`` the row, and where known
+            boxes: (R, 4) XYXY in pixels of the original image, as the annotations; R may be 0.
+            objectness: (R,) higher is better. Ties keep their order.
+            ground_truth: annotations of the image in Detectron2's format: ``bbox``,
+                ``bbox_mode`` (XYWH_ABS or XYXY_ABS), ``category_id`` the row, and optionally
                 ``iscrowd``, ``area`` and ``segmentation``. The size of an object is its ``area``,
-                without one that of its ``segmentation`` (polygons or RLE), without that the
-                box's. COCO and LVIS write the area of the polygons; that of their pixels, which
-                is taken here, differs by a little.
+                else that of its ``segmentation`` (polygons or RLE), else that of its box. COCO
+                and LVIS store the area of polygons, which differs slightly from the area of their
+                pixels, which is computed here.
 
         Raises:
-            ValueError: arrays of other shapes, values that are not finite, or a class without a
-                novel flag. The picture is then not counted.
+            ValueError: wrong shapes, non-finite values, or a class without a novel flag. The image
+                is then not counted.
         """
         boxes, objectness = _checked_proposals(boxes, objectness)
         objects = [item for item in ground_truth if not item.get("iscrowd", 0)]
@@ -98,7 +96,7 @@ class RecallMeter:
             return
         novel = self._novel_objects(objects)
         gt_boxes = np.array([_xyxy(item) for item in objects], dtype=np.float32)
-        # float32, as in Detectron2: it decides on which side of a boundary an object lies
+        # float32, as in Detectron2: it affects objects at the boundary between two sizes
         areas = np.array([_area(item) for item in objects], dtype=np.float32)
 
         members = np.stack([~novel, novel, np.ones_like(novel)])  # (groups, G)
@@ -116,7 +114,7 @@ class RecallMeter:
                     self._found[(*kind, k)] += (overlaps[:, None] >= _THRESHOLDS).sum(axis=0)
 
     def summary(self) -> dict[str, float | None]:
-        """Average recalls in percent; None where there is no object of the kind.
+        """Return average recalls in percent; None if there are no such objects.
 
         Returns:
             for every limit and each of ``base``, ``novel`` and ``all``: ``AR@100/novel`` over all
@@ -132,7 +130,7 @@ class RecallMeter:
         return result
 
     def table(self) -> str:
-        """The summary for the command line: a row for each kind of object."""
+        """Return the summary as a table for the command line, one row per group of classes."""
         summary = self.summary()
         head = ["classes", "size", "objects", *(f"AR@{limit}" for limit in self._limits)]
         rows = [head]
@@ -152,7 +150,7 @@ class RecallMeter:
         )
 
     def _novel_objects(self, objects: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """Which objects are of a novel class, (G,) bool."""
+        """Return which objects are of a novel class, (G,) bool."""
         classes = np.array([item["category_id"] for item in objects], dtype=np.int64)
         odd = classes[(classes < 0) | (classes >= len(self._novel))]
         if len(odd):
@@ -165,7 +163,7 @@ class RecallMeter:
 
 
 def _checked_proposals(boxes: np.ndarray, objectness: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same as float32 and float64; ValueError where they do not fit together."""
+    """Return boxes as float32 and objectness as float64; raise ValueError if they do not match."""
     boxes, objectness = np.asarray(boxes, np.float32), np.asarray(objectness, np.float64)
     if boxes.ndim != 2 or boxes.shape[1] != 4 or objectness.shape != boxes.shape[:1]:
         raise ValueError(
@@ -186,7 +184,7 @@ def _xyxy(item: Mapping[str, Any]) -> list[float]:
 
 
 def _area(item: Mapping[str, Any]) -> float:
-    """Pixels of an object: of its annotation, else of its outline, else of its box."""
+    """Return the area of an object: of its annotation, else of its mask, else of its box."""
     if item.get("area") is not None:
         return float(item["area"])
     outline = item.get("segmentation")
@@ -195,7 +193,7 @@ def _area(item: Mapping[str, Any]) -> float:
             outline = mask_util.frPyObjects(outline, *outline["size"])
         return float(mask_util.area(outline))
     if outline is not None and len(outline):
-        # a canvas that just holds the outline: the picture's size is not known here
+        # rasterise on a canvas just large enough: the image size is unknown here
         points = np.concatenate([np.asarray(polygon).reshape(-1, 2) for polygon in outline])
         width, height = (max(1, math.ceil(end)) for end in points.max(axis=0))
         parts = mask_util.frPyObjects([list(polygon) for polygon in outline], height, width)
@@ -205,10 +203,10 @@ def _area(item: Mapping[str, Any]) -> float:
 
 
 def _candidate_pairs(gt_boxes: np.ndarray, boxes: np.ndarray) -> list[tuple[int, int, float]]:
-    """Pairs (object, proposal, IoU) whose IoU reaches the lowest threshold, best first.
+    """Return pairs (object, proposal, IoU) that reach the lowest threshold, best first.
 
-    Lower pairs cannot change what the matching finds above it. Of equal pairs the first object,
-    then the first proposal, goes first, as with Detectron2's ``max``.
+    Pairs below it cannot affect the matching above it. Ties are ordered by object, then by
+    proposal, as with Detectron2's ``max``.
     """
     iou = pairwise_iou(Boxes(torch.from_numpy(gt_boxes)), Boxes(torch.from_numpy(boxes))).numpy()
     owners, proposals = np.nonzero(iou >= _THRESHOLDS[0])
@@ -219,7 +217,7 @@ def _candidate_pairs(gt_boxes: np.ndarray, boxes: np.ndarray) -> list[tuple[int,
 
 
 def _matched(pairs: Sequence[tuple[int, int, float]], members: Sequence[bool]) -> np.ndarray:
-    """IoUs of the pairs that a greedy one-to-one matching of the ``members`` makes, float32."""
+    """Match the ``members`` greedily one to one and return the IoUs of the pairs, float32."""
     used_objects: set[int] = set()
     used_proposals: set[int] = set()
     overlaps = []

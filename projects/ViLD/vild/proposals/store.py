@@ -1,6 +1,6 @@
-"""The store of class-agnostic proposals: what they are, where they came from.
+"""The store of class-agnostic proposals.
 
-Shapes: R regions of an image. Boxes are xyxy in pixels of the original picture.
+Shapes: R regions of an image. Boxes are xyxy in pixels of the original image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vild.storage import Field, ImageId, RecordStore
 KIND = "proposals"
 FIELDS = {"boxes": Field("float32", 4), "objectness": Field("float32")}
 IMAGES_PER_SHARD = 1024
-INSIDE = 0.01  # pixels that a box may reach over the picture's edge: rounding, no more
+INSIDE = 0.01  # pixels that a box may extend beyond the image, to allow for rounding
 
 
 class Proposals(NamedTuple):
@@ -25,8 +25,7 @@ class Proposals(NamedTuple):
 
     Attributes:
         boxes: (R, 4) float32, xyxy, original pixels.
-        objectness: (R,) float32 logits, as Detectron2's RPN gives them; sigmoid makes
-            probabilities.
+        objectness: (R,) float32 logits, as from Detectron2's RPN; sigmoid gives probabilities.
     """
 
     boxes: Tensor
@@ -37,7 +36,7 @@ class ProposalStore(RecordStore):
     """Proposals by image id; see :class:`vild.storage.RecordStore` for the errors.
 
     Args:
-        folder: what tools/extract_proposals.py wrote.
+        folder: output of tools/extract_proposals.py.
         expected: values that the store's spec must have.
     """
 
@@ -50,16 +49,16 @@ class ProposalStore(RecordStore):
         return Proposals(**self.arrays(image_id))
 
     def items(self) -> Iterator[tuple[ImageId, Proposals]]:
-        """All records, in the order of the store."""
+        """Yield all records, in the order of the store."""
         return ((image_id, self[image_id]) for image_id in self)
 
 
 def proposal_faults(record: Mapping[str, Tensor], size: tuple[int, int]) -> list[str]:
-    """What is wrong with the boxes of one record; used by tools/verify_store.py.
+    """Return the faults of one record's boxes; used by tools/verify_store.py.
 
     Args:
         record: ``boxes`` and ``objectness``.
-        size: (height, width) of the picture.
+        size: (height, width) of the image.
     """
     boxes, objectness = record["boxes"], record["objectness"]
     faults = []

@@ -1,14 +1,14 @@
-"""Stores: one record per image, in safetensors shards below one manifest.
+"""Stores: one record per image, in safetensors shards listed by one manifest.
 
 A store is a folder:
 
-    spec.json                what is being made, written first; a run with another spec is refused
+    spec.json                what the store contains, written first; other specs are refused
     shard_00000.safetensors  the records of some hundred images, written atomically
-    manifest.json            written when all shards are there; a store without it is unfinished
-    .checked.json            sizes, times and inodes of the shards whose checksums were right
-    .locks/                  while it is written
+    manifest.json            written when all shards exist; a store without it is unfinished
+    .checked.json            sizes, times and inodes of the shards whose checksums were verified
+    .locks/                  lock files used while writing
 
-`vild.proposals` and `vild.embeddings` say what a record holds; here is what they share.
+`vild.proposals` and `vild.embeddings` define the records; this package holds the shared code.
 """
 
 from vild.storage.errors import (

@@ -1,4 +1,4 @@
-"""Safetensors files with a checksum of all their content in the header."""
+"""Safetensors files with a checksum of the whole content in the header."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from torch import Tensor
 from vild.data.files import atomic_path
 from vild.storage.layout import BLOCK, HEADER_LENGTH, data_start
 
-DIGEST = "vild_sha256"  # key in the metadata
+DIGEST = "vild_sha256"  # metadata key
 
 
 def write_safetensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write tensors and their checksum, whole or not at all.
+    """Write tensors and their checksum atomically.
 
     Args:
-        path: file to write; its folder is made.
-        tensors: contiguous ones.
-        metadata: texts for the header.
+        path: file to write; its folder is created if missing.
+        tensors: contiguous tensors.
+        metadata: strings for the header.
     """
-    # the checksum stands in the header, so everything else is laid out first
+    # serialise first: the checksum goes into the header
     content = memoryview(save(dict(tensors), dict(metadata)))
     start = data_start(bytes(content[:HEADER_LENGTH]))
     digest = _digest(bytes(content[HEADER_LENGTH:start]), [content[start:]])
@@ -41,14 +41,14 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
     """Read tensors and metadata.
 
     Args:
-        path: file of :func:`write_safetensors`, whose checksum is verified then, or of another
-            program.
+        path: a file written by :func:`write_safetensors`, whose checksum is then verified, or by
+            another program.
 
     Returns:
-        (tensors, metadata), the latter with :data:`DIGEST` where the checksum was verified.
+        (tensors, metadata); the metadata include :data:`DIGEST` if the checksum was verified.
 
     Raises:
-        ValueError: the file is damaged, no safetensors file, or cannot be read.
+        ValueError: the file is damaged, is not a safetensors file, or cannot be read.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -70,7 +70,7 @@ def _file_digest(path: Path) -> str:
 
 
 def _digest(header: bytes, data: Iterable[bytes | memoryview]) -> str:
-    """sha256 of header and data, but for the checksum itself and the order of the keys."""
+    """Return the sha256 of header and data, ignoring the checksum itself and the order of keys."""
     parsed: dict[str, Any] = json.loads(header)
     parsed.get("__metadata__", {}).pop(DIGEST, None)
     digest = hashlib.sha256(json.dumps(parsed, sort_keys=True).encode())

@@ -1,26 +1,26 @@
-"""What can be wrong with files. Each message says what was expected, what came, what to do."""
+"""Errors about stores and files. Messages say what was expected, what was found and what to do."""
 
 from __future__ import annotations
 
 
 class StoreError(ValueError):
-    """Something is wrong with a store."""
+    """Base class of errors about a store."""
 
 
 class UnfinishedStoreError(StoreError):
-    """No manifest: the store was never finished, or there is none."""
+    """There is no manifest: the store is unfinished or missing."""
 
 
 class StoreMismatchError(StoreError):
-    """The store was made from something else than what is asked for."""
+    """The store was made with other settings or inputs than those requested."""
 
 
 class CorruptStoreError(StoreError):
-    """Bytes of the store are not those that were written."""
+    """The store's content differs from what was written."""
 
 
 class StoreBusyError(StoreError):
-    """Another process writes the same part of the store."""
+    """Another process is writing the same shard."""
 
 
 class MissingImageError(StoreError, LookupError):
@@ -28,4 +28,4 @@ class MissingImageError(StoreError, LookupError):
 
 
 class UnsafeFileError(ValueError):
-    """Reading a file would run code in it."""
+    """Reading a file would run code from it."""

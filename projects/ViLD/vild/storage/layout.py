@@ -1,4 +1,4 @@
-"""The files of a store: what each holds, byte for byte.
+"""File formats of a store.
 
 Legend: N images, R rows (regions) of an image.
 """
@@ -20,11 +20,11 @@ from safetensors.numpy import save
 from vild.data.files import atomic_path
 from vild.storage.errors import CorruptStoreError, StoreMismatchError
 
-FORMAT = "vild-store-2"  # the first one recorded image ids alone, which splits may share
+FORMAT = "vild-store-2"  # version 1 recorded only image ids, which splits may share
 SPEC, MANIFEST, CHECKED, LOCKS = "spec.json", "manifest.json", ".checked.json", ".locks"
 BLOCK = 1 << 22  # bytes to read at a time
-HEADER_LENGTH = 8  # bytes of safetensors' own length field
-HEADER_KEY = "vild"  # one key: the order of several is not fixed, and equal stores shall be equal
+HEADER_LENGTH = 8  # bytes of the length field of a safetensors file
+HEADER_KEY = "vild"  # one key: safetensors does not keep the order of several
 
 OUTDATED = (
     "was written by an earlier version, which did not record the images of the split. Remove the "
@@ -39,7 +39,7 @@ class Field:
     """One array of a record.
 
     Attributes:
-        dtype: numpy's name.
+        dtype: numpy's name of the dtype.
         columns: shape of a row: (columns,); 0 for scalars.
     """
 
@@ -48,28 +48,28 @@ class Field:
 
     @property
     def bytes_per_row(self) -> int:
-        """Size on disk."""
+        """Bytes per row on disk."""
         return np.dtype(self.dtype).itemsize * max(1, self.columns)
 
     def shape(self, rows: int) -> tuple[int, ...]:
-        """Shape of the array with so many rows."""
+        """Return the shape of the array for a number of rows."""
         return (rows, self.columns) if self.columns else (rows,)
 
 
 @dataclass(frozen=True)
 class StoreSpec:
-    """What a store is made of; two runs may share a folder only if their specs are equal.
+    """Everything that defines a store's content; runs may share a folder only if it is equal.
 
     Attributes:
         kind: ``proposals`` or ``embeddings``.
-        split: data set whose images it covers.
+        split: dataset whose images the store covers.
         fields: arrays of a record by name.
-        source: all else that decides the content (weights' hash, crop rule, ...); plain json.
+        source: everything else that affects the content (weights' hash, crop rule, ...), as json.
         images: number of images.
-        images_sha256: of the image ids, in order.
-        split_sha256: of ids, file names and sizes of the images; see
+        images_sha256: sha256 of the image ids, in order.
+        split_sha256: sha256 of ids, file names and sizes of the images; see
             :func:`vild.storage.split_digest`.
-        images_per_shard: images a shard.
+        images_per_shard: number of images per shard.
     """
 
     kind: str
@@ -83,7 +83,7 @@ class StoreSpec:
 
     @property
     def bytes_per_row(self) -> int:
-        """Size of one region on disk."""
+        """Bytes per region on disk."""
         return sum(field.bytes_per_row for field in self.fields.values())
 
     @property
@@ -93,16 +93,16 @@ class StoreSpec:
 
     @cached_property
     def sha256(self) -> str:
-        """sha256 of the spec; every shard records the one that it was made by."""
+        """sha256 of the spec; every shard records the one it was made with."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain json."""
+        """Return the spec as plain json."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> StoreSpec:
-        """The inverse of :meth:`to_json`.
+        """Return the spec that :meth:`to_json` described.
 
         Raises:
             StoreMismatchError: it was written by an earlier version.
@@ -125,17 +125,17 @@ class StoreSpec:
         return spec
 
     def require_equal(self, other: StoreSpec, where: Path) -> None:
-        """Refuse another spec than the one in a folder.
+        """Raise unless the spec in a folder equals the requested one.
 
         Args:
-            other: what is to be made now.
+            other: the requested spec.
             where: the folder.
 
         Raises:
-            StoreMismatchError: names what differs.
+            StoreMismatchError: the specs differ; the message lists the differences.
         """
         found = differences(self.to_json(), other.to_json())
-        if self.kind != other.kind:  # everything else differs as well
+        if self.kind != other.kind:  # then everything else differs as well
             found = differences({"kind": self.kind}, {"kind": other.kind})
         if found:
             raise StoreMismatchError(
@@ -145,7 +145,7 @@ class StoreSpec:
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Where two json values differ, one line a leaf: ``teacher.name: 'a' / 'b'``."""
+    """Return the differences of two json values, one line per leaf: ``teacher.name: 'a' / 'b'``."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
         prefix = f"{path}." if path else ""
@@ -155,19 +155,19 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """What the manifest says of a shard.
+    """A shard's entry in the manifest.
 
     Attributes:
-        file: name in the folder.
+        file: file name in the store's folder.
         bytes: size of the file.
-        header_sha256: of the length field and the header.
-        data_sha256: of all that follows.
-        images: ids, in order.
+        header_sha256: sha256 of the length field and the header.
+        data_sha256: sha256 of the rest.
+        images: image ids, in order.
         rows: R of each image.
-        heights: pixels, of each image.
-        widths: pixels, of each image.
+        heights: height of each image in pixels.
+        widths: width of each image in pixels.
         failed: (id, reason) of images that could not be read; they have no record.
-        spec_sha256: of the spec that it was made by; None in shards of earlier versions.
+        spec_sha256: sha256 of the spec it was made with; None in shards of earlier versions.
     """
 
     file: str
@@ -183,7 +183,7 @@ class ShardEntry:
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> ShardEntry:
-        """Read an entry of a manifest, or what a shard's header says.
+        """Read an entry of a manifest or of a shard's header.
 
         Raises:
             CorruptStoreError: keys are missing, or values are of another type.
@@ -210,12 +210,12 @@ def _is_count(value: Any, least: int) -> bool:
 
 
 def shard_name(number: int) -> str:
-    """File name of a shard."""
+    """Return the file name of a shard."""
     return f"shard_{number:05d}.safetensors"
 
 
 def images_digest(images: Sequence[ImageId]) -> str:
-    """sha256 of image ids, in order."""
+    """Return the sha256 of image ids, in order."""
     return hashlib.sha256(json.dumps(list(images)).encode()).hexdigest()
 
 
@@ -226,13 +226,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def create_json(path: Path, value: Any) -> None:
-    """Write a json file atomically unless there is one. Of several processes one writes it."""
+    """Write a json file atomically unless it exists; only one of several processes succeeds."""
     try:
         with atomic_path(path) as temporary:
             temporary.write_text(_compact(value), encoding="utf-8")
             try:
-                os.link(temporary, path)  # unlike a rename it fails where the file exists
-            except OSError:  # a file system without hard links: the last of several wins
+                os.link(temporary, path)  # unlike a rename, it fails if the file exists
+            except OSError:  # no hard links on this file system: the last process wins
                 if path.exists():
                     raise FileExistsError(path) from None
     except FileExistsError:
@@ -247,7 +247,7 @@ def read_json(path: Path) -> Any:
     """Read a json file of a store.
 
     Raises:
-        CorruptStoreError: it is not json.
+        CorruptStoreError: it is not valid json.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -259,10 +259,10 @@ def read_json(path: Path) -> Any:
 
 
 def file_state(path: Path) -> list[int]:
-    """Return what changes whenever a file is written or copied.
+    """Return values that change whenever a file is written or copied.
 
-    Copies keep size and modification time (``cp -a``), but neither the time of the last change of
-    their status nor the inode. The device is left out: machines that share a file system number it
+    Copies may keep size and modification time (``cp -a``), but neither the time of the last status
+    change nor the inode. The device is left out: machines that share a file system number it
     differently.
     """
     stat = path.stat()
@@ -278,11 +278,11 @@ def write_shard(
 
     Args:
         path: file to write.
-        arrays: every field, all images one after another.
+        arrays: every field, concatenated over all images.
         described: ``images``, ``rows``, ``heights``, ``widths``, ``failed``, ``spec_sha256`` as in
             the manifest.
     """
-    # the checksum of the data stands in the header, so the data are laid out first
+    # serialise first: the checksum of the data goes into the header
     data = save(dict(arrays))
     start = data_start(data)
     header = {**described, "data_sha256": hashlib.sha256(memoryview(data)[start:]).hexdigest()}
@@ -292,15 +292,15 @@ def write_shard(
 
 
 def data_start(beginning: bytes) -> int:
-    """Where the data of a safetensors file begin, from its first bytes."""
+    """Return the offset of the data of a safetensors file, given its first bytes."""
     return HEADER_LENGTH + int.from_bytes(beginning[:HEADER_LENGTH], "little")
 
 
 def read_entry(path: Path) -> ShardEntry:
-    """The manifest's entry of a shard, from the shard's own header; the data are not read.
+    """Return a shard's manifest entry from its header, without reading the data.
 
     Raises:
-        CorruptStoreError: the header is damaged or the file has another size than it says.
+        CorruptStoreError: the header is damaged, or the file size differs from the recorded one.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -321,17 +321,17 @@ def read_entry(path: Path) -> ShardEntry:
 
 
 def manifest_digest(spec: Mapping[str, Any], shards: Sequence[Mapping[str, Any]]) -> str:
-    """sha256 of all that decides the content of a store; other artefacts refer to it."""
+    """Return the sha256 of everything that defines a store's content; other artefacts record it."""
     content = json.dumps([spec, shards], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 def file_digests(path: Path) -> tuple[str, str]:
-    """(sha256 of the header with its length, sha256 of the data) of a shard, read whole."""
+    """Read a shard and return (sha256 of the header with its length field, sha256 of the data)."""
     data = hashlib.sha256()
     with path.open("rb") as file:
         length = file.read(HEADER_LENGTH)
-        # a damaged length must not ask for more memory than the file has
+        # a damaged length must not request more memory than the size of the file
         header = file.read(min(data_start(length), path.stat().st_size) - HEADER_LENGTH)
         while block := file.read(BLOCK):
             data.update(block)

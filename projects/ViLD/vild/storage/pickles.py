@@ -1,8 +1,8 @@
-"""Reading pickles of plain data without running anything in them.
+"""Read pickles of plain data without running code from them.
 
-Unpickling runs whatever code a file asks for. The reader here knows a short list of names: each
-stands for a function of this module that rebuilds plain numbers and nothing else, and any other
-name is an error. Not even numpy's own unpickling sees the data, which trusts what it is given.
+Unpickling normally runs whatever a file asks for. This reader accepts a short list of names, each
+replaced by a function of this module that rebuilds plain data; any other name is an error. Even
+numpy's own unpickling is replaced, because it trusts its input.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ Names = Mapping[tuple[str, str], Callable[..., Any]]
 
 
 class ForbiddenError(Exception):
-    """A pickle asks for something that plain data do not need; the text is a sentence."""
+    """A pickle refers to something other than plain data; the message is a sentence."""
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Rebuilds numbers, texts, lists, dicts and, as :class:`Array`, numpy's arrays of numbers.
+    """Rebuilds numbers, strings, lists, dicts and, as :class:`Array`, numpy arrays of numbers.
 
-    Python 2's strings are read as latin1, as Detectron2 does it.
+    Strings of Python 2 are decoded as latin1, as in Detectron2.
 
     Args:
         file: opened in binary mode.
-        more: further names, (module, name), and what each stands for.
+        more: additional names: (module, name) and the replacement of each.
     """
 
     def __init__(self, file: IO[bytes], more: Names | None = None) -> None:
@@ -35,7 +35,7 @@ class PlainUnpickler(pickle.Unpickler):
         self._names = {**stand_ins(), **(more or {})}
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a name stands for; ForbiddenError for one that is not on the list."""
+        """Return the replacement of a name; raise ForbiddenError if it is not on the list."""
         stand_in = self._names.get((module, name))
         if stand_in is None:
             raise ForbiddenError(
@@ -45,23 +45,23 @@ class PlainUnpickler(pickle.Unpickler):
 
 
 def load_plain(file: IO[bytes], more: Names | None = None) -> Any:
-    """Unpickle numbers, texts, lists, dicts and numpy's arrays of numbers.
+    """Unpickle numbers, strings, lists, dicts and numpy arrays of numbers.
 
     Args:
         file: opened in binary mode.
         more: see :class:`PlainUnpickler`.
 
     Raises:
-        ForbiddenError: it holds something else.
-        Exception: a damaged pickle may raise nearly anything (Python's documentation).
+        ForbiddenError: the pickle contains something else.
+        Exception: a damaged pickle may raise almost any exception (Python's documentation).
     """
     return plain(PlainUnpickler(file, more).load())
 
 
 def plain(value: Any) -> Any:
-    """Put arrays in place of their stand-ins, also in the lists, tuples and dicts of ``value``.
+    """Replace stand-ins by their arrays, including those in lists, tuples and dicts.
 
-    Dicts and lists are changed in place: torch notes versions in an attribute of its dicts.
+    Dicts and lists are modified in place: torch keeps versions in an attribute of its dicts.
     """
     if isinstance(value, Array):
         return value.value
@@ -76,7 +76,7 @@ def plain(value: Any) -> Any:
 
 
 class Dtype:
-    """Stands for a numpy.dtype: called like it, then given the byte order."""
+    """Stand-in for numpy.dtype: called like it, then given the byte order."""
 
     def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
         self.code = code
@@ -88,17 +88,17 @@ class Dtype:
         self.code = order + self.code.lstrip("<>|=")
 
     def read(self, data: bytes | bytearray | str) -> np.ndarray:
-        """A flat array of the bytes."""
+        """Return the bytes as a flat array."""
         dtype = np.dtype(self.code)
-        if dtype.kind not in "biufU":  # numbers, and texts as ids
+        if dtype.kind not in "biufU":  # numbers, and strings for ids
             raise ForbiddenError(f"expected arrays of numbers, got one of {dtype}.")
-        # Python 2's bytes come as text
+        # bytes of Python 2 arrive as str
         array = np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype)
-        return array.astype(dtype.newbyteorder("="))  # a copy: bytes cannot be written
+        return array.astype(dtype.newbyteorder("="))  # a copy: arrays over bytes are read-only
 
 
 class Array:
-    """Stands for a numpy.ndarray; ``value`` is the array once its state is set."""
+    """Stand-in for numpy.ndarray; ``value`` is the array once its state is set."""
 
     value = np.zeros(0)
 
@@ -108,7 +108,7 @@ class Array:
 
 
 def stand_ins() -> dict[tuple[str, str], Callable[..., Any]]:
-    """What each name in a file stands for. Made anew each time: a pickle can alter attributes."""
+    """Return the replacement of each name; new objects, since a pickle can modify attributes."""
 
     def array_from_buffer(
         data: bytes | bytearray, dtype: Dtype, shape: Any, order: Any, axes: Any = None
@@ -129,7 +129,7 @@ def stand_ins() -> dict[tuple[str, str], Callable[..., Any]]:
         ("numpy", "ndarray"): lambda *_: Array(),
         ("numpy", "dtype"): lambda *arguments: Dtype(*arguments),
         ("collections", "OrderedDict"): lambda items=(): dict(items),
-        # bytes in old protocols, and bytes without any
+        # bytes in old protocols, and empty bytes
         ("_codecs", "encode"): latin1,
         ("__builtin__", "bytes"): lambda: b"",
     }

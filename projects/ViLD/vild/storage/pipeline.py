@@ -1,4 +1,4 @@
-"""Threads that the makers of stores share: work done ahead, and shards written behind."""
+"""Threads for writing stores: prepare items ahead, write shards in the background."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _END = object()
 
 @contextmanager
 def working_on(image_id: int | str, file: str | os.PathLike[str]) -> Iterator[None]:
-    """Log which image was worked on if the block raises an error."""
+    """Log the image being processed if the block raises an error."""
     try:
         yield
     except Exception:
@@ -33,13 +33,13 @@ def working_on(image_id: int | str, file: str | os.PathLike[str]) -> Iterator[No
 def map_ahead(
     function: Callable[[T], U], items: Sequence[T], threads: int, ahead: int | None = None
 ) -> Iterator[Future[U]]:
-    """Futures of ``function(item)`` in the items' order, a few computed ahead in threads.
+    """Yield futures of ``function(item)`` in order, a few of them computed ahead in threads.
 
     Args:
-        function: should release the interpreter lock for most of its time.
+        function: should release the interpreter lock most of the time.
         items: its arguments.
         threads: number of threads.
-        ahead: how many results wait at most; twice the threads by default.
+        ahead: maximum number of waiting results; twice the threads by default.
     """
     source = iter(items)
     with ThreadPoolExecutor(threads) as pool:
@@ -47,7 +47,7 @@ def map_ahead(
         try:
             while waiting:
                 first = waiting.pop(0)
-                first.exception()  # waits
+                first.exception()  # wait for the result
                 waiting += [pool.submit(function, item) for item in islice(source, 1)]
                 yield first
         finally:
@@ -56,14 +56,14 @@ def map_ahead(
 
 
 def run_ahead(items: Iterable[T], ahead: int = 2) -> Generator[T, None, None]:
-    """The same items, produced in a thread of their own.
+    """Yield the same items, produced in a separate thread.
 
-    An error of the producer is raised at the consumer. Where the consumer stops early, so does
-    the producer.
+    An error of the producer is raised in the consumer. If the consumer stops early, the producer
+    stops as well.
 
     Args:
         items: the producer.
-        ahead: how many items wait at most.
+        ahead: maximum number of waiting items.
     """
     queue: Queue[tuple[T | object, BaseException | None]] = Queue(ahead)
     stopped = threading.Event()
@@ -83,7 +83,7 @@ def run_ahead(items: Iterable[T], ahead: int = 2) -> Generator[T, None, None]:
                 if not put(item):
                     return
             put(_END)
-        except BaseException as error:  # handed on, whatever it is
+        except BaseException as error:  # passed to the consumer, whatever it is
             put(_END, error)
         finally:
             if isinstance(items, Generator):
@@ -105,10 +105,10 @@ def run_ahead(items: Iterable[T], ahead: int = 2) -> Generator[T, None, None]:
 
 
 class RunBehind:
-    """Runs one job at a time in a thread of its own; a context manager that waits for the last one.
+    """Runs one job at a time in a separate thread; a context manager that waits for the last one.
 
     An error of a job is raised by the next :meth:`check` or :meth:`wait`, at the latest at the end
-    of the block, unless the block fails by itself.
+    of the block, unless the block itself fails.
     """
 
     def __init__(self) -> None:
@@ -120,23 +120,23 @@ class RunBehind:
         """Start a job once the previous one has ended.
 
         Args:
-            job: should release the interpreter lock for most of its time.
-            held: what the job needs, such as a lock; taken over and, when the job has ended,
-                closed in the caller's thread.
+            job: should release the interpreter lock most of the time.
+            held: resources of the job, such as a lock; ownership is transferred, and they are
+                closed in the caller's thread once the job has ended.
         """
         self.wait()
         self._job, self._held = self._pool.submit(job), held.pop_all()
 
     def check(self) -> None:
-        """Raise the error of a job that has failed; never waits."""
+        """Raise the error of a failed job without waiting."""
         if self._job is not None and self._job.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait until no job runs; raise the error of one that has failed."""
+        """Wait until no job is running; raise the error of a failed one."""
         if self._job is None:
             return
-        wait([self._job])  # if this is interrupted, what the job needs stays held
+        wait([self._job])  # if this is interrupted, the job's resources stay held
         job, self._job = self._job, None
         with self._held:
             job.result()

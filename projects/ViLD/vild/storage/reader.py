@@ -1,4 +1,4 @@
-"""Reading a store by image, from any number of loader workers."""
+"""Read a store by image id, from any number of loader workers."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ logger = logging.getLogger(__name__)
 class RecordStore:
     """A finished store: a mapping from image id to its arrays.
 
-    Shards are memory-mapped when first used, by each process for itself, so that a store can be
-    handed to forked and to spawned workers alike.
+    Each process memory-maps shards on first use, so a store can be passed to forked and to spawned
+    workers.
 
     Args:
         folder: the store.
         kind: ``proposals`` or ``embeddings``.
-        expected: refuse the store unless its spec holds these values, e.g.
+        expected: values that the store's spec must have, e.g.
             ``{"source": {"crop": {"mode": "stretch"}}}``.
 
     Raises:
-        UnfinishedStoreError: no manifest.
+        UnfinishedStoreError: there is no manifest.
         StoreMismatchError: another kind, format or spec.
-        CorruptStoreError: a shard is missing, truncated or changed, or the manifest is damaged.
-            Shards that were written or copied since the last check are read whole once.
+        CorruptStoreError: a shard is missing, truncated or modified, or the manifest is damaged.
+            Shards written or copied since the last check are verified by reading them completely.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class RecordStore:
             start += rows
 
     def _check_files(self) -> None:
-        """Sizes of all shards; checksums of those that were touched since they were last right."""
+        """Check the sizes of all shards and the checksums of those that have changed."""
         known = self._checked()
         changed = []
         for shard in self._shards:
@@ -170,11 +170,11 @@ class RecordStore:
             known[shard["file"]] = state
         try:
             write_json(self.folder / CHECKED, {"digest": self.digest, "shards": known})
-        except OSError:  # a read-only folder; checked again the next time
+        except OSError:  # a read-only folder: check again next time
             logger.info("%s cannot be written: the check is not remembered", self.folder / CHECKED)
 
     def _checked(self) -> dict[str, list[int]]:
-        """States of the shards whose checksums were right; empty where that is not known."""
+        """Return the file states of verified shards; empty if unknown."""
         try:
             record = read_json(self.folder / CHECKED)
         except (OSError, StoreError):
@@ -186,12 +186,12 @@ class RecordStore:
 
     @property
     def failed(self) -> dict[ImageId, str]:
-        """Images that could not be read when the store was made, and why."""
+        """Images that could not be read when the store was made, with the reasons."""
         return dict(self._reasons)
 
     @property
     def rows(self) -> int:
-        """Number of regions of all images."""
+        """Number of regions over all images."""
         return sum(stop - start for _, start, stop, _, _ in self._index.values())
 
     def __len__(self) -> int:
@@ -204,11 +204,11 @@ class RecordStore:
         return image_id in self._index
 
     def image_size(self, image_id: ImageId) -> tuple[int, int]:
-        """(height, width) in pixels of the picture that the record was made from."""
+        """Return (height, width) in pixels of the image that the record was made from."""
         return self._locate(image_id)[3:]
 
     def count(self, image_id: ImageId) -> int:
-        """R of an image, without reading its record."""
+        """Return R of an image without reading its record."""
         _, start, stop, _, _ = self._locate(image_id)
         return stop - start
 
@@ -228,16 +228,16 @@ class RecordStore:
         """Check that the store was made from the images of a split.
 
         Args:
-            split: a registered data set. Its name need not be that of the store's split.
+            split: a registered dataset; its name may differ from that of the store's split.
             records: all records of the split, in Detectron2's format.
 
         Raises:
             StoreMismatchError: the images have other ids, file names or sizes, or lie in another
-                folder than those of the store's split, where that is registered.
+                folder than those of the store's split, if that one is registered.
         """
         own = self.spec.split
         roots = image_root(own), image_root(split)
-        # the digest has names below the root alone, which splits may share
+        # the digest covers only names relative to the root, which splits may share
         moved = own != split and None not in roots and roots[0] != roots[1]
         if self.spec.split_sha256 != split_digest(split, records) or moved:
             raise StoreMismatchError(
@@ -247,10 +247,10 @@ class RecordStore:
             )
 
     def check_images(self, images: Iterable[ImageId]) -> None:
-        """Check that the store has a record of every one of these images.
+        """Check that the store has a record of each of these images.
 
         Raises:
-            MissingImageError: names the first images without one, and why.
+            MissingImageError: lists the first images without a record and the reasons.
         """
         lacking = [image for image in images if image not in self]
         if lacking:
@@ -265,17 +265,17 @@ class RecordStore:
             )
 
     def arrays(self, image_id: ImageId) -> dict[str, Tensor]:
-        """Copies of a record's arrays, R rows each, by field.
+        """Return copies of a record's arrays, R rows each, by field.
 
         Raises:
-            MissingImageError: no record of this image.
+            MissingImageError: the image has no record.
             CorruptStoreError: its shard was removed or damaged after the store was opened.
         """
         number, start, stop, _, _ = self._locate(image_id)
         return {name: t[start:stop].clone() for name, t in self._shard(number).items()}
 
     def _shard(self, number: int) -> dict[str, Tensor]:
-        if self._process != os.getpid():  # a map must not be shared with the parent
+        if self._process != os.getpid():  # a memory map must not be shared with the parent
             self._opened, self._process = {}, os.getpid()
         if number not in self._opened:
             path = self.folder / self._shards[number]["file"]
@@ -298,13 +298,13 @@ _MEND = (
 
 
 def _restricted(value: Any, keys: Any) -> Any:
-    """The part of a nested json value that another one has keys for."""
+    """Return the part of a nested json value whose keys occur in another one."""
     if isinstance(value, dict) and isinstance(keys, Mapping):
         return {key: _restricted(value.get(key), keys[key]) for key in keys}
     return value
 
 
 def open_tensors(path: Path) -> dict[str, Tensor]:
-    """All arrays of one shard, memory-mapped."""
+    """Return all arrays of one shard, memory-mapped."""
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -1,4 +1,4 @@
-"""The images of a split, as stores record and check them."""
+"""The images of a split, recorded in stores and checked when they are used."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from vild.storage.layout import ImageId
 
 @dataclass(frozen=True)
 class SplitImages:
-    """The images of a split, for processes in which it is not registered.
+    """The images of a split, usable in processes where it is not registered.
 
     Attributes:
-        split: name of the data set.
+        split: name of the dataset.
         files: path of every image id.
         sha256: see :func:`split_digest`.
     """
@@ -31,10 +31,10 @@ class SplitImages:
 
     @classmethod
     def from_records(cls, split: str, records: Sequence[Mapping[str, Any]]) -> SplitImages:
-        """Take the images of a split's records, in Detectron2's format.
+        """Collect the images from a split's records in Detectron2's format.
 
         Raises:
-            ValueError: no image, or an id that comes twice.
+            ValueError: there are no images, or an id occurs twice.
         """
         if not records:
             raise ValueError(f"{split} has no image: there is nothing to store")
@@ -53,13 +53,13 @@ class SplitImages:
 def split_digest(split: str, records: Sequence[Mapping[str, Any]]) -> str:
     """Return a sha256 that identifies the images of a split.
 
-    Exports number the images of each split from 0 or 1, so ids alone do not. The digest covers id,
-    file name, height and width of every image, whatever their order. It stays the same where the
-    data set is moved to another folder or loses annotations (``X_train`` and ``X_train_base``).
+    Ids alone are not enough, since exports number the images of each split from 0 or 1. The digest
+    covers id, file name, height and width of every image, in any order. It stays the same if the
+    dataset is moved to another folder or loses annotations (``X_train`` and ``X_train_base``).
 
     Args:
-        split: name of the data set; file names are taken relative to the ``image_root`` of its
-            metadata. Without one the name of the file and of its folder count.
+        split: name of the dataset; file names are relative to the ``image_root`` of its metadata.
+            Without an ``image_root``, the names of the file and of its folder are used.
         records: in Detectron2's format; ``height`` and ``width`` may be absent.
     """
     root = image_root(split)
@@ -78,8 +78,8 @@ def split_digest(split: str, records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def image_root(split: str) -> str | None:
-    """Folder of a registered split's images; None if the split or its folder is unknown."""
-    if split not in DatasetCatalog:  # the other catalogue would make an entry
+    """Return the image folder of a registered split; None if the split or its folder is unknown."""
+    if split not in DatasetCatalog:  # the metadata catalogue would create an entry
         return None
     root = MetadataCatalog.get(split).get("image_root")
     return os.path.abspath(root) if root else None

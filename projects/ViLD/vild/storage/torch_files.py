@@ -1,4 +1,4 @@
-"""Files of ``torch.save``: read without running code in them, after a check of their checksums."""
+"""Read files of ``torch.save`` without running code from them, after verifying checksums."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from vild.storage.errors import UnsafeFileError
 from vild.storage.layout import BLOCK
 from vild.storage.pickles import Array, Dtype, plain, stand_ins
 
-DOS_FOLDER = 0x10  # attribute of a folder
-ZIP_START = b"PK\x03\x04"  # by which torch recognises its archives
+DOS_FOLDER = 0x10  # attribute that marks a folder
+ZIP_START = b"PK\x03\x04"  # signature by which torch recognises its archives
 
 
 def read_torch(path: Path) -> Any:
-    """Read tensors, numpy's arrays and numbers, and plain Python values.
+    """Read tensors, numpy arrays and numbers, and plain Python values.
 
     Args:
-        path: a file of ``torch.save``.
+        path: a file written by ``torch.save``.
 
     Returns:
-        what was saved, on the CPU.
+        the saved object, on the CPU.
 
     Raises:
         UnsafeFileError: reading it would run code.
-        Exception: a damaged file may raise nearly anything.
+        Exception: a damaged file may raise almost any exception.
     """
     check_archive(path)
-    # torch before 2.5 has no such context: no numpy's arrays there
+    # before torch 2.5 there is no such context, and numpy arrays are not supported
     allow = getattr(torch.serialization, "safe_globals", lambda _: contextlib.nullcontext())
     try:
         with allow(_stand_ins_for_numpy()):
@@ -46,22 +46,23 @@ def read_torch(path: Path) -> Any:
 
 
 def forbidden_name(error: Exception) -> str:
-    """The function or class that torch's restricted reading refused; empty for another error."""
-    # a whole name: a text that begins with "c" asks for something, too
+    """Return the name that torch's restricted unpickler refused; empty for another error."""
+    # match whole names, since a string that begins with "c" can also cause such an error
     found = re.search(r"GLOBAL ((?:\w+\.)*\w+) w", str(error))
     return found[1] if found and isinstance(error, pickle.UnpicklingError) else ""
 
 
 def check_archive(path: Path) -> None:
-    """Check what torch does not: that no entry of an archive was altered.
+    """Verify the checksums of an archive, which torch does not.
 
-    ``torch.save`` writes a CRC-32 of each entry, and ``torch.load`` ignores it.
+    ``torch.save`` writes a CRC-32 of each entry, but ``torch.load`` ignores it.
 
     Args:
-        path: a file of ``torch.save``. One of torch before 1.6 is no archive and has no checksums.
+        path: a file written by ``torch.save``. Files of torch before 1.6 are not archives and have
+            no checksums.
 
     Raises:
-        UnsafeFileError: it is an archive of a kind that ``torch.load`` does not read safely.
+        UnsafeFileError: an archive that ``torch.load`` does not read safely.
         Exception: it is damaged.
     """
     with path.open("rb") as file:
@@ -77,7 +78,7 @@ def check_archive(path: Path) -> None:
         # all zero: written with torch.serialization.set_crc32_options(False)
         if any(entry.CRC for entry in entries):
             for entry in entries:
-                # torch would leave the memory of a tensor as it was
+                # torch would leave the tensor's memory uninitialised
                 if entry.file_size and entry.external_attr & DOS_FOLDER:
                     raise ValueError(f"{entry.filename} is marked as a folder")
                 with archive.open(entry) as opened:
@@ -86,16 +87,16 @@ def check_archive(path: Path) -> None:
 
 
 def is_torchscript(entry: str) -> bool:
-    """Whether only TorchScript archives have an entry of this name."""
+    """Return whether an entry of this name only occurs in TorchScript archives."""
     return entry.rpartition("/")[2] == "constants.pkl"
 
 
 def _stand_ins_for_numpy() -> list[Any]:
-    """What torch's unpickler takes in place of numpy's own unpickling, which trusts the data."""
+    """Return replacements for numpy's unpickling functions, which trust their input."""
     allowed: list[Any] = [Array, Dtype]
     for (module, name), stand_in in stand_ins().items():
         if module.startswith("numpy"):
-            stand_in.__module__ = module  # torch goes by these
+            stand_in.__module__ = module  # torch looks at these attributes
             stand_in.__qualname__ = stand_in.__name__ = name
             allowed.append(stand_in)
     return allowed

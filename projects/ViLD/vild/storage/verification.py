@@ -1,4 +1,4 @@
-"""Every fault of a store, by name; see tools/verify_store.py."""
+"""Find all faults of a store; used by tools/verify_store.py."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ RecordCheck = Callable[[dict[str, Tensor], tuple[int, int]], list[str]]
 def store_faults(
     folder: str | os.PathLike[str], check: RecordCheck | None = None, progress: bool = False
 ) -> list[str]:
-    """Read a store whole and list what is wrong with it; empty if nothing is.
+    """Read a whole store and return its faults; an empty list if there are none.
 
     Args:
         folder: the store.
-        check: what the kind of store demands of one record.
+        check: additional check of one record, depending on the kind of store.
         progress: show a progress bar.
     """
     folder = Path(folder)
@@ -127,7 +127,7 @@ def _shard_faults(
         record = {name: tensor[start : start + count] for name, tensor in tensors.items()}
         try:
             yield from (f"{path}: image {image!r}: {fault}" for fault in check(record, size))
-        except KeyError as error:  # the kind in the manifest is not that of the arrays
+        except KeyError as error:  # the kind in the manifest does not match the arrays
             yield f"{path}: expected an array {error}, got {sorted(record)}"
             return
         start += count

@@ -1,8 +1,8 @@
-"""Writing a store, by any number of processes on any number of machines, as often interrupted.
+"""Write a store from any number of processes on any number of machines, with resuming.
 
-The unit is the shard: rank r of w writes shards r, r + w, ... A shard is written under another name
-and renamed, so that it is there whole or not at all, and what is there is not made again. The
-processes need not know of each other: the folder is all they share.
+The unit of work is the shard: rank r of w writes shards r, r + w, ... Shards are written
+atomically, and finished ones are skipped. The processes share only the folder and need no
+communication.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ShardBuilder:
         self._failed: list[tuple[ImageId, str]] = []
 
     def shape(self, field: str, rows: int) -> tuple[int, ...]:
-        """Shape of a field with so many rows."""
+        """Return the shape of a field for a number of rows."""
         return self._spec.fields[field].shape(rows)
 
     def add(self, image_id: ImageId, height: int, width: int, arrays: Mapping[str, Any]) -> None:
@@ -66,12 +66,12 @@ class ShardBuilder:
 
         Args:
             image_id: must be the next of :attr:`images`.
-            height: pixels.
-            width: pixels.
+            height: image height in pixels.
+            width: image width in pixels.
             arrays: every field of the store, R rows each.
 
         Raises:
-            ValueError: shapes or row counts that do not fit, or values that are not finite.
+            ValueError: wrong shapes or row counts, or non-finite values.
         """
         self._expect(image_id)
         rows = {len(array) for array in arrays.values()}
@@ -89,7 +89,7 @@ class ShardBuilder:
                     f"image {image_id}: expected {name} of shape {field.shape(count)}, got "
                     f"{array.shape}"
                 )
-            with np.errstate(over="ignore"):  # found as inf by the next line
+            with np.errstate(over="ignore"):  # overflow to inf is detected by the next check
                 array = array.astype(field.dtype)
             if not np.isfinite(array).all():
                 row = int(np.argwhere(~np.isfinite(array).reshape(count, -1).all(axis=1))[0, 0])
@@ -102,7 +102,7 @@ class ShardBuilder:
         self._sizes.append((count, height, width))
 
     def fail(self, image_id: ImageId, reason: str) -> None:
-        """Record that the next image has no record, and why."""
+        """Record that the next image has no record, and the reason."""
         self._expect(image_id)
         self._failed.append((image_id, reason))
         self._sizes.append((0, 0, 0))
@@ -115,7 +115,7 @@ class ShardBuilder:
             )
 
     def write(self, path: Path) -> None:
-        """Write the shard; all its images must have been added or have failed."""
+        """Write the shard once every image was added or has failed."""
         if len(self._sizes) != len(self.images):
             raise ValueError(f"expected {len(self.images)} images, got {len(self._sizes)}")
         arrays = {
@@ -135,16 +135,16 @@ class ShardBuilder:
 
 
 class StoreWriter:
-    """One process's access to a store that is being made.
+    """Access of one process to a store that is being written.
 
     Args:
-        folder: the store; made if it is not there.
-        spec: what is made; see :func:`store_spec`.
+        folder: the store; created if missing.
+        spec: what to write; see :func:`store_spec`.
         images: ids of all images, in order.
 
     Raises:
-        StoreMismatchError: the folder holds a store of another spec. Of several processes that
-            start at the same time with different ones, the first decides.
+        StoreMismatchError: the folder holds a store with another spec. If several processes start
+            at the same time with different specs, the first one wins.
         OSError: the folder cannot be written.
     """
 
@@ -152,10 +152,10 @@ class StoreWriter:
         self, folder: str | os.PathLike[str], spec: StoreSpec, images: Sequence[ImageId]
     ) -> None:
         self.folder, self.spec, self._images = Path(folder), spec, list(images)
-        self._written: dict[str, list[int]] = {}  # states of the shards of this very process
+        self._written: dict[str, list[int]] = {}  # states of the shards written by this process
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / SPEC
-        # looked for before the spec, which other processes write before they write shards
+        # list shards before reading the spec: other processes write the spec first
         shards = sorted(self.folder.glob("shard_*"))
         begun = shards or (self.folder / MANIFEST).exists()
         if not path.exists():
@@ -168,40 +168,40 @@ class StoreWriter:
         StoreSpec.from_json(read_json(path), str(path)).require_equal(spec, self.folder)
 
     def _is_own(self, shard: Path) -> bool:
-        """Whether a shard was made by this very spec."""
+        """Return whether a shard was made with exactly this spec."""
         try:
             return read_entry(shard).spec_sha256 == self.spec.sha256
         except CorruptStoreError:
             return False
 
     def pending(self, rank: int = 0, world_size: int = 1) -> list[int]:
-        """Shards of one rank that are still to be made; broken ones are among them."""
+        """Return the shards of one rank that are missing or broken."""
         return [n for n in range(rank, self.spec.shards, world_size) if self._entry(n) is None]
 
     def images_of(self, shard: int) -> list[ImageId]:
-        """Ids of the images of a shard."""
+        """Return the image ids of a shard."""
         size = self.spec.images_per_shard
         return self._images[shard * size : (shard + 1) * size]
 
     @contextmanager
     def shard(self, number: int, behind: RunBehind | None = None) -> Iterator[ShardBuilder]:
-        """Make one shard: records are added in the block, the file is written at its end.
+        """Write one shard: add records in the block; the file is written when the block ends.
 
         Args:
-            number: of the shard.
-            behind: writes the file in the background, once the previous one is written. The shard
-                stays locked until then.
+            number: number of the shard.
+            behind: writes the file in the background after the previous one. The shard stays locked
+                until it is written.
 
         Raises:
-            StoreBusyError: another process makes this very shard.
-            StoreError: the file, or the previous one, cannot be written, as on a full disk.
+            StoreBusyError: another process is writing this shard.
+            StoreError: this file or the previous one cannot be written, e.g. on a full disk.
         """
         path = self.folder / shard_name(number)
         with ExitStack() as held:
             busy = f"shard {number} of {self.folder} is being written"
             held.enter_context(self._lock(path.stem, busy))
             remove_leftovers(path)
-            if self._entry(number) is None:  # the store is not finished any more, if it was
+            if self._entry(number) is None:  # a finished store becomes unfinished
                 (self.folder / MANIFEST).unlink(missing_ok=True)
             builder = ShardBuilder(self.spec, self.images_of(number))
             yield builder
@@ -243,11 +243,11 @@ class StoreWriter:
             lock.release()
 
     def finish(self, made_by: Mapping[str, str], part: tuple[int, int] | None = None) -> bool:
-        """Write the manifest if every shard is there.
+        """Write the manifest if all shards exist.
 
         Args:
             made_by: versions of the software, for the record.
-            part: (rank, number of processes) whose shards have to be there.
+            part: (rank, number of processes) whose shards must exist.
 
         Raises:
             StoreError: a shard of ``part`` is missing or damaged, or one was made by a run with
@@ -255,7 +255,7 @@ class StoreWriter:
             OSError: the manifest cannot be written.
 
         Returns:
-            whether the store is finished; False while other ranks still work.
+            whether the store is finished; False while other ranks are still working.
         """
         entries = [self._entry(number) for number in range(self.spec.shards)]
         missing = [number for number, entry in enumerate(entries) if entry is None]
@@ -278,7 +278,7 @@ class StoreWriter:
         }
         if self._manifest_digest() == manifest["digest"]:
             return True
-        # only what this very process wrote is known to be right; the rest is checked when opened
+        # only shards written by this process are known to be intact; others are checked on opening
         checked = {"digest": manifest["digest"], "shards": self._written}
         write_json(self.folder / CHECKED, checked)
         write_json(self.folder / MANIFEST, manifest)
@@ -286,7 +286,7 @@ class StoreWriter:
         return True
 
     def _manifest_digest(self) -> str | None:
-        """The digest of an intact manifest; None where it is missing or damaged."""
+        """Return the digest of an intact manifest; None if it is missing or damaged."""
         try:
             manifest = read_json(self.folder / MANIFEST)
             actual = manifest_digest(manifest["spec"], manifest["shards"])
@@ -295,10 +295,10 @@ class StoreWriter:
             return None
 
     def retry_failed(self, rank: int = 0, world_size: int = 1) -> int:
-        """Take back every shard of one rank with an image that failed, so that it is made again.
+        """Delete every shard of one rank that has a failed image, so that it is written again.
 
         Returns:
-            the number of images concerned.
+            the number of failed images in these shards.
         """
         failed = 0
         for number in range(rank, self.spec.shards, world_size):
@@ -310,7 +310,7 @@ class StoreWriter:
         return failed
 
     def _entry(self, number: int) -> ShardEntry | None:
-        """The entry of a whole shard; None where there is none yet."""
+        """Return the entry of an intact shard; None if it is missing or broken."""
         path = self.folder / shard_name(number)
         try:
             entry = read_entry(path)
@@ -338,17 +338,17 @@ def store_spec(
     source: Mapping[str, Any],
     images_per_shard: int,
 ) -> StoreSpec:
-    """Return the spec of a store over the images of a split.
+    """Return the spec of a store for the images of a split.
 
     Args:
         kind: ``proposals`` or ``embeddings``.
-        images: of the split.
+        images: the images of the split.
         fields: arrays of a record by name.
-        source: all else that decides the content; plain json.
-        images_per_shard: images a shard.
+        source: everything else that affects the content; plain json.
+        images_per_shard: number of images per shard.
 
     Raises:
-        ValueError: an impossible shard size.
+        ValueError: the shard size is invalid.
     """
     if images_per_shard < 1:
         raise ValueError(f"expected at least 1 image a shard, got {images_per_shard}")
@@ -362,17 +362,17 @@ def store_spec(
 
 
 def require_disk_space(folder: str | os.PathLike[str], needed: int) -> str:
-    """Check that a disk has room.
+    """Check that a disk has enough free space.
 
     Args:
-        folder: where it is wanted; need not exist yet.
+        folder: where the space is needed; it may not exist yet.
         needed: bytes.
 
     Returns:
         a line for the log.
 
     Raises:
-        StoreError: there is less.
+        StoreError: there is less free space.
     """
     folder = Path(folder).absolute()
     existing = next(path for path in (folder, *folder.parents) if path.exists())

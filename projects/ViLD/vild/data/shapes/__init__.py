@@ -1,4 +1,4 @@
-"""``shapes``: an embedded benchmark in LVIS format, made in seconds from a seed."""
+"""``shapes``: a synthetic benchmark in LVIS format, generated in seconds from a seed."""
 
 from vild.data.shapes.categories import ALL_COMPOSITIONS, Composition, shapes_vocabulary
 from vild.data.shapes.dataset import (

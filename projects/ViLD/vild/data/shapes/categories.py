@@ -28,21 +28,21 @@ _SYNONYM = {
     "checkered": "{colour} {shape} with checks",
 }
 
-# How many classes are frequent, common and rare. Rare ones are novel, and of shapes that are never
-# labelled, as LVIS's are nouns that never are: a new composition of a labelled shape, colour and
-# pattern is found by the text embeddings alone.
+# Numbers of frequent, common and rare classes. Rare classes are novel, and their shapes are never
+# labelled, like the nouns of LVIS's rare classes: text embeddings alone would solve a new
+# composition of a labelled shape, colour and pattern.
 FREQUENT, COMMON, NOVEL = 20, 22, 18
 UNSEEN_SHAPES = 3
-# Colour and pattern of every class are one of so few looks: each is shared by half a dozen classes
-# of different shapes, so that a class cannot be told by its colour and pattern alone.
+# Number of looks (pairs of colour and pattern). Several classes of different shapes share each
+# look, so colour and pattern alone do not identify a class.
 LOOKS = 10
-NOVEL_SHARE = 0.175  # of all objects; with too few in the pictures, distillation can't help
+NOVEL_SHARE = 0.175  # share of all objects; if too few are in the images, distillation cannot help
 ZIPF = 0.8  # frequency of a base class ~ rank ** -ZIPF
 
 
 @dataclass(frozen=True)
 class Composition:
-    """What an object looks like."""
+    """Appearance of an object: shape, colour and pattern."""
 
     shape: str
     colour: str
@@ -50,7 +50,7 @@ class Composition:
 
     @property
     def name(self) -> str:
-        """For example "striped red star"."""
+        """Class name, for example "striped red star"."""
         return f"{self.pattern} {self.colour} {self.shape}"
 
     @property
@@ -60,7 +60,7 @@ class Composition:
 
     @property
     def synonym(self) -> str:
-        """Another way to say it, for example "red star with stripes"."""
+        """Alternative name, for example "red star with stripes"."""
         return _SYNONYM[self.pattern].format(colour=self.colour, shape=self.shape)
 
 
@@ -76,7 +76,7 @@ class ShapesVocabulary:
 
     Attributes:
         compositions: one per class.
-        frequency: ``f``, ``c`` or ``r`` per class; ``r`` are the novel ones.
+        frequency: ``f``, ``c`` or ``r`` per class; ``r`` marks the novel ones.
         weights: probability that an object is of the class; sums to 1.
     """
 
@@ -90,7 +90,7 @@ class ShapesVocabulary:
         return tuple(f == "r" for f in self.frequency)
 
     def categories(self) -> list[Category]:
-        """The classes in the form that data sets are registered with."""
+        """Return the classes in the form used to register datasets."""
         return [
             Category(row + 1, c.name, (c.name, c.synonym), f, None)
             for row, (c, f) in enumerate(zip(self.compositions, self.frequency, strict=True))
@@ -98,7 +98,7 @@ class ShapesVocabulary:
 
 
 def _draw_looks(rng: np.random.RandomState) -> list[tuple[str, str]]:
-    """Pairs of colour and pattern in which every colour and every pattern occurs."""
+    """Draw pairs of colour and pattern such that every colour and every pattern occurs."""
     pairs = list(itertools.product(COLOURS, PATTERNS))
     while True:
         looks = [pairs[i] for i in rng.permutation(len(pairs))[:LOOKS]]
@@ -107,30 +107,30 @@ def _draw_looks(rng: np.random.RandomState) -> list[tuple[str, str]]:
             return looks
 
 
-@lru_cache(maxsize=8)  # asked for once a picture
+@lru_cache(maxsize=8)  # called once per image
 def shapes_vocabulary(seed: int) -> ShapesVocabulary:
     """Draw the classes of a seed.
 
     Args:
-        seed: another seed gives other classes; the colours, shapes and patterns stay.
+        seed: other seeds give other classes from the same colours, shapes and patterns.
     """
-    # RandomState's streams are frozen for good, unlike those of numpy's Generator
+    # RandomState's streams never change, unlike those of numpy's Generator
     rng = np.random.RandomState([seed, 1])
     unseen = {list(OUTLINES)[i] for i in rng.permutation(len(OUTLINES))[:UNSEEN_SHAPES]}
     looks = _draw_looks(rng)
     seen = [c for c in ALL_COMPOSITIONS if c.shape not in unseen and c.look in looks]
     seen = [seen[i] for i in rng.permutation(len(seen))]
     base = FREQUENT + COMMON
-    # All unseen shapes in the same looks: were there one a look, it would be told from the labelled
-    # ones by being none of them.
+    # All unseen shapes share the same looks. With only one unseen shape per look, it could be
+    # recognised by excluding the labelled ones.
     shared = looks[: NOVEL // UNSEEN_SHAPES]
     novel = [c for c in ALL_COMPOSITIONS if c.shape in unseen and c.look in shared]
     chosen = [*seen[:base], *novel]
     frequency = ["f"] * FREQUENT + ["c"] * COMMON + ["r"] * NOVEL
     ranks = np.arange(1, base + 1, dtype=np.float64)
-    zipf = np.round(ranks**-ZIPF, 9)  # rounded: pow's last bit differs between machines
+    zipf = np.round(ranks**-ZIPF, 9)  # rounded because the last bit of pow differs between machines
     weights = [*(zipf / math.fsum(zipf) * (1 - NOVEL_SHARE)), *([NOVEL_SHARE / NOVEL] * NOVEL)]
-    # ids in an order that says nothing about frequency, as in LVIS
+    # the order of ids is unrelated to frequency, as in LVIS
     order = rng.permutation(len(chosen))
     return ShapesVocabulary(
         tuple(chosen[i] for i in order),

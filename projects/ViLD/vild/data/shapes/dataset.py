@@ -1,4 +1,4 @@
-"""Writes ``shapes`` to disk in LVIS format and registers it.
+"""Write ``shapes`` to disk in LVIS format and register it.
 
 Layout: ``shapes/{train,val}/000001.png``, ``shapes/annotations/{train,val}.json``.
 """
@@ -28,9 +28,9 @@ from vild.data.shapes.scenes import MIN_VISIBLE, SIZE, draw_scene
 logger = logging.getLogger(__name__)
 
 TRAIN_IMAGES, VAL_IMAGES = 2000, 500
-NEGATIVES = 20  # absent classes that a picture is said to have been searched for, as in LVIS
-FORMAT = 4  # raised whenever the same seed would give other pictures or annotations
-_SPLITS = {"train": 2, "val": 3}  # part of the seed of every picture
+NEGATIVES = 20  # negative classes listed per image, as in LVIS
+FORMAT = 4  # increase it whenever the same seed gives other images or annotations
+_SPLITS = {"train": 2, "val": 3}  # part of the seed of every image
 _RECIPE = "shapes.json"
 
 
@@ -42,25 +42,25 @@ def generate_shapes(
     workers: int | None = None,
     progress: bool = True,
 ) -> bool:
-    """Write the data set, unless the same one is there already, with all its files.
+    """Write the dataset, unless it already exists with all its files.
 
-    The result does not depend on ``workers``. It is made under a temporary name and renamed, so a
-    killed run leaves an older one as it was and nothing that looks finished.
+    The result does not depend on ``workers``. The folder is written under a temporary name and
+    renamed, so an interrupted run keeps an older dataset and never leaves an incomplete one.
 
     Args:
-        folder: where it goes; the folder is made, or replaced if it holds another ``shapes``.
-        seed: other seeds give other classes and pictures.
-        train_images: number of training pictures.
-        val_images: number of validation pictures.
-        workers: processes; one per core by default.
+        folder: target folder; created, or replaced if it holds another ``shapes``.
+        seed: other seeds give other classes and images.
+        train_images: number of training images.
+        val_images: number of validation images.
+        workers: number of processes; one per core by default.
         progress: show a progress bar.
 
     Returns:
-        True if it was written, False if it was there.
+        True if it was written, False if it already existed.
 
     Raises:
-        ValueError: a number is out of range, ``folder`` holds something else, or its parent cannot
-            be written.
+        ValueError: a number is out of range, ``folder`` holds something else, or its parent is not
+            writable.
         OSError: it cannot be written.
     """
     if train_images < 1 or val_images < 1:
@@ -95,7 +95,7 @@ def generate_shapes(
 
 
 def _is_complete(folder: Path, recipe: dict[str, int]) -> bool:
-    """Whether a folder with a recipe has this one, and all files of it."""
+    """Return whether a folder was made with this recipe and has all its files."""
     try:
         found = json.loads((folder / _RECIPE).read_text(encoding="utf-8"))
     except ValueError:  # damaged
@@ -154,7 +154,7 @@ def _pictures(
 def _write_picture(
     folder: Path, seed: int, split: str, number: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Draw and save picture ``number``; return its record and annotations (without their ids)."""
+    """Draw and save image ``number``; return its record and annotations (without their ids)."""
     rng = np.random.RandomState([seed, _SPLITS[split], number])
     vocabulary = shapes_vocabulary(seed)
     image, objects = draw_scene(rng, vocabulary.compositions, np.cumsum(vocabulary.weights))
@@ -185,7 +185,7 @@ def _write_picture(
         "height": SIZE,
         "width": SIZE,
         "neg_category_ids": sorted(int(i) for i in absent[:NEGATIVES]),
-        # a hidden object is there but not annotated: detections of its class are not judged
+        # a mostly hidden object is not annotated, so detections of its class must not be judged
         "not_exhaustive_category_ids": sorted(hidden),
     }
     return record, instances
@@ -196,7 +196,7 @@ def _prefix(seed: int) -> str:
 
 
 def shapes_folder(seed: int = 0) -> Path:
-    """Where the data set of a seed lies by default, below the data root."""
+    """Return the default folder of a seed's dataset, below the data root."""
     return data_root() / _prefix(seed)
 
 
@@ -204,11 +204,11 @@ def register_shapes(seed: int = 0, folder: str | os.PathLike[str] | None = None)
     """Register ``shapes_train_base``, ``shapes_train`` and ``shapes_val``.
 
     Args:
-        seed: seed of the data set; with another than 0 the names begin with ``shapes_seed<n>``.
-        folder: where it lies; ``shapes`` or ``shapes_seed<n>`` below the data root by default.
+        seed: seed of the dataset; for other seeds than 0 the names begin with ``shapes_seed<n>``.
+        folder: its folder; ``shapes`` or ``shapes_seed<n>`` below the data root by default.
 
     Returns:
-        the names.
+        the names of the splits.
     """
     root = Path(folder) if folder is not None else shapes_folder(seed)
     files = {split: (root / "annotations" / f"{split}.json", root / split) for split in _SPLITS}
@@ -217,10 +217,10 @@ def register_shapes(seed: int = 0, folder: str | os.PathLike[str] | None = None)
 
 
 def register_made_shapes() -> list[str]:
-    """Register ``shapes`` of seed 0, and of every other seed that lies below the data root.
+    """Register ``shapes`` of seed 0, and of every other seed found below the data root.
 
     Returns:
-        the names.
+        the names of the splits.
     """
     names = register_shapes()
     for folder in sorted(data_root().glob("shapes_seed*")):
@@ -231,9 +231,9 @@ def register_made_shapes() -> list[str]:
 
 
 def pixel_digest(folder: str | os.PathLike[str]) -> str:
-    """sha256 over the pixels and annotations of a written data set.
+    """Return the sha256 over the pixels and annotations of a written dataset.
 
-    It is the same on every machine; the png files' bytes need not be, since zlib versions differ.
+    It is the same on every machine; the bytes of the png files may differ with the zlib version.
     """
     digest = hashlib.sha256()
     for split in _SPLITS:

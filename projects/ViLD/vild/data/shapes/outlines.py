@@ -1,7 +1,7 @@
 """Outlines of the shapes, and their rasterisation with exact, portable arithmetic.
 
 Only additions, multiplications, divisions and comparisons of doubles are used on rounded inputs, so
-that every machine draws the same pixels.
+every machine draws the same pixels.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 Polygon = tuple[tuple[float, float], ...]
-SUBSAMPLES = 3  # a side, per pixel
+SUBSAMPLES = 3  # samples per pixel along each axis
 
 
 def _polar(points: list[tuple[float, float]]) -> Polygon:
-    """Vertices from (degrees, radius); rounded, since the last bit of cos differs by machine."""
+    """Return vertices from (degrees, radius); rounded, since cos differs by machine."""
     return tuple(
         (round(r * math.cos(math.radians(a)), 6), round(r * math.sin(math.radians(a)), 6))
         for a, r in points
@@ -24,9 +24,9 @@ def _polar(points: list[tuple[float, float]]) -> Polygon:
 
 
 def _crescent() -> Polygon:
-    """The unit disc less a disc of radius 0.75 around (0.5, 0)."""
+    """Return the unit disc minus a disc of radius 0.75 around (0.5, 0)."""
     shift, radius = 0.5, 0.75
-    x = (1 - radius**2 + shift**2) / (2 * shift)  # where the two circles meet
+    x = (1 - radius**2 + shift**2) / (2 * shift)  # x coordinate where the two circles intersect
     outer = math.degrees(math.acos(x))
     inner = math.degrees(math.acos((x - shift) / radius))
     points = []
@@ -84,7 +84,7 @@ OUTLINES: dict[str, Polygon] = {
 def place(
     outline: Polygon, centre: tuple[float, float], half: float, degrees: int
 ) -> npt.NDArray[np.float64]:
-    """Vertices (V, 2) in pixels of an outline of half-size ``half``, turned by ``degrees``."""
+    """Return pixel vertices (V, 2) of an outline of half-size ``half``, turned by ``degrees``."""
     cos = round(math.cos(math.radians(degrees)), 6)
     sin = round(math.sin(math.radians(degrees)), 6)
     points = np.array(outline)
@@ -94,7 +94,7 @@ def place(
 
 
 def coverage(vertices: npt.NDArray[np.float64], height: int, width: int) -> npt.NDArray[np.float64]:
-    """How much of each pixel a polygon covers, by the even-odd rule.
+    """Return the fraction of each pixel that a polygon covers, by the even-odd rule.
 
     Args:
         vertices: (V, 2) x, y in pixels; pixel (i, j) is the square [j, j + 1) × [i, i + 1).
@@ -108,11 +108,11 @@ def coverage(vertices: npt.NDArray[np.float64], height: int, width: int) -> npt.
     y = (np.arange(rows) + 0.5) / SUBSAMPLES  # sample lines
     x0, y0 = vertices[:, 0], vertices[:, 1]
     x1, y1 = np.roll(x0, -1), np.roll(y0, -1)
-    # (rows, V): edges that a sample line crosses, and where
+    # (rows, V): which edges each sample line crosses, and where
     crosses = (y0[None] <= y[:, None]) != (y1[None] <= y[:, None])
     line, edge = np.nonzero(crosses)
     x = x0[edge] + (y[line] - y0[edge]) * (x1[edge] - x0[edge]) / (y1[edge] - y0[edge])
-    # first sample column to the right of the crossing; from there on inside and outside swap
+    # first sample column to the right of the crossing; inside and outside swap from there on
     first = np.ceil(x * SUBSAMPLES - 0.5).clip(0, columns).astype(np.int64)
     toggles = np.zeros((rows, columns + 1), np.int64)
     np.add.at(toggles, (line, first), 1)

@@ -1,4 +1,4 @@
-"""Exact polygons of a mask: their edges run between pixels, so rasterising gives the mask back."""
+"""Exact polygons of a mask: edges run between pixels, so rasterising restores the mask."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ Point = tuple[int, int]
 
 
 def mask_to_polygons(mask: npt.NDArray[np.bool_]) -> list[list[float]]:
-    """Outlines of the regions of ``mask``, in COCO's form.
+    """Return the outlines of the regions of ``mask`` in COCO's form.
 
     Args:
         mask: (H, W) bool.
 
     Returns:
         one flat list x0, y0, x1, y1, … per region (4-connected), corners only, in pixels. Holes
-        are left out: COCO's polygons can't say them.
+        are dropped: COCO's polygons cannot represent them.
     """
     padded = np.pad(mask.astype(np.int8), 1)
-    # Each pixel edge between inside and outside, directed so that the inside is on its right
-    # (image coordinates, y down): outlines run clockwise, holes counter-clockwise.
+    # Pixel edges between inside and outside, directed so that the inside is on the right (image
+    # coordinates, y down): outlines run clockwise, holes counter-clockwise.
     following: dict[Point, list[Point]] = {}
     down = np.diff(padded, axis=0)  # rows i-1 -> i of the padded mask
     right = np.diff(padded, axis=1)
@@ -55,7 +55,7 @@ def mask_to_polygons(mask: npt.NDArray[np.bool_]) -> list[list[float]]:
 
 def _take_next(following: dict[Point, list[Point]], point: Point, heading: Point) -> Point:
     ends = following[point]
-    # where two regions touch at a corner, turn right: that keeps them apart (4-connectivity)
+    # where two regions touch at a corner, turn right to keep them separate (4-connectivity)
     right = (point[0] - heading[1], point[1] + heading[0])
     chosen = right if right in ends else ends[0]
     ends.remove(chosen)

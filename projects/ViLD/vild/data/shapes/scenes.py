@@ -1,4 +1,4 @@
-"""Draws one picture of ``shapes``: clutter, objects that overlap, photographic noise."""
+"""Draw one image of ``shapes``: clutter, overlapping objects, photographic noise."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy.typing as npt
 from vild.data.shapes.categories import COLOURS, Composition
 from vild.data.shapes.outlines import OUTLINES, coverage, place
 
-SIZE = 160  # pixels a side
+SIZE = 160  # pixels per side
 MIN_OBJECTS, MAX_OBJECTS = 3, 8
-MIN_EXTENT, MAX_EXTENT = 20, 52  # pixels, before turning
+MIN_EXTENT, MAX_EXTENT = 20, 52  # pixels, before rotation
 MAX_TURN = 20  # degrees
 MAX_OVERLAP = 0.35  # of the smaller object's area, per pair
-MIN_VISIBLE = 0.4  # below it an object is not annotated
+MIN_VISIBLE = 0.4  # objects less visible than this are not annotated
 _PLACEMENT_TRIES = 25
 
 Image = npt.NDArray[np.uint8]
@@ -28,9 +28,9 @@ class SceneObject:
     """One object of a scene.
 
     Attributes:
-        index: which of the given compositions it is.
+        index: index of its composition.
         mask: (SIZE, SIZE) bool, the visible part.
-        visible: visible share of its area.
+        visible: visible fraction of its area.
     """
 
     index: int
@@ -39,7 +39,7 @@ class SceneObject:
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """x0, y0, x1, y1 around the visible part, in pixels."""
+        """Box x0, y0, x1, y1 around the visible part, in pixels."""
         rows, columns = np.nonzero(self.mask.any(axis=1))[0], np.nonzero(self.mask.any(axis=0))[0]
         return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
@@ -49,15 +49,15 @@ def draw_scene(
     compositions: Sequence[Composition],
     cumulative: npt.NDArray[np.float64],
 ) -> tuple[Image, list[SceneObject]]:
-    """Draw a picture.
+    """Draw an image.
 
     Args:
         rng: source of all randomness. RandomState's streams never change between numpy versions.
-        compositions: what objects may be.
+        compositions: the possible objects.
         cumulative: cumulative probabilities of ``compositions``, the last one 1.
 
     Returns:
-        the picture, (SIZE, SIZE, 3) uint8 RGB, and its objects.
+        the image, (SIZE, SIZE, 3) uint8 RGB, and its objects.
     """
     canvas = _background(rng)
     masks: list[Mask] = []
@@ -88,7 +88,7 @@ def draw_scene(
 def _place_object(
     rng: np.random.RandomState, composition: Composition, masks: list[Mask], areas: list[int]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
-    """Coverage (SIZE, SIZE) and colours (SIZE, SIZE, 3) of an object with room, or None."""
+    """Return coverage (SIZE, SIZE) and colours (SIZE, SIZE, 3) of a new object; None if no room."""
     # squared, so that small objects are more frequent than large ones
     extent = MIN_EXTENT + (MAX_EXTENT - MIN_EXTENT) * rng.random_sample() ** 2
     half = extent / 2
@@ -125,7 +125,7 @@ def _paint(
     extent: float,
     degrees: int,
 ) -> npt.NDArray[np.float64]:
-    """Colours (h, w, 3) of an object's patch: its pattern in two tones of its colour."""
+    """Return colours (h, w, 3) of an object's patch: its pattern in two tones of its colour."""
     tone = np.array(COLOURS[composition.colour], np.float64)
     tone = tone * (0.8 + 0.3 * rng.random_sample())
     other = tone * 0.3
@@ -152,7 +152,7 @@ def _paint(
 
 
 def _background(rng: np.random.RandomState) -> npt.NDArray[np.float64]:
-    """Coloured noise of two scales, and lines for clutter; (SIZE, SIZE, 3) in [0, 255]."""
+    """Draw coloured noise of two scales and lines as clutter; (SIZE, SIZE, 3) in [0, 255]."""
     base = 60 + 120 * rng.random_sample(3)
     canvas = np.zeros((SIZE, SIZE, 3)) + base
     for cells, strength in ((5, 70.0), (20, 45.0)):
@@ -173,7 +173,7 @@ def _background(rng: np.random.RandomState) -> npt.NDArray[np.float64]:
 
 
 def _enlarge(grid: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
-    """Bilinear enlargement of (c + 1, c + 1, 3) to (size, size, 3)."""
+    """Enlarge (c + 1, c + 1, 3) bilinearly to (size, size, 3)."""
     cells = grid.shape[0] - 1
     position = (np.arange(size) + 0.5) * cells / size
     low = np.floor(position).astype(int).clip(0, cells - 1)
@@ -183,7 +183,7 @@ def _enlarge(grid: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64
 
 
 def _photograph(rng: np.random.RandomState, canvas: npt.NDArray[np.float64]) -> Image:
-    """Contrast, colour cast, brightness and noise, then 8 bits."""
+    """Apply contrast, colour cast, brightness and noise, and convert to 8 bits."""
     gain = (0.75 + 0.45 * rng.random_sample()) * (0.92 + 0.16 * rng.random_sample(3))
     offset = 50 * (rng.random_sample() - 0.5)
     amplitude = int(rng.randint(3, 15))
