@@ -18,7 +18,6 @@ from vild.storage.layout import MANIFEST
 
 TRAIN_NET = "projects/ViLD/train_net.py"
 PROPOSALS = 100  # a picture, kept in the stores
-DISTILLED_REGIONS = 60  # of them, embedded by the teacher for training
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class Pipeline:
         prefix: of the stages' names, where several pipelines are run together.
         images: number of training and of validation images; None: as make_shapes.py has it.
         precision: of trainings and of the extraction of proposals: ``fp32`` or ``bf16``.
+        regions: proposals per training image that the teacher embeds.
     """
 
     folder: Path = Path("output/shapes")
@@ -40,6 +40,7 @@ class Pipeline:
     prefix: str = ""
     images: tuple[int, int] | None = None
     precision: str = "fp32"
+    regions: int = 60
 
     @property
     def data(self) -> str:
@@ -112,7 +113,7 @@ class Pipeline:
             )
         )
         for split, regions, stem in zip(
-            splits, (DISTILLED_REGIONS, PROPOSALS), ("train", "val"), strict=True
+            splits, (self.regions, PROPOSALS), ("train", "val"), strict=True
         ):
             stages.append(
                 Stage(
