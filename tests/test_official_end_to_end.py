@@ -21,6 +21,7 @@ from . import forked
 from .making import text_embeddings
 from .official import CONFIGS, config, converted
 
+pytestmark = pytest.mark.slow
 LOGGER = logging.getLogger(__name__)  # the figures: pytest --log-cli-level info
 SETTINGS = {
     "MODEL.ROI_HEADS.NUM_CLASSES": "60",

@@ -111,13 +111,18 @@ def test_selection(classes: int, broken: bool) -> None:
 
 def test_suppression() -> None:
     given, classes = boxes(200), (random(200, seed=5) * 6).long()
+    scores = random(200, seed=6).sort(descending=True).values
 
     def run(device: str) -> list[Tensor]:
-        own = given.to(device), classes.to(device)
-        return [f(*own, 0.4, n) for f in (suppress, suppress_in_rounds) for n in (-1, 30)]
+        own, scored, labels = given.to(device), scores.to(device), classes.to(device)
+        return [
+            *(suppress(own, scored, labels, 0.4, n) for n in (-1, 30)),
+            *(suppress_in_rounds(own, labels, 0.4, n) for n in (-1, 30)),
+        ]
 
     found, _ = compare(run)
     assert torch.equal(found[".0"], found[".2"])
+    assert torch.equal(found[".1"], found[".3"])
 
 
 @pytest.mark.parametrize("world", [1, 2])

@@ -38,6 +38,7 @@ def campaign(*args: object) -> tuple[int | None, str]:
     return forked.run(["tools/fault_campaign.py", *args], timeout=900)
 
 
+@pytest.mark.slow
 def test_a_case_of_each_part(tmp_path: Path) -> None:
     cases = [word for name in CHEAP for word in ("--case", name)]
     code, output = campaign(*cases, "--out", tmp_path / "report.json", "--seed", "3")
