@@ -4,7 +4,7 @@
 python tools/benchmark_detector.py                    # all of it: about 20 minutes on two cores
 python tools/benchmark_detector.py --only selection
 
-Weights and the picture are random, the sizes are the official ones. Sides take turns, and each
+Weights and the image are random, the sizes are the official ones. Sides take turns, and each
 figure is a ratio of medians. The Mask R-CNN has a linear classifier whose logits spread as much as
 cosines of random embeddings over 0.01; its score threshold is 0.05, where its selection costs next
 to nothing. Ours is 0.
@@ -136,7 +136,7 @@ def training(repeats: int, device: torch.device) -> None:
 
 
 def inference(repeats: int, device: torch.device) -> None:
-    """Detections and masks of one picture, by vocabulary size, and where the time goes."""
+    """Detections and masks of one image, by vocabulary size, and where the time goes."""
     picture = [{"image": random_picture(), "height": HEIGHT, "width": WIDTH}]
     work, models = {}, {}
     for variant in ("plain", "text", "vild", "ensemble"):
@@ -167,7 +167,7 @@ def inference(repeats: int, device: torch.device) -> None:
 
 
 def precision(repeats: int, device: torch.device) -> None:
-    """Detections of one picture in fp32 and bf16, each with and without ``channels_last``."""
+    """Detections of one image in fp32 and bf16, each with and without ``channels_last``."""
     picture = [{"image": random_picture(), "height": HEIGHT, "width": WIDTH}]
     model = make_model("ensemble", LVIS, device).eval()
     layouts = {"": model, ", channels_last": copy.deepcopy(model)}
@@ -224,7 +224,7 @@ def text_embeddings(classes: int) -> TextEmbeddings:
 
 
 def random_boxes(number: int, device: torch.device | str = "cpu") -> Tensor:
-    """(R, 4) in the picture, of 16 to 300 pixels."""
+    """(R, 4) in the image, of 16 to 300 pixels."""
     size = torch.rand(number, 2) * 284 + 16
     corner = torch.rand(number, 2) * (torch.tensor([WIDTH, HEIGHT]) - size)
     return torch.cat([corner, corner + size], dim=1).to(device)
@@ -242,7 +242,7 @@ def random_picture() -> Tensor:
 
 
 def training_picture() -> dict[str, object]:
-    """A picture of 20 objects with its distilled regions."""
+    """An image of 20 objects with its distilled regions."""
     objects = Instances((HEIGHT, WIDTH))
     objects.gt_boxes = Boxes(random_boxes(20))
     objects.gt_classes = torch.arange(20) * 4 + 1  # base ones

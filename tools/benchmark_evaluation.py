@@ -1,15 +1,15 @@
 #!/usr/bin/env python
 """Time and memory of LVIS's evaluation: writing the detections, then measuring them.
 
-python tools/benchmark_evaluation.py                  # 2000 pictures x 300 masks
+python tools/benchmark_evaluation.py                  # 2000 images x 300 masks
 python tools/benchmark_evaluation.py --official       # beside it the official package by itself
 python tools/benchmark_evaluation.py --encoding       # masks to run lengths alone, by pycocotools
 
-Pictures, objects and detections are random, the numbers are LVIS's: 1203 classes, labels for some
-of them in each picture. Half of the detections are of classes that were looked for in the picture;
+Images, objects and detections are random, the numbers are LVIS's: 1203 classes, labels for some
+of them in each image. Half of the detections are of classes that were looked for in the image;
 the others do not count, but the file has them. Each step runs in a process of its own, whose peak
-memory is printed; half of the pictures are measured too, and the two give the memory for all of
-LVIS's validation pictures.
+memory is printed; half of the images are measured too, and the two give the memory for all of
+LVIS's validation images.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ python tools/benchmark_shapes.py
 python tools/benchmark_shapes.py --seeds 1 --only text vild ensemble
 python tools/benchmark_shapes.py --quick --seeds 0 1 2 8 9 --out-dir output/benchmark_quick
 
-A seed is another data set (classes, pictures), other weights and another order of the training.
+A seed is another dataset (classes, images), other weights and another order of the training.
 The settings were chosen on seeds 0 and 1. The same command goes on after an interruption.
 Writes results.json and results.md to --out-dir.
 """

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Measure the path from pictures to stored embeddings; every figure is a ratio of one run.
+"""Measure the path from images to stored embeddings; every figure is a ratio of one run.
 
-Pictures, boxes and weights are random: speed does not depend on what they show.
+Images, boxes and weights are random: speed does not depend on what they show.
 
 python tools/benchmark_teacher.py                       # all parts
 python tools/benchmark_teacher.py --part crops --part store

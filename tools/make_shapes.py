@@ -51,7 +51,7 @@ def report(args: argparse.Namespace, folder: Path, seconds: float | None) -> Non
 
     Args:
         args: of the command line.
-        folder: of the data set.
+        folder: of the dataset.
         seconds: that it took; None: it was there.
     """
     from vild.data.contact_sheet import write_contact_sheet

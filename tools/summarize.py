@@ -4,7 +4,7 @@
 python tools/summarize.py output/vild output/ensemble --names ViLD ViLD-ensemble --out-dir output
 python tools/summarize.py output/eval/lvis_v1_val_metrics.json --reference --out-dir output
 
-A run is its folder, its metrics.json, or a <data set>_metrics.json of an evaluation. Runs on LVIS
+A run is its folder, its metrics.json, or a <dataset>_metrics.json of an evaluation. Runs on LVIS
 are reported as APr, APc, APf and AP of masks, those on COCO as box AP50 of novel, base and all
 classes. Writes summary.md, summary.csv and summary.png. Exit code: 0, or 2 for an error.
 """

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-r"""ViLD-text on a few hundred photographs of COCO, learned by heart: the path on real pictures.
+r"""ViLD-text on a few hundred photographs of COCO, learned by heart: the path on real images.
 
 python tools/train_coco_mini.py --data FOLDER --text-embeddings FILE.npy
 
 FOLDER is in COCO's layout (annotations/instances_{train,val}2017.json, train2017, val2017), FILE
 holds CLIP's embeddings of COCO's 80 names in the order of their ids. Trains on the 48 base classes,
-evaluates on the training pictures and on val2017, and fails where it has not learned. So few
-pictures give no AP that is worth quoting. The same command goes on after an interruption.
+evaluates on the training images and on val2017, and fails where it has not learned. So few
+images give no AP that is worth quoting. The same command goes on after an interruption.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 OUTPUT = Path("output/coco_mini")
 DATASET = "datasets/coco_mini.yaml"
 CONFIG = "configs/coco_mini/vild_text.yaml"
-EXPECTED_AP50 = 30.0  # box, base classes, on the pictures that were learned
+EXPECTED_AP50 = 30.0  # box, base classes, on the images that were learned
 
 
 def build_stages(data: Path, text_embeddings: Path, opts: list[str]) -> list[Stage]:

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-r"""Draw the detections of a results file beside the ground truth, one picture an image.
+r"""Draw the detections of a results file beside the ground truth, one image an image.
 
 python tools/visualize_results.py --dataset lvis_v1_val --results detections.json \
     --out-dir output/pictures --limit 50
 
 The file is in COCO's or LVIS's result format, as train_net.py --eval-only and Detectron2's
-evaluators write it. Names of novel classes begin with a star. Exit code: 0, or 3 where pictures
+evaluators write it. Names of novel classes begin with a star. Exit code: 0, or 3 where images
 could not be drawn, or 2 for an error.
 """
 
@@ -39,10 +39,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def choose(records: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The records to draw, in the data set's order.
+    """The records to draw, in the dataset's order.
 
     Raises:
-        ValueError: an image that the data set lacks.
+        ValueError: an image that the dataset lacks.
     """
     if args.images:
         wanted = set(args.images)

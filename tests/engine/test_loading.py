@@ -37,7 +37,7 @@ IMAGES = [1, 2, 3, 4]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """Four pictures, each with a crow (base) and an owl (novel), and stores of their regions."""
+    """Four images, each with a crow (base) and an owl (novel), and stores of their regions."""
     annotations = []
     for image in IMAGES:
         Image.new("RGB", (80, 60), (image * 20, 0, 0)).save(tmp_path / f"{image}.png")

@@ -199,7 +199,7 @@ def _gradients(folder: str) -> None:
         MODEL__ROI_BOX_HEAD__NORM="GN",
         MODEL__RPN__BATCH_SIZE_PER_IMAGE=100_000,  # every anchor
         MODEL__RPN__POST_NMS_TOPK_TRAIN=40,
-        MODEL__ROI_HEADS__PROPOSAL_APPEND_GT=False,  # as many regions of every picture
+        MODEL__ROI_HEADS__PROPOSAL_APPEND_GT=False,  # as many regions of every image
         MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE=80,  # all of them
         MODEL__ROI_HEADS__POSITIVE_FRACTION=1.0,
         DATASETS__TEST=(),
@@ -231,7 +231,7 @@ def test_two_processes_have_the_gradients_of_one(folder: Path) -> None:
 def _falling(folder: str) -> None:
     """A normal run, with sampling of each process's own.
 
-    The backbone's batch normalisation would see half as many pictures a process, which is another
+    The backbone's batch normalisation would see half as many images a process, which is another
     training (its loss was 19 % higher after these steps); the box heads' is synchronised.
     """
     torch.set_num_threads(1)

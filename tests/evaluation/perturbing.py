@@ -32,9 +32,9 @@ def perturbed(
         contents: annotations in COCO's or LVIS's format.
         dataset_ids: category ids by row; detections of other classes are not made.
         copies: detections an object.
-        spurious: detections a picture without an object.
-        crowded: as ``spurious``, for the first picture.
-        empty: number of pictures, the last ones, without detections.
+        spurious: detections an image without an object.
+        crowded: as ``spurious``, for the first image.
+        empty: number of images, the last ones, without detections.
         seed: of the random numbers.
     """
     rng = np.random.RandomState(seed)

@@ -103,7 +103,7 @@ def test_the_csv_of_classes(shapes: Case, tmp_path: Path) -> None:
         assert row["frequency"] == category.frequency
         assert row["instances"] == str(len(objects))
         assert (row["bbox AP"] == "") == (not objects)
-    assert rows[2]["bbox AP"] == ""  # the class that no picture has
+    assert rows[2]["bbox AP"] == ""  # the class that no image has
     for task in ("bbox", "segm"):
         official = official_lvis(shapes, task).eval["precision"][..., 0]
         for k, row in enumerate(rows):

@@ -127,7 +127,7 @@ def test_coco_leaves_out_classes_outside_of_the_vocabulary(coco: Case, tmp_path:
 
 def test_the_order_of_the_detections_and_of_the_pictures_does_not_matter(shapes: Case) -> None:
     items = read_json(shapes.results)
-    # by classes: each picture's detections are scattered, those of one score in their order
+    # by classes: each image's detections are scattered, those of one score in their order
     items.sort(key=lambda item: item["category_id"])
     before = copy.deepcopy(items)
     scattered = evaluate_lvis(shapes.json_file, items, ["segm"], shapes.novel)["segm"]

@@ -152,7 +152,7 @@ def test_impossible_detections_are_refused(tmp_path: Path, change: Any, complain
         writer.add(77, bad, IDS)
     assert "77" in str(error.value)
     writer.close()
-    assert len(read_json(tmp_path / "r.json")) == 1  # nothing of the bad picture
+    assert len(read_json(tmp_path / "r.json")) == 1  # nothing of the bad image
 
 
 def read(results: Results) -> list[Detection]:

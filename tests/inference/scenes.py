@@ -1,4 +1,4 @@
-"""Pictures of one colour and detections in them."""
+"""Images of one colour and detections in them."""
 
 from __future__ import annotations
 

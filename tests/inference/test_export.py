@@ -1,4 +1,4 @@
-"""Exported detectors find what the detector finds, also with other pictures and other classes."""
+"""Exported detectors find what the detector finds, also with other images and other classes."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_every_variant(variant: str, text_input: bool, tmp_path: Path) -> None:
     after = eager(model, prepare_picture(cfg, picture(60, 80)))
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
-    # other than in the checks of the export: a larger picture, more classes than detections
+    # other than in the checks of the export: a larger image, more classes than detections
     inputs: tuple[Tensor, ...] = (torch.from_numpy(picture(171, 130, seed=3)).permute(2, 0, 1),)
     if text_input:
         model.roi_heads.set_vocabulary(OTHER)

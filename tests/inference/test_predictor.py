@@ -1,4 +1,4 @@
-"""Detection of anything named: words, cache, pictures."""
+"""Detection of anything named: words, cache, images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WORDS = ["striped red star", "plain blue heart", "dotted green moon"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three pictures, their text embeddings, and a detector whose weights are as they were made."""
+    """Three images, their text embeddings, and a detector whose weights are as they were made."""
     made = tmp_path_factory.mktemp("predictor")
     small_shapes.make(made, 3)
     torch.manual_seed(0)

@@ -120,7 +120,7 @@ def test_a_file_of_metrics_goes_before_the_log(tmp_path: Path) -> None:
     assert (run.data, run.results["bbox"]["AP"]) == ("shapes_val", 3)
     assert run.history["bbox/AP"].tolist() == [[40, 1]]
     assert "total_loss" in run.history
-    # with two files nobody can tell of which data set the log's figures are
+    # with two files nobody can tell of which dataset the log's figures are
     write_metrics(folder / "shapes_train_metrics.json", bbox={"AP": 4.0})
     assert [run.data for run in read_runs([folder])] == ["shapes_train", "shapes_val"]
 

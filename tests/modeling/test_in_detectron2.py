@@ -68,7 +68,7 @@ def test_time_augmentation(cfg: CfgNode) -> None:
         same = GeneralizedRCNNWithTTA(cfg, model)(inputs)[0]["instances"]
         cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.FLIP = [80, 96, 112], True
         augmented = GeneralizedRCNNWithTTA(cfg, model)(inputs)[0]["instances"]
-    # one view that is the picture itself: the very detections
+    # one view that is the image itself: the very detections
     assert torch.equal(same.scores, plain.scores)
     assert torch.equal(same.pred_classes, plain.pred_classes)
     assert torch.allclose(same.pred_boxes.tensor, plain.pred_boxes.tensor, atol=1e-3)

@@ -27,7 +27,7 @@ from vild.modeling import (
 FOLDER = Path(__file__).parents[1] / "official_golden"
 SCOPE = "var/m/frcnn_layer_0/fast_rcnn_head/"
 LAYERS = 2  # convolutions, and fully connected layers
-SAMPLED = 16  # of the 24 regions of a picture in training; the others are distilled
+SAMPLED = 16  # of the 24 regions of an image in training; the others are distilled
 HEADS = ("vanilla", "double_branch")
 
 

@@ -82,7 +82,7 @@ def yxyx(boxes: Boxes) -> Tensor:
 
 
 def off(ours: Tensor, official: np.ndarray) -> float:
-    """Largest difference to the only picture's."""
+    """Largest difference to the only image's."""
     assert ours.shape == official[0].shape
     return float((ours - torch.from_numpy(official[0])).abs().max())
 

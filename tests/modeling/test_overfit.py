@@ -1,4 +1,4 @@
-"""Every variant that has a classifier learns eight pictures by heart."""
+"""Every variant that has a classifier learns eight images by heart."""
 
 from __future__ import annotations
 

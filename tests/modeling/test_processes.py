@@ -161,7 +161,7 @@ def _train(folder: str, changes: tuple[Any, ...]) -> None:
     model = tiny_model(own, "ensemble", text, *changes).train()
     model = create_ddp_model(model, broadcast_buffers=False, device_ids=None)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    # the second process: a picture without objects or regions
+    # the second process: an image without objects or regions
     batch = [mapped_image(3, 5) if comm.is_main_process() else mapped_image(0, 0)]
     for _ in range(3):
         with EventStorage():

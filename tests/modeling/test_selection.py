@@ -18,7 +18,7 @@ THRESHOLDS = (0.05, 1e-4, 0.0)
 
 
 def random_boxes(generator: torch.Generator, regions: int) -> Tensor:
-    """Some reach out of the picture."""
+    """Some reach out of the image."""
     height, width = SIZE
     centres = torch.rand(regions, 2, generator=generator) * torch.tensor([width, height])
     sides = torch.rand(regions, 2, generator=generator) * 60 + 1

@@ -1,4 +1,4 @@
-"""A small data set of one's own and a small detector, as files."""
+"""A small dataset of one's own and a small detector, as files."""
 
 from __future__ import annotations
 

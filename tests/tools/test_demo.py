@@ -1,4 +1,4 @@
-"""The demo on the command line: pictures, broken ones, videos, words, files of detections."""
+"""The demo on the command line: images, broken ones, videos, words, files of detections."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WORDS = "striped red star, plain blue heart"
 
 @pytest.fixture
 def photos(opts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with three pictures, one of them deeper, and one that is none."""
+    """A folder with three images, one of them deeper, and one that is none."""
     monkeypatch.setenv("VILD_CACHE", str(tmp_path / "cache"))
     source = Path(opts[2]).parent / "shapes" / "train"
     folder = tmp_path / "photos"

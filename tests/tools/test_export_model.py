@@ -35,7 +35,7 @@ Run = Callable[..., int]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, text embeddings and a checkpoint of weights as they were made."""
+    """Images, text embeddings and a checkpoint of weights as they were made."""
     folder = tmp_path_factory.mktemp("export")
     small_shapes.make(folder, 2)
     torch.manual_seed(0)

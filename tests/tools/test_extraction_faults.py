@@ -30,7 +30,7 @@ MANIFEST = "manifest.json"
 
 
 class Tools:
-    """The two extractions of the small data set."""
+    """The two extractions of the small dataset."""
 
     def __init__(self, small: SmallData, detector: Path, run: Run) -> None:
         self.small, self.detector, self.run = small, detector, run

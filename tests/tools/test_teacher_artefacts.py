@@ -1,4 +1,4 @@
-"""From pictures to embeddings by the tools themselves: proposals, embeddings, verification."""
+"""From images to embeddings by the tools themselves: proposals, embeddings, verification."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ FIRST = "Drop an image first."
 
 
 def answer_to(page: Any, picture: Path) -> str:
-    """Drop a picture, in place of the one that is there; returns the page's message."""
+    """Drop an image, in place of the one that is there; returns the page's message."""
     if page.locator("#message textarea").count() and page.input_value("#message textarea"):
         page.click("#picture button[aria-label='Clear']")
         wait_for(page, "said === given", FIRST)
@@ -204,7 +204,7 @@ def test_no_file_of_the_server_is_given_away(server: str, opts: list[str]) -> No
     for path in ("/etc/passwd", weights, "../../../../etc/passwd", "log", "%2e%2e/log"):
         assert status(f"{server}/gradio_api/file={path}") in (403, 404), path
         assert status(f"{server}/file={path}") in (403, 404), path
-    # a picture's path may not be one that was not uploaded
+    # an image's path may not be one that was not uploaded
     body = {
         "fn_index": 0,
         "session_hash": "a",

@@ -17,7 +17,7 @@ from vild.inference.runs import read_runs
 from vild.storage.layout import MANIFEST
 
 TRAIN_NET = "projects/ViLD/train_net.py"
-PROPOSALS = 100  # a picture, kept in the stores
+PROPOSALS = 100  # an image, kept in the stores
 DISTILLED_REGIONS = 60  # of them, embedded by the teacher for training
 
 
@@ -26,7 +26,7 @@ class Pipeline:
     """Stages of one data seed.
 
     Attributes:
-        folder: of everything but the pictures; `output/shapes` is where the configs look for it.
+        folder: of everything but the images; `output/shapes` is where the configs look for it.
         seed: of the data and of the trainings.
         options: KEY VALUE pairs of the configuration, for every training and evaluation.
         prefix: of the stages' names, where several pipelines are run together.
@@ -43,7 +43,7 @@ class Pipeline:
 
     @property
     def data(self) -> str:
-        """What the data sets' names begin with."""
+        """What the datasets' names begin with."""
         return f"shapes_seed{self.seed}" if self.seed else "shapes"
 
     @property

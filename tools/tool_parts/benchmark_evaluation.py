@@ -91,7 +91,7 @@ def encoding(number: int, repeats: int = 7) -> None:
 
 
 def run(args: argparse.Namespace, folder: Path, pictures: int) -> float:
-    """All steps for some pictures; returns the peak memory of the evaluation in GiB."""
+    """All steps for some images; returns the peak memory of the evaluation in GiB."""
     print(f"{pictures} pictures:")
     (folder / "annotations.json").write_text(json.dumps(annotations(args, pictures)), "utf-8")
     given = [f"--{name}={getattr(args, name)}" for name in ("detections", "classes")]
@@ -201,7 +201,7 @@ def annotations(args: argparse.Namespace, pictures: int) -> dict[str, Any]:
 
 
 def random_box(rng: np.random.RandomState) -> list[float]:
-    """XYWH inside the picture."""
+    """XYWH inside the image."""
     w, h = rng.uniform(10, 300, 2)
     return [rng.uniform(0, WIDTH - w), rng.uniform(0, HEIGHT - h), w, h]
 

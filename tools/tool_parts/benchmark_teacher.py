@@ -55,7 +55,7 @@ def random_boxes(
 
 
 def random_picture(draw: np.random.Generator) -> Image.Image:
-    """A picture with as much detail as a photograph."""
+    """An image with as much detail as a photograph."""
     small = draw.integers(0, 255, (PICTURE[0] // 8, PICTURE[1] // 8, 3), np.uint8)
     return Image.fromarray(small).resize(PICTURE[::-1], Image.Resampling.BICUBIC)
 
@@ -75,7 +75,7 @@ def alternate(rounds: int, **jobs: Callable[[], Any]) -> dict[str, float]:
 
 
 def make_inputs(folder: Path, pictures: int, regions: int) -> tuple[dict[int, str], ProposalStore]:
-    """JPEG pictures and a store of their proposals."""
+    """JPEG images and a store of their proposals."""
     draw = np.random.default_rng(0)
     images = list(range(pictures))
     files = {image: str(folder / f"{image}.jpg") for image in images}

@@ -54,7 +54,7 @@ def table_section(runs: list[Run], data: str, task: str) -> tuple[PageSection, s
 
 
 def picture_section(folder: Path, args: argparse.Namespace) -> PageSection:
-    """The first pictures that have novel objects, ground truth beside detections."""
+    """The first images that have novel objects, ground truth beside detections."""
     records = find_split(args.dataset)
     vocabulary = Vocabulary.from_dataset(args.dataset)
     rows = MetadataCatalog.get(args.dataset).thing_dataset_id_to_contiguous_id

@@ -1,4 +1,4 @@
-"""Loaders from the configuration: data sets, mapper and stores put together."""
+"""Loaders from the configuration: datasets, mapper and stores put together."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def build_proposal_source(
     Args:
         cfg: configuration; ``DATASETS.PROPOSAL_FILES_TRAIN`` and ``_TEST`` name folders.
         is_train: which of the two.
-        index: which of the data sets.
+        index: which of the datasets.
 
     Raises:
         ValueError: nothing named, or not a store.

@@ -24,7 +24,7 @@ def check_before_training(cfg: CfgNode, resume: bool = False) -> None:
     when they are loaded; both come before the first step, too.
 
     Args:
-        cfg: configuration; the data sets that it lists are registered.
+        cfg: configuration; the datasets that it lists are registered.
         resume: whether to continue from a checkpoint of ``OUTPUT_DIR`` if there is one. Then
             ``MODEL.WEIGHTS`` is not needed.
 

@@ -28,8 +28,8 @@ def compare_regions(
 
     Args:
         cfg: of a detector with RoI heads of ViLD, ``MODEL.WEIGHTS`` its checkpoint.
-        dataset_name: a registered data set with all its classes annotated.
-        store: the teacher's region embeddings of this data set.
+        dataset_name: a registered dataset with all its classes annotated.
+        store: the teacher's region embeddings of this dataset.
         limit: most images; None: all.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Evaluation of a checkpoint: which classes, which files, which pictures."""
+"""Evaluation of a checkpoint: which classes, which files, which images."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ def evaluate(
         cfg: configuration.
         tasks: ``bbox``, ``segm`` or both; None: what the model gives.
         out: json of the detections; with several test sets the name of each goes into it.
-        show_dir: folder for pictures.
+        show_dir: folder for images.
         vocabulary: file of the classes to detect instead of the configuration's; see
             :func:`read_vocabulary`.
         precision: see :func:`vild.precision.resolve_precision`; the metrics' file names it.
         resume: take the last checkpoint of ``OUTPUT_DIR`` if there is one.
 
     Returns:
-        metrics by task (and by data set, where there are several) in the main process.
+        metrics by task (and by dataset, where there are several) in the main process.
 
     Raises:
         ValueError: no test set, or one that is not registered; a checkpoint that is missing,
             incomplete or of another model; masks that the model does not give; classes that are not
-            the data set's; or an unknown precision.
+            the dataset's; or an unknown precision.
     """
     if not cfg.DATASETS.TEST:
         raise ValueError("expected a test set in DATASETS.TEST to evaluate on, got none")
@@ -120,7 +120,7 @@ def read_vocabulary(cfg: CfgNode, file: str) -> TextEmbeddings:
 
 
 class _Pictures(DatasetEvaluator):
-    """Writes a picture of each image's detections; measures nothing."""
+    """Writes an image of each image's detections; measures nothing."""
 
     def __init__(self, folder: str, dataset_name: str) -> None:
         self.writer = PictureWriter(

@@ -205,7 +205,7 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
-        """The evaluator that the data set's metadata names (``coco`` or ``lvis``)."""
+        """The evaluator that the dataset's metadata names (``coco`` or ``lvis``)."""
         tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
         return OpenVocabularyEvaluator(
             dataset_name=dataset_name, tasks=tasks, output_dir=output_folder or cfg.OUTPUT_DIR
@@ -213,12 +213,12 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """Training pictures with the regions and proposals that the configuration asks for."""
+        """Training images with the regions and proposals that the configuration asks for."""
         return build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """Pictures of a test set, with precomputed proposals where they are asked for."""
+        """Images of a test set, with precomputed proposals where they are asked for."""
         return build_test_loader(cfg, dataset_name)
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,8 +4,8 @@ The generalised protocol: base and novel classes compete in one classifier, and 
 over the novel ones, the base ones and all of them. The COCO json has 80 classes; only those of the
 vocabulary count, 65 in ``coco_2017_ovd``.
 
-pycocotools keeps an entry for every picture, class and size. No class depends on another, so here
-it evaluates one class at a time, over the pictures that have an object or a detection of it. The
+pycocotools keeps an entry for every image, class and size. No class depends on another, so here
+it evaluates one class at a time, over the images that have an object or a detection of it. The
 precisions of all classes then go back to it for its summary. Every figure is what ``COCOeval``
 with ``params.catIds`` set gives on the same files; a test compares them.
 

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Detections:
-    """All detections of a data set.
+    """All detections of a dataset.
 
     Attributes:
         where: the file they came from, for messages.
@@ -53,7 +53,7 @@ class Detections:
 
         Args:
             results: the file or its contents.
-            truth: annotations of the same data set.
+            truth: annotations of the same dataset.
 
         Raises:
             ValueError: see :func:`~vild.evaluation.results.iterate_detections`; a mask that is not
@@ -111,7 +111,7 @@ class Detections:
         return tuple(task for task, values in found if values is not None)
 
     def best(self, limit: int) -> Detections:
-        """At most ``limit`` of each picture; of equal scores the earlier ones, as LVIS chooses."""
+        """At most ``limit`` of each image; of equal scores the earlier ones, as LVIS chooses."""
         order = np.argsort(-self.scores, kind="stable")
         order = order[np.argsort(self.image_ids[order], kind="stable")]
         images = self.image_ids[order]

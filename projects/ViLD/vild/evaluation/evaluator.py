@@ -1,4 +1,4 @@
-"""Evaluation of a detector on a registered data set, in Detectron2's loop or of a saved file."""
+"""Evaluation of a detector on a registered dataset, in Detectron2's loop or of a saved file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _KINDS = ("lvis", "coco")
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a registered data set is evaluated.
+    """How a registered dataset is evaluated.
 
     Attributes:
         dataset_name: its name in Detectron2's catalogues.
@@ -57,7 +57,7 @@ class Protocol:
         """From the catalogues.
 
         Raises:
-            ValueError: the data set is not registered, has another evaluator, or its metadata or
+            ValueError: the dataset is not registered, has another evaluator, or its metadata or
                 its json are missing.
         """
         if name not in DatasetCatalog:
@@ -116,7 +116,7 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
     object, as those of a test set, give no metrics: only the results are written.
 
     Args:
-        dataset_name: a registered data set; its ``evaluator_type`` says whether LVIS's or COCO's
+        dataset_name: a registered dataset; its ``evaluator_type`` says whether LVIS's or COCO's
             metrics are taken.
         tasks: ``bbox``, ``segm`` or both. Masks are written only for ``segm``.
         output_dir: folder of the files.
@@ -124,7 +124,7 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
         precision: of the detector; recorded beside the metrics.
 
     Raises:
-        ValueError: an unknown task or a data set that cannot be evaluated.
+        ValueError: an unknown task or a dataset that cannot be evaluated.
     """
 
     def __init__(
@@ -158,11 +158,11 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Write the detections of some pictures.
+        """Write the detections of some images.
 
         Args:
-            inputs: a dict a picture, with its ``image_id``.
-            outputs: a dict a picture with ``instances``; see :meth:`ResultsWriter.add`.
+            inputs: a dict an image, with its ``image_id``.
+            outputs: a dict an image with ``instances``; see :meth:`ResultsWriter.add`.
 
         Raises:
             ValueError: no ``reset`` before, no masks for the task ``segm``, or see there.
@@ -218,7 +218,7 @@ def evaluate_results(
     """The metrics of a saved results file, without the model.
 
     Args:
-        dataset_name: a registered data set.
+        dataset_name: a registered dataset.
         results_file: detections in COCO's results format, from any detector.
         tasks: ``bbox``, ``segm`` or both; by default those for which the file has boxes or masks.
         output_dir: folder of the csv and the json; nothing is written by default.
@@ -227,7 +227,7 @@ def evaluate_results(
         task -> metric -> percent.
 
     Raises:
-        ValueError: a data set that cannot be evaluated, or results that are malformed or not of
+        ValueError: a dataset that cannot be evaluated, or results that are malformed or not of
             it; see :meth:`Detections.read`.
     """
     folder = Path(output_dir) if output_dir is not None else None

@@ -1,8 +1,8 @@
 """LVIS's metrics by the official package, with little memory.
 
-The official evaluation keeps three tables with an entry for every picture and every class, 24
+The official evaluation keeps three tables with an entry for every image and every class, 24
 million each on LVIS's validation set, most of them empty. No class depends on another, though: here
-the package evaluates one class at a time, over the pictures in which that class was looked for. The
+the package evaluates one class at a time, over the images in which that class was looked for. The
 precisions of all classes then go back to the package for its summary. Every figure is what
 ``LVISEval(annotations, results, task)`` gives on the same files; a test compares them.
 
@@ -29,7 +29,7 @@ from vild.evaluation.ground_truth import GroundTruth
 
 logger = logging.getLogger(__name__)
 
-MAX_DETECTIONS = 300  # of a picture; the official value
+MAX_DETECTIONS = 300  # of an image; the official value
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 
 

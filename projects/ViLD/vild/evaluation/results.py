@@ -2,7 +2,7 @@
 
 A json array of ``{"image_id", "category_id", "bbox": [x, y, width, height], "score",
 "segmentation": {"size": [height, width], "counts": "…"}}``, which both official packages read. It
-is written and read piece by piece: 20,000 pictures with 300 masks each make two gigabytes of text
+is written and read piece by piece: 20,000 images with 300 masks each make two gigabytes of text
 and several times as much in Python's objects.
 """
 
@@ -68,10 +68,10 @@ class ResultsWriter:
             self.abandon()
 
     def add(self, image_id: Id, instances: Instances, dataset_ids: Sequence[Id]) -> None:
-        """Write the detections of one picture; there may be none.
+        """Write the detections of one image; there may be none.
 
         Args:
-            image_id: the picture's id in the annotations.
+            image_id: the image's id in the annotations.
             instances: R detections in the pixels of the original picture: ``pred_boxes`` XYXY,
                 ``scores`` (R,), ``pred_classes`` (R,) rows of the classifier and, if masks are
                 wanted and there are any, ``pred_masks`` (R, H, W) bool. On any device.
@@ -79,7 +79,7 @@ class ResultsWriter:
 
         Raises:
             ValueError: a class without an id, a number that is not finite, masks of another form,
-                or a closed writer. Nothing of the picture is then written.
+                or a closed writer. Nothing of the image is then written.
         """
         if self._file.closed:
             raise ValueError(f"{self.path} is closed already; make a new writer")
@@ -112,10 +112,10 @@ class _AbandonedError(Exception):
 def coco_results(
     image_id: Id, instances: Instances, dataset_ids: Sequence[Id], masks: bool = True
 ) -> list[dict[str, Any]]:
-    """A picture's detections in the format, in their order.
+    """An image's detections in the format, in their order.
 
     Args:
-        image_id: the picture's id.
+        image_id: the image's id.
         instances: see :meth:`ResultsWriter.add`.
         dataset_ids: the category id of each row of the classifier.
         masks: whether masks are wanted, where there are any.

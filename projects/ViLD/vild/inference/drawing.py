@@ -3,8 +3,8 @@
 Novel classes: warm colours (red to yellow), thick boxes, filled labels that begin with a star.
 Base classes: cool colours (green to blue), thin boxes, dark labels.
 
-Pictures are (H, W, 3) uint8 RGB. What is drawn has the picture's proportions, and its long side has
-800 to 1600 pixels, so that names can be read on small pictures too.
+Images are (H, W, 3) uint8 RGB. What is drawn has the image's proportions, and its long side has
+800 to 1600 pixels, so that names can be read on small images too.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _Item:
 
 
 def class_colour(row: int, novel: bool) -> Colour:
-    """Colour of a class, the same in every picture.
+    """Colour of a class, the same in every image.
 
     Args:
         row: the class.
@@ -78,18 +78,18 @@ def draw_detections(
 
     Args:
         picture: (H, W, 3) uint8 RGB; (H, W) and (H, W, 1) count as grey.
-        instances: N detections on the CPU, of the picture's size: ``pred_boxes``, ``scores``,
+        instances: N detections on the CPU, of the image's size: ``pred_boxes``, ``scores``,
             ``pred_classes`` and optionally ``pred_masks`` (N, H, W) bool.
         vocabulary: names and novel flags of the classes.
         threshold: lowest score that is drawn.
         limit: most detections that are drawn, the best-scoring ones.
 
     Returns:
-        RGB uint8 with the picture's proportions, see the module.
+        RGB uint8 with the image's proportions, see the module.
 
     Raises:
-        ValueError: detections of another size than the picture's, without a field, or of a class
-            that the vocabulary lacks; a picture of another form.
+        ValueError: detections of another size than the image's, without a field, or of a class
+            that the vocabulary lacks; an image of another form.
     """
     picture = _as_rgb(picture)
     if tuple(instances.image_size) != picture.shape[:2]:
@@ -136,8 +136,8 @@ def draw_ground_truth(
         as :func:`draw_detections`.
 
     Raises:
-        ValueError: the record is of a picture of another size, or names a class that the
-            vocabulary lacks; a picture of another form.
+        ValueError: the record is of an image of another size, or names a class that the
+            vocabulary lacks; an image of another form.
     """
     picture = _as_rgb(picture)
     height, width = picture.shape[:2]
@@ -157,12 +157,12 @@ def draw_ground_truth(
 
 
 def side_by_side(left: np.ndarray, right: np.ndarray, titles: Sequence[str]) -> np.ndarray:
-    """Two pictures in one, with a caption over each.
+    """Two images in one, with a caption over each.
 
     Args:
         left: RGB uint8, (H, W, 3).
-        right: RGB uint8; a picture of another height is set at the top.
-        titles: the two captions; one too long for its picture is cut.
+        right: RGB uint8; an image of another height is set at the top.
+        titles: the two captions; one too long for its image is cut.
 
     Returns:
         RGB uint8.
@@ -221,10 +221,10 @@ def _shown_name(row: int, vocabulary: Vocabulary) -> str:
 
 
 def _scale_of(height: int, width: int) -> float:
-    """What a picture is enlarged by, or made smaller by."""
+    """What an image is enlarged by, or made smaller by."""
     long, short = max(height, width), min(height, width)
     scale = min(max(1.0, MIN_SIDE / long, _MIN_SHORT_SIDE / short), MAX_SIDE / long)
-    return max(scale, 1 / short)  # of a ruler-like picture one pixel is left
+    return max(scale, 1 / short)  # of a ruler-like image one pixel is left
 
 
 def _draw(picture: np.ndarray, items: Sequence[_Item], vocabulary: Vocabulary) -> np.ndarray:

@@ -1,6 +1,6 @@
 """A trained detector as TorchScript or ONNX, compared with the detector itself before it is kept.
 
-Shapes: H x W the picture in pixels, K classes, D embedding, M detections.
+Shapes: H x W the image in pixels, K classes, D embedding, M detections.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Exported:
     Attributes:
         file: the model.
         megabytes: its size, of 10^6 bytes.
-        picture: height and width of the first picture, as it went in.
+        picture: height and width of the first image, as it went in.
         seconds: median time for it.
         eager_seconds: the detector's own, measured in turns with it.
-        checks: one a picture and vocabulary.
+        checks: one an image and vocabulary.
     """
 
     file: Path
@@ -80,14 +80,14 @@ def export_detector(
 
     Args:
         model: of :class:`OpenVocabularyPredictor`; on the CPU.
-        cfg: its configuration; of ``INPUT`` it says how pictures are prepared.
+        cfg: its configuration; of ``INPUT`` it says how images are prepared.
         folder: new, empty or an earlier export, which is replaced; gets the models, ``model.json``
             which says what they are, and ``text.safetensors`` with the embeddings of the
             vocabulary.
         pictures: one or more of (H, W, 3) uint8 RGB. The first one is traced.
         formats: of ``FORMATS``.
         text_input: whether text embeddings (and novel flags in ViLD-ensemble) are inputs beside
-            the picture; otherwise the vocabulary is part of the file.
+            the image; otherwise the vocabulary is part of the file.
         repeats: of the time measurements.
 
     Raises:
@@ -202,7 +202,7 @@ def _export_onnx(model: nn.Module, inputs: Tensors, file: Path) -> Callable[[Ten
     axes = {name: {0: "detections"} for name in output_names}
     axes |= {name: {0: "classes"} for name in input_names[1:]}
     axes["image"] = {1: "height", 2: "width"}
-    # torch's other exporter (dynamo) cannot follow Detectron2, which pads a picture by a tensor and
+    # torch's other exporter (dynamo) cannot follow Detectron2, which pads an image by a tensor and
     # then asks for its size; torch 2.4 has no such option
     has_other = "dynamo" in inspect.signature(torch.onnx.export).parameters
     with torch.no_grad(), warnings.catch_warnings():

@@ -1,6 +1,6 @@
-"""Whether an exported detector finds what the detector finds, on several pictures.
+"""Whether an exported detector finds what the detector finds, on several images.
 
-Shapes: H x W the picture in pixels, K classes, D embedding, M detections.
+Shapes: H x W the image in pixels, K classes, D embedding, M detections.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Tensors = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Check:
-    """How an exported file and the detector agree on one picture.
+    """How an exported file and the detector agree on one image.
 
     Attributes:
-        case: which picture, and which vocabulary where it is not the detector's own.
+        case: which image, and which vocabulary where it is not the detector's own.
         detections: M.
         boxes: largest difference of a coordinate, in pixels.
         scores: largest difference of a score.
@@ -43,7 +43,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Case:
-    """A picture, a vocabulary, and what the detector finds.
+    """An image, a vocabulary, and what the detector finds.
 
     Attributes:
         name: of both.
@@ -62,7 +62,7 @@ def make_cases(
     pictures: Sequence[np.ndarray],
     text: TextEmbeddings | None,
 ) -> list[Case]:
-    """Pictures and vocabularies with what the detector finds.
+    """Images and vocabularies with what the detector finds.
 
     Args:
         model: the detector, on the CPU.
@@ -71,7 +71,7 @@ def make_cases(
         text: the model's own vocabulary; None where it is no input.
 
     Returns:
-        the pictures; the first one mirrored and smaller; and, where text embeddings are an input,
+        the images; the first one mirrored and smaller; and, where text embeddings are an input,
         the first one with other classes. The model's vocabulary is in the end as before.
 
     Raises:

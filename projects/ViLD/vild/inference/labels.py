@@ -41,7 +41,7 @@ def place_labels(
     Args:
         boxes: (N, 4) xyxy.
         sizes: (N, 2) width and height of the labels.
-        canvas_wh: width and height of the picture. No label leaves it, unless it is larger.
+        canvas_wh: width and height of the image. No label leaves it, unless it is larger.
 
     Returns:
         N places; None for a label with no room near its box.

@@ -1,4 +1,4 @@
-"""Detections of one's own pictures as a json or a csv, with the names of the classes."""
+"""Detections of one's own images as a json or a csv, with the names of the classes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COLUMNS = ("file", "frame", "class", "novel", "score", "x", "y", "width", "heig
 class NamedDetectionsWriter:
     """Writes detections as they come; the file has its name once it is whole.
 
-    A ``.json`` is in COCO's results format: ``image_id`` counts the pictures from 1,
+    A ``.json`` is in COCO's results format: ``image_id`` counts the images from 1,
     ``category_id`` the classes of the vocabulary from 1; ``file_name`` and ``category_name`` say
     which they are, and ``frame`` is there for videos. A ``.csv`` has a line a detection, without
     masks; a name that a spreadsheet would run as a formula begins with an apostrophe.
@@ -62,7 +62,7 @@ class NamedDetectionsWriter:
         self._stack.__exit__(kind, error, trace)
 
     def add(self, file: str, instances: Instances, frame: int | None = None) -> None:
-        """Write the detections of a picture, or of a frame of a video.
+        """Write the detections of an image, or of a frame of a video.
 
         Args:
             file: its name.
@@ -103,10 +103,10 @@ def require_format(path: Path) -> str:
 def named_detections(
     image_id: int, instances: Instances, vocabulary: Vocabulary
 ) -> list[dict[str, Any]]:
-    """Detections of one picture in COCO's results format, with the names of their classes.
+    """Detections of one image in COCO's results format, with the names of their classes.
 
     Args:
-        image_id: of the picture.
+        image_id: of the image.
         instances: see :meth:`NamedDetectionsWriter.add`.
         vocabulary: names of the classes.
 

@@ -1,4 +1,4 @@
-"""A result page: one html file that holds its pictures and opens from disk."""
+"""A result page: one html file that holds its images and opens from disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vild.data.files import atomic_path
 
 @dataclass(frozen=True)
 class PageFigure:
-    """A picture or a plot.
+    """An image or a plot.
 
     Attributes:
         source: ``data:`` URL.
@@ -79,7 +79,7 @@ class PageSection:
 def write_page(
     path: str | os.PathLike[str], title: str, lead: str, sections: Sequence[PageSection]
 ) -> None:
-    """Write the page; everything that is not a picture is escaped.
+    """Write the page; everything that is not an image is escaped.
 
     Args:
         path: html file.

@@ -1,4 +1,4 @@
-"""Writes one file a picture: its ground truth beside what was detected."""
+"""Writes one file an image: its ground truth beside what was detected."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SUFFIXES = (".jpg", ".png")
 
 
 class PictureWriter:
-    """Writes ``<image id>.jpg`` for every picture that it is given.
+    """Writes ``<image id>.jpg`` for every image that it is given.
 
     Attributes:
         folder: where they go; it is made.
-        written: how many pictures were written.
+        written: how many images were written.
     """
 
     def __init__(
@@ -41,12 +41,12 @@ class PictureWriter:
         """Make the folder.
 
         Args:
-            folder: where the pictures go.
+            folder: where the images go.
             vocabulary: names and novel flags of the classes.
-            records: the data set in Detectron2's format, for the ground truth. Of a picture that
+            records: the dataset in Detectron2's format, for the ground truth. Of an image that
                 is not among them, or has no annotations at all, the detections alone are drawn.
             threshold: lowest score that is drawn.
-            limit: most detections that are drawn in a picture.
+            limit: most detections that are drawn in an image.
             suffix: one of :data:`SUFFIXES`.
 
         Raises:
@@ -62,20 +62,20 @@ class PictureWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, given: Mapping[str, Any], instances: Instances) -> Path:
-        """Draw and write one picture.
+        """Draw and write one image.
 
         Args:
-            given: the model's input or a record: ``image_id`` and, unless the data set's records
-                know it, ``file_name``. The picture is read from its file: what a model is given
+            given: the model's input or a record: ``image_id`` and, unless the dataset's records
+                know it, ``file_name``. The image is read from its file: what a model is given
                 has been resized.
-            instances: its detections on the CPU, at the size of the file's picture; see
+            instances: its detections on the CPU, at the size of the file's image; see
                 :func:`vild.inference.draw_detections`.
 
         Returns:
             the file.
 
         Raises:
-            ValueError: the picture cannot be read, or does not fit the detections.
+            ValueError: the image cannot be read, or does not fit the detections.
             OSError: the file cannot be written.
         """
         if "image_id" not in given:

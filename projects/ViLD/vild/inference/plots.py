@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from vild.data.display import csv_text
 
-BASE_COLOUR, NOVEL_COLOUR = "#3b78b5", "#d9541e"  # cool and warm, as in the pictures
+BASE_COLOUR, NOVEL_COLOUR = "#3b78b5", "#d9541e"  # cool and warm, as in the images
 
 
 @dataclass(frozen=True)

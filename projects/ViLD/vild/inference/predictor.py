@@ -115,15 +115,15 @@ class OpenVocabularyPredictor:
 
         Args:
             vocabulary: a list of words; or a text or a path that :meth:`vild.data.Vocabulary.load`
-                reads (a data set, a file or a comma list); or classes, embedded or not. Memory
+                reads (a dataset, a file or a comma list); or classes, embedded or not. Memory
                 alone limits their number.
-            novel: which of them are novel. By default it is as the data set, the json or the
+            novel: which of them are novel. By default it is as the dataset, the json or the
                 classes say; of words, all but :attr:`base_classes` in any spelling with the same
                 prompts.
 
         Raises:
             ValueError: no words, one twice, a novel word that is not among them, a text that looks
-                like a missing file or data set, or a teacher that cannot be loaded. The vocabulary
+                like a missing file or dataset, or a teacher that cannot be loaded. The vocabulary
                 stays as it was.
         """
         self.model.roi_heads.set_vocabulary(self._embed(vocabulary, novel))
@@ -162,7 +162,7 @@ class OpenVocabularyPredictor:
         return self._detect_all([self._prepare(picture) for picture in pictures])
 
     def _detect_all(self, inputs: list[dict[str, Any]]) -> list[Instances]:
-        # Pictures of one size only go together: beside a larger one a picture would be padded, and
+        # Images of one size only go together: beside a larger one an image would be padded, and
         # its detections would depend on its neighbours.
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, given in enumerate(inputs):
@@ -214,7 +214,7 @@ def _pixels(picture: object) -> np.ndarray:
 
 
 def prepare_picture(cfg: CfgNode, picture: np.ndarray) -> Tensor:
-    """What a detector sees of a picture.
+    """What a detector sees of an image.
 
     Args:
         cfg: ``INPUT`` of it.
@@ -235,7 +235,7 @@ def read_words(
     novel: Sequence[str] | str | None,
     base: Collection[str] = (),
 ) -> Vocabulary:
-    """Classes from words, a file, a data set, or classes.
+    """Classes from words, a file, a dataset, or classes.
 
     Args:
         words: see :meth:`OpenVocabularyPredictor.set_vocabulary`.

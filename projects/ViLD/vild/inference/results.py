@@ -28,8 +28,8 @@ def read_results_by_picture(
 
     Args:
         path: json in COCO's results format.
-        image_ids: images of the data set.
-        category_ids: classes of the data set, as in its json.
+        image_ids: images of the dataset.
+        category_ids: classes of the dataset, as in its json.
 
     Returns:
         image id -> its detections, in the file's order.

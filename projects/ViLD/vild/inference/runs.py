@@ -24,11 +24,11 @@ Metrics = dict[str, dict[str, float]]  # task -> metric -> value
 
 @dataclass(frozen=True)
 class Run:
-    """One run on one data set.
+    """One run on one dataset.
 
     Attributes:
         name: of the run.
-        data: the data set; empty where nothing says it.
+        data: the dataset; empty where nothing says it.
         results: task (``segm``, ``bbox``) -> metric -> percent, nan where it is not defined; the
             last that was measured.
         history: ``total_loss``, ``loss_*`` or ``<task>/<metric>`` -> (T, 2) of iteration and
@@ -53,7 +53,7 @@ def read_runs(
         names: one a path; by default the folders'. Where two are called the same, their paths.
 
     Returns:
-        a run for each data set of each path. Losses are in the first of a path.
+        a run for each dataset of each path. Losses are in the first of a path.
 
     Raises:
         ValueError: a number of names that is not that of the paths, or a file that is missing or
@@ -89,7 +89,7 @@ def _read_run(path: Path, name: str) -> list[Run]:
                 results[_data_of(files[0])] = results.pop("")
                 history[_data_of(files[0])] = history[""]
             elif files:
-                results.pop("", None)  # of one of the data sets that have files
+                results.pop("", None)  # of one of the datasets that have files
         for file in files:
             results[_data_of(file)] = _read_metrics(file)
     else:
@@ -158,10 +158,10 @@ def _read_metrics(path: Path) -> Metrics:
 
 
 def _read_log(path: Path) -> tuple[dict[str, Metrics], dict[str, dict[str, np.ndarray]]]:
-    """The last metrics and all curves of Detectron2's lines of json, both by data set.
+    """The last metrics and all curves of Detectron2's lines of json, both by dataset.
 
     A resumed run writes some iterations again: what was written last counts. Losses belong to the
-    data set "".
+    dataset "".
     """
     lines = [line for line in _read_text(path).split("\n") if line.strip()]
     found: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
@@ -205,12 +205,12 @@ def _read_log(path: Path) -> tuple[dict[str, Metrics], dict[str, dict[str, np.nd
 
 
 def _tested_on(log: Path) -> str:
-    """The data set that a run was tested on, from the configuration that Detectron2 leaves."""
+    """The dataset that a run was tested on, from the configuration that Detectron2 leaves."""
     config = log.with_name("config.yaml")
     try:
         if config.stat().st_mtime > log.stat().st_mtime:
-            return ""  # of a later evaluation in the same folder, perhaps on another data set
+            return ""  # of a later evaluation in the same folder, perhaps on another dataset
         (name,) = yaml.safe_load(_read_text(config))["DATASETS"]["TEST"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return ""  # no configuration, or several data sets, which metrics.json itself names
+        return ""  # no configuration, or several datasets, which metrics.json itself names
     return str(name)

@@ -1,4 +1,4 @@
-"""Tables of several runs in the paper's form, as Markdown, CSV and a picture with curves."""
+"""Tables of several runs in the paper's form, as Markdown, CSV and an image with curves."""
 
 from __future__ import annotations
 
@@ -237,12 +237,12 @@ def write_summary(
     return [folder / name for name in (*texts, "summary.png")]
 
 
-# the picture, in inches
+# the image, in inches
 _DPI = 110
 _WIDTH, _MARGIN, _LINE = 12.0, 0.35, 0.29
 _PANEL_HEIGHT, _PANELS = 2.7, 4  # panels a row
 _GREY = "0.42"
-Colours = dict[tuple[str, str], tuple[float, ...]]  # of a run on a data set
+Colours = dict[tuple[str, str], tuple[float, ...]]  # of a run on a dataset
 
 
 def plot_summary(runs: Sequence[Run], tables: Sequence[Table]) -> Figure:

@@ -66,7 +66,7 @@ class Answer:
         message: how many objects there are and how long it took, or what is wrong.
         picture: (H, W, 3) uint8 RGB with the detections, or None.
         rows: a detection each: name, "novel" or "base", score, and x, y, width and height in
-            pixels of the picture that was given.
+            pixels of the image that was given.
         words: the vocabulary, each with "novel" or "base".
         file: the detections in COCO's results format with names, or None.
     """
@@ -80,11 +80,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Detected:
-    """A picture as it was worked on, and what was found in it; both of the same size."""
+    """An image as it was worked on, and what was found in it; both of the same size."""
 
     pixels: np.ndarray
     instances: Instances
-    scale: float  # of the picture that was given, to this one
+    scale: float  # of the image that was given, to this one
     vocabulary: Vocabulary
     seconds: float
 

@@ -2,7 +2,7 @@
 
 Neither records what Python decides by looking at values. So what :meth:`ViLDOutputLayers.inference`
 does a few regions at a time is done at once here, and the suppression, whose number of rounds
-depends on the picture, is compiled (TorchScript) or one operator (ONNX). The detections are the
+depends on the image, is compiled (TorchScript) or one operator (ONNX). The detections are the
 same.
 
 Shapes: R regions, K classes, D embedding, M detections, n candidates.
@@ -28,7 +28,7 @@ _compiled_suppress = torch.jit.script_if_tracing(suppress_in_rounds)
 
 
 class ExportableDetector(nn.Module):
-    """What Detectron2 calls ``model.inference(..., do_postprocess=False)`` of one picture.
+    """What Detectron2 calls ``model.inference(..., do_postprocess=False)`` of one image.
 
     Args:
         model: the detector; in evaluation mode, on the CPU.
@@ -47,7 +47,7 @@ class ExportableDetector(nn.Module):
     def forward(
         self, image: Tensor, text: Tensor | None = None, novel: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """Detections of a picture.
+        """Detections of an image.
 
         Args:
             image: (3, H, W) uint8 or float32 in [0, 255], channels as the configuration says.
@@ -172,7 +172,7 @@ def check_exportable(model: nn.Module) -> None:
 
 
 def _clipped(boxes: Tensor, image: Tensor) -> Tensor:
-    """Boxes (R, 4) within a picture (3, H, W)."""
+    """Boxes (R, 4) within an image (3, H, W)."""
     height, width = image.shape[-2], image.shape[-1]
     x, y = boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)
     return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)

@@ -1,4 +1,4 @@
-"""Mask R-CNN whose RoI heads also see the teacher's regions of each picture.
+"""Mask R-CNN whose RoI heads also see the teacher's regions of each image.
 
 Shapes: N images, R regions of an image, D embedding.
 """

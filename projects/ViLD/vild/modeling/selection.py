@@ -1,4 +1,4 @@
-"""The best detections of a picture, exactly, without suppressing among all R x K candidates.
+"""The best detections of an image, exactly, without suppressing among all R x K candidates.
 
 Detectron2's own routine suppresses every one of the R x K candidates before it keeps the best few:
 5 s for 1000 regions, 1203 classes and threshold 0. But the best box of a class is always kept, so

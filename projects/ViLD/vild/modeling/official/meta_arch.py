@@ -20,13 +20,13 @@ from vild.modeling.official.backbone import COARSEST
 
 @META_ARCH_REGISTRY.register()
 class OfficialViLDRCNN(ViLDRCNN):
-    """ViLDRCNN that resizes and pads the pictures itself where it detects.
+    """ViLDRCNN that resizes and pads the images itself where it detects.
 
     The loader must leave their sizes alone (``INPUT.MIN_SIZE_TEST: 0``). In training it gets them
     as any other model does.
 
     Args:
-        side: of the square that a picture is put into, in pixels; ``INPUT.MAX_SIZE_TEST``.
+        side: of the square that an image is put into, in pixels; ``INPUT.MAX_SIZE_TEST``.
         **kwargs: Detectron2's own.
 
     Raises:
