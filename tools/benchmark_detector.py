@@ -52,7 +52,7 @@ STAGES = ("backbone", "proposal_generator", "box_pooler", "box_head", "image_hea
 
 
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", choices=SECTIONS, action="append")
     parser.add_argument("--repeats", type=int, default=5, help="of each side; the median counts")

@@ -22,7 +22,7 @@ STEPS = ("write", "evaluate", "official")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--detections", type=int, default=300, help="of a picture")
@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     args = build_parser().parse_args()
     from tool_parts.benchmark_evaluation import benchmark
 

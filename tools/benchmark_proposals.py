@@ -17,7 +17,7 @@ from vild_cli.arguments import positive_float, positive_int, tool_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--config-file", default="configs/LVIS/rpn_baseline_r50_fpn.yaml")
     parser.add_argument("--device")
@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     args = build_parser().parse_args()
     from tool_parts.benchmark_proposals import benchmark
 

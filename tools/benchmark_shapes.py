@@ -30,7 +30,7 @@ NAMES = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[5, 6, 7])
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = build_parser()
     args = parser.parse_args()
     if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):

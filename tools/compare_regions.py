@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--config-file", required=True, help="of the detectors")
     parser.add_argument("--weights", required=True, nargs="+", help="their checkpoints")
@@ -53,7 +53,7 @@ def report(name: str, meter: SimilarityMeter) -> None:
 
 @one_line_errors
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     args = build_parser().parse_args()
     from vild.config import read_config, use_available_device
     from vild.data import register_from_arguments

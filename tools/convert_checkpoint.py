@@ -20,7 +20,7 @@ from vild_cli.arguments import tool_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("checkpoint", type=Path, help=".pth, .pt, .bin, .pkl, .pyth, ...")
     parser.add_argument("out", type=Path, help="file to write (.safetensors)")
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = build_parser()
     args = parser.parse_args()
     if args.out.suffix != ".safetensors":

@@ -155,7 +155,7 @@ def convert(args: argparse.Namespace) -> list[str]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("checkpoint", type=Path, help="archive, folder or prefix")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint to write (.pth)")
@@ -181,7 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 @one_line_errors
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = build_parser()
     args = parser.parse_args()
     if args.out.suffix != ".pth":

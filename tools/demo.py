@@ -29,7 +29,7 @@ from vild_cli.errors import one_line_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE")
     source = parser.add_mutually_exclusive_group(required=True)
@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 @one_line_errors
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     args = build_parser().parse_args()
     if args.video_input is not None and not args.video_input.is_file():

@@ -35,7 +35,7 @@ logger = logging.getLogger("extract_image_embeddings")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--split", required=True, help="registered data set")
     parser.add_argument("--proposals", type=Path, required=True, help="their store for this split")
@@ -165,7 +165,7 @@ def work(
 
 @one_line_errors
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = build_parser().parse_args()
     from vild.data import find_split, register_from_arguments

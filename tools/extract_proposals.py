@@ -34,7 +34,7 @@ logger = logging.getLogger("extract_proposals")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--config-file", required=True, help="of the detector")
     parser.add_argument("--weights", help="checkpoint of the detector; MODEL.WEIGHTS by default")
@@ -153,7 +153,7 @@ def report(
 
 @one_line_errors
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = build_parser().parse_args()
     from vild.config import read_config, register_datasets

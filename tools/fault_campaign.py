@@ -25,7 +25,7 @@ from fault_campaign_parts import PARTS
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = build_parser()
     args = parser.parse_args()
     names = tuple(args.case or ())

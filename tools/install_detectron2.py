@@ -19,7 +19,7 @@ from installer.pip import Pip
 
 
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     pip = Pip(Path(sys.executable))

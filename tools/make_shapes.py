@@ -17,7 +17,7 @@ from vild_cli.errors import one_line_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--seed", type=int, default=0, help="other classes and pictures (0)")
     parser.add_argument("--out-dir", type=Path, help="default: shapes below $DETECTRON2_DATASETS")
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 @one_line_errors
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     args = build_parser().parse_args()
     from vild.data.files import require_writable_file
     from vild.data.shapes import generate_shapes

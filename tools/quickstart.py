@@ -80,7 +80,7 @@ def verdict(pipeline: Pipeline) -> tuple[bool, str]:
 
 
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -16,7 +16,7 @@ MIN_PYTHON = (3, 10)
 
 
 def main():
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(description="Set up this checkout.")
     parser.add_argument("--run", nargs=argparse.REMAINDER, help="arguments for its Python")
     args = parser.parse_args()

@@ -20,7 +20,7 @@ from vild_cli.errors import one_line_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("run", type=path, nargs="+", help="folder of a run, or file of its metrics")
     parser.add_argument("--names", nargs="+", help="one a run; the folders' by default")
@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 @one_line_errors
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = build_parser().parse_args()
     from vild.inference.runs import read_runs

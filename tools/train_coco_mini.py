@@ -70,7 +70,7 @@ def build_stages(data: Path, text_embeddings: Path, opts: list[str]) -> list[Sta
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--text-embeddings", type=Path, required=True)
@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = build_parser()
     args = parser.parse_args()
     data = args.data.resolve()

@@ -27,7 +27,7 @@ LOOSE = 0.3  # what edges are off by at most: an IoU of 0.57 on average, as most
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--out-dir", type=Path, default=Path("output/shapes_teacher"))
     parser.add_argument("--iterations", type=positive_int, default=3000)
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 @one_line_errors
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     args = build_parser().parse_args()
     from vild.embeddings import Teacher
 

@@ -19,7 +19,7 @@ from vild_cli.arguments import tool_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("store", type=Path, nargs="+")
     return parser
@@ -35,7 +35,7 @@ def kind_of(folder: Path) -> str:
 
 
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     args = build_parser().parse_args()
     from vild.embeddings import store as embeddings
     from vild.proposals import store as proposals

@@ -21,7 +21,7 @@ from vild_cli.errors import one_line_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--dataset", required=True, help="registered data set of the results")
     parser.add_argument("--results", type=path, required=True, help="json of the detections")
@@ -55,7 +55,7 @@ def choose(records: list[dict[str, Any]], args: argparse.Namespace) -> list[dict
 
 @one_line_errors
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = build_parser().parse_args()
     from detectron2.data import MetadataCatalog
