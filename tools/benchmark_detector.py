@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 """Time the detector against Detectron2's Mask R-CNN of the same heads, in one run.
 
-python tools/benchmark_detector.py                    # all of it: about 20 minutes on two cores
+python tools/benchmark_detector.py                    # everything: about 20 minutes on two cores
 python tools/benchmark_detector.py --only selection
 
-Weights and the image are random, the sizes are the official ones. Sides take turns, and each
-figure is a ratio of medians. The Mask R-CNN has a linear classifier whose logits spread as much as
-cosines of random embeddings over 0.01; its score threshold is 0.05, where its selection costs next
-to nothing. Ours is 0.
+Weights and image are random, in the official sizes. The two detectors run alternately, and each
+figure is a ratio of medians. The Mask R-CNN has a linear classifier whose logits have the spread of
+random cosines over 0.01, and a score threshold of 0.05, where its selection costs next to nothing.
+ViLD's score threshold is 0.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ ROOT = Path(__file__).parents[1]
 SECTIONS = ("selection", "training", "inference", "precision")
 HEIGHT, WIDTH = 800, 1216
 DIMENSION, LVIS, MANY = 512, 1203, 20_000
-CLASSES = (1, 3, 20, 80, LVIS, MANY)  # of the selection
+CLASSES = (1, 3, 20, 80, LVIS, MANY)  # vocabulary sizes for the selection
 DISTILLED = 300
 LOGIT_STD = 100 / DIMENSION**0.5
 STAGES = ("backbone", "proposal_generator", "box_pooler", "box_head", "image_head", "mask_head")
@@ -60,7 +60,7 @@ def main() -> int:
     args = parser.parse_args()
     torch.manual_seed(0)
     if args.device == "cpu":
-        reuse_freed_memory()  # as train_net.py does; for both sides
+        reuse_freed_memory()  # like train_net.py; applies to both detectors
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.device}")
     for section in args.only or SECTIONS:
         globals()[section](args.repeats, torch.device(args.device))
@@ -68,11 +68,11 @@ def main() -> int:
 
 
 def selection(repeats: int, device: torch.device) -> None:
-    """Exact selection against Detectron2's by K, and its growth with K against the softmax's."""
+    """Time the exact selection and Detectron2's by K, and their growth relative to the softmax."""
     boxes = {"scattered": random_boxes(1000, device), "clustered": clustered_boxes(1000, device)}
     for kind, classes, threshold in itertools.product(boxes, CLASSES, (0.0, 0.05)):
         if threshold == 0 and classes > LVIS:
-            continue  # Detectron2's routine would suppress among 20 million candidates
+            continue  # Detectron2 would run NMS on 20 million candidates
         probs = (torch.randn(1000, classes + 1, device=device) * LOGIT_STD).softmax(1)
         limits = ((HEIGHT, WIDTH), threshold, 0.5, 300)
         own = boxes[kind]
@@ -110,7 +110,7 @@ def selection(repeats: int, device: torch.device) -> None:
 
 
 def training(repeats: int, device: torch.device) -> None:
-    """A training step of one image: forward, backward, and the optimizer's, in both precisions."""
+    """Time a training step of one image: forward, backward and optimizer, in both precisions."""
     work: dict[str, Callable[[], object]] = {}
     batch = [training_picture()]
     for variant in ("plain", "text", "vild", "ensemble"):
@@ -136,7 +136,7 @@ def training(repeats: int, device: torch.device) -> None:
 
 
 def inference(repeats: int, device: torch.device) -> None:
-    """Detections and masks of one image, by vocabulary size, and where the time goes."""
+    """Time boxes and masks of one image by vocabulary size, and each stage."""
     picture = [{"image": random_picture(), "height": HEIGHT, "width": WIDTH}]
     work, models = {}, {}
     for variant in ("plain", "text", "vild", "ensemble"):
@@ -167,7 +167,7 @@ def inference(repeats: int, device: torch.device) -> None:
 
 
 def precision(repeats: int, device: torch.device) -> None:
-    """Detections of one image in fp32 and bf16, each with and without ``channels_last``."""
+    """Time detection in one image in fp32 and bf16, each with and without ``channels_last``."""
     picture = [{"image": random_picture(), "height": HEIGHT, "width": WIDTH}]
     model = make_model("ensemble", LVIS, device).eval()
     layouts = {"": model, ", channels_last": copy.deepcopy(model)}
@@ -186,12 +186,12 @@ def precision(repeats: int, device: torch.device) -> None:
     )
     title = f"inference of ensemble, {HEIGHT} x {WIDTH}, K = {LVIS}"
     report(title, found)
-    if device.type == "cpu":  # other programs slow it down less than the wall clock
+    if device.type == "cpu":  # CPU time, which other programs affect less than wall time
         report(f"{title}, CPU time", {name: statistics.median(busy[name][1:]) for name in found})
 
 
 def make_model(variant: str, classes: int, device: torch.device) -> nn.Module:
-    """One variant at the official sizes, or Detectron2's Mask R-CNN (``plain``)."""
+    """Build a variant in the official sizes, or Detectron2's Mask R-CNN (``plain``)."""
     cfg = read_config(ROOT / "configs" / "LVIS" / "vild_ensemble_r50_fpn_lsj.yaml")
     cfg.MODEL.DEVICE = str(device)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = classes
@@ -211,41 +211,41 @@ def make_model(variant: str, classes: int, device: torch.device) -> nn.Module:
 
 
 def plain(cfg: CfgNode) -> None:
-    """Detectron2's own heads and selection, on the same layers."""
+    """Configure Detectron2's heads and selection with the same layers."""
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME = "GeneralizedRCNN", "StandardROIHeads"
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.05
 
 
 def text_embeddings(classes: int) -> TextEmbeddings:
-    """Random unit rows."""
+    """Make random text embeddings."""
     rows = functional.normalize(torch.randn(classes, DIMENSION), dim=1)
     names = [f"class {n}" for n in range(classes)]
     return TextEmbeddings(rows, Vocabulary.from_names(names, names[::4]), 0.01, "random")
 
 
 def random_boxes(number: int, device: torch.device | str = "cpu") -> Tensor:
-    """(R, 4) in the image, of 16 to 300 pixels."""
+    """Make random boxes (R, 4) in the image, of 16 to 300 pixels."""
     size = torch.rand(number, 2) * 284 + 16
     corner = torch.rand(number, 2) * (torch.tensor([WIDTH, HEIGHT]) - size)
     return torch.cat([corner, corner + size], dim=1).to(device)
 
 
 def clustered_boxes(number: int, device: torch.device | str = "cpu") -> Tensor:
-    """(R, 4): many around each of 12 objects, as a trained detector's."""
+    """Make boxes (R, 4) clustered around 12 objects, like those of a trained detector."""
     objects = random_boxes(12)[torch.randint(0, 12, (number,))]
     return (objects + torch.randn(number, 4) * 8).to(device)
 
 
 def random_picture() -> Tensor:
-    """(3, H, W) uint8."""
+    """Make a random image (3, H, W) uint8."""
     return torch.randint(0, 256, (3, HEIGHT, WIDTH), dtype=torch.uint8)
 
 
 def training_picture() -> dict[str, object]:
-    """An image of 20 objects with its distilled regions."""
+    """Make an image with 20 objects and regions to distil from."""
     objects = Instances((HEIGHT, WIDTH))
     objects.gt_boxes = Boxes(random_boxes(20))
-    objects.gt_classes = torch.arange(20) * 4 + 1  # base ones
+    objects.gt_classes = torch.arange(20) * 4 + 1  # base classes
     objects.gt_masks = BitMasks(torch.rand(20, HEIGHT, WIDTH) > 0.5)
     regions = Instances((HEIGHT, WIDTH))
     regions.proposal_boxes = Boxes(random_boxes(DISTILLED))
@@ -256,26 +256,26 @@ def training_picture() -> dict[str, object]:
 def timed(
     work: dict[str, Callable[[], object]], repeats: int, device: torch.device
 ) -> dict[str, float]:
-    """Median seconds of each; they take turns."""
+    """Return the median seconds of each job, run alternately."""
     times = defaultdict(list)
     for turn in range(repeats + 1):
         for name, function in work.items():
             start = time.perf_counter()
             function()
             synchronise(device)
-            if turn:  # the first warms up
+            if turn:  # the first run is a warm-up
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for what a GPU has been told to do."""
+    """Wait for pending GPU work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def report(title: str, found: dict[str, float]) -> None:
-    """Seconds, and ratios to the first."""
+    """Print seconds, and ratios to the first entry."""
     first = next(iter(found.values()))
     shown = ", ".join(f"{name} {t:.3f} s ({t / first:.3f})" for name, t in found.items())
     print(f"{title}: {shown}", flush=True)
@@ -283,7 +283,7 @@ def report(title: str, found: dict[str, float]) -> None:
 
 @contextmanager
 def stage_times(model: nn.Module, device: torch.device) -> Iterator[dict[str, float]]:
-    """Seconds in each of ``STAGES`` while the context lasts."""
+    """Measure the seconds spent in each of ``STAGES`` within the context."""
     found: dict[str, float] = {}
     begun: dict[str, float] = {}
     handles = []

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Measure proposal extraction against the detector alone; every figure is a ratio of one run.
+"""Compare proposal extraction with the detector alone; every figure is a ratio within one run.
 
 "resized between" is the same extraction with images read ahead, but resized and converted to
-float32 between two images of the detector. Images and weights are random.
+float32 between two runs of the detector. Images and weights are random.
 
 python tools/benchmark_proposals.py                     # the detector of --config-file
-python tools/benchmark_proposals.py --stand-in-ms 20    # without a GPU: wait 20 ms an image for one
+python tools/benchmark_proposals.py --stand-in-ms 20    # without a GPU: simulate 20 ms per image
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Measure the path from images to stored embeddings; every figure is a ratio of one run.
+"""Measure the path from images to stored embeddings; every figure is a ratio within one run.
 
-Images, boxes and weights are random: speed does not depend on what they show.
+Images, boxes and weights are random: speed does not depend on their content.
 
 python tools/benchmark_teacher.py                       # all parts
 python tools/benchmark_teacher.py --part crops --part store

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Measure what share of the time the text encoder takes when a vocabulary is embedded.
+"""Measure the text encoder's share of the time to embed a vocabulary.
 
-Weights are random: speed does not depend on them. The full LVIS job is --classes 1203.
+Weights are random: speed does not depend on them. Use --classes 1203 for the size of LVIS.
 
 python tools/benchmark_text_embeddings.py --classes 100
 """

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""How well region embeddings name objects: the teacher's, and those of detectors that learned.
+"""Compare how well region embeddings of the teacher and of trained detectors classify objects.
 
-All see the same proposals, those of a store that cover an annotated object (IoU of 0.5 or more).
-Printed is the share of them whose nearest text embedding is that of the object's class. Unlike AP
-it does not depend on scores, boxes and background.
+All use the same proposals: those of a store that cover an annotated object (IoU of 0.5 or more).
+Prints the share whose nearest text embedding is that of the object's class. Unlike AP, it does not
+depend on scores, boxes or background.
 
 python tools/compare_regions.py --config-file configs/shapes/vild_ensemble.yaml \
     --dataset shapes_val --regions output/shapes/embeddings/shapes_val \
@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def report(name: str, meter: SimilarityMeter) -> None:
-    """One line."""
+    """Print one line of the comparison."""
     shares = []
     for kind, novel in (("base", False), ("novel", True)):
         count = meter.count(novel)

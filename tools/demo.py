@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-r"""Detect anything that can be named, in images, a video or a webcam's frames.
+r"""Detect objects of any vocabulary in images, a video or a webcam's frames.
 
 python tools/demo.py --config-file configs/LVIS/vild_ensemble_r50_fpn_lsj.yaml \
     --input photos --vocabulary "red kite, osprey" --output found \
@@ -7,8 +7,8 @@ python tools/demo.py --config-file configs/LVIS/vild_ensemble_r50_fpn_lsj.yaml \
 python tools/demo.py --config-file ... --video-input walk.mp4 --output found.mp4 --opts ...
 
 Words of --vocabulary count as novel, unless the detector was trained on them as base classes or
---novel says otherwise. Exit code: 0 if everything asked for was written; 3 if images failed or a
-video ended early, which are listed at the end; 2 for any other error.
+--novel says otherwise. Exit code: 0 if everything was written; 3 if images failed or a video ended
+early, which are listed at the end; 2 for any other error.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> int:
 
     failed = detect(args)
     for written in (args.output, args.results):
-        if written is not None and written.exists():  # the only image may have failed
+        if written is not None and written.exists():  # absent if the only image failed
             print(f"wrote {written}")
     for reason in failed:
         print(f"failed: {reason}", file=sys.stderr)

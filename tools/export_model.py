@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-r"""Write a trained detector as TorchScript and ONNX, to be run without this project.
+r"""Export a trained detector to TorchScript and ONNX, to run it without this project.
 
 python tools/export_model.py --config-file configs/LVIS/vild_ensemble_r50_fpn_lsj.yaml \
     --vocabulary "red kite, osprey" --sample-image street.jpg --output exported \
     --opts MODEL.WEIGHTS model_final.pth
 
 The vocabulary is an input of the exported model (--text-embeddings input), or part of it (baked).
-Every file is loaded again and compared with the detector, to 1e-4, before it appears. What the
-files take and give: docs/EXPORT.md. Exit code: 0, or 2 for an error.
+Every file is loaded again and must match the detector to 1e-4 before it is kept. docs/EXPORT.md
+describes inputs and outputs. Exit code: 0, or 2 for an error.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def report(item: Exported) -> None:
-    """Size, times and how the file agrees with the detector."""
+    """Print size, times and the agreement with the detector."""
     import torch
 
     print(

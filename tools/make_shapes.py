@@ -47,12 +47,12 @@ def main() -> int:
 
 
 def report(args: argparse.Namespace, folder: Path, seconds: float | None) -> None:
-    """Say what was made, and make what else was asked for.
+    """Print a summary of the dataset, and write the contact sheet if requested.
 
     Args:
-        args: of the command line.
-        folder: of the dataset.
-        seconds: that it took; None: it was there.
+        args: parsed arguments.
+        folder: folder of the dataset.
+        seconds: time taken; None if the dataset already existed.
     """
     from vild.data.contact_sheet import write_contact_sheet
     from vild.data.shapes import pixel_digest, register_shapes

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""`make quickstart`: the paper's experiment on `shapes`, from nothing to a result page.
+"""`make quickstart`: the paper's experiment on `shapes`, from scratch to a result page.
 
-Each stage is one of the project's own commands; it is printed, so that it can be repeated. Stages
-that are done are skipped, and after an interruption the same command goes on.
-Exit code: 0, or 1 where a stage failed or the result is not what ViLD is for, or 130 for Ctrl-C.
+Each stage is a command of this project, which is printed so that you can repeat it. Rerun the
+command to resume after an interruption; finished stages are skipped.
+Exit code: 0, or 1 if a stage failed or the result does not show ViLD's gain, or 130 for Ctrl-C.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def build_stages(pipeline: Pipeline) -> list[Stage]:
 
 
 def first_page_stage(pipeline: Pipeline) -> Stage:
-    """The stage that shows, before the long training, what CLIP alone finds."""
+    """Return the stage that shows, before the long training, what CLIP alone detects."""
     return Stage(
         "first_page",
         f"write a first page to look at meanwhile, {FIRST_PAGE}: what CLIP alone finds",
@@ -49,7 +49,7 @@ def first_page_stage(pipeline: Pipeline) -> Stage:
 
 
 def page_stage(pipeline: Pipeline, stages: list[Stage]) -> Stage:
-    """The stage that writes the page."""
+    """Return the stage that writes the page."""
     runs = (f"{label}={pipeline.folder / name}" for name, label in ROWS.items())
     weights = pipeline.folder / "ensemble" / "model_final.pth"
     return Stage(
@@ -70,7 +70,7 @@ def page_stage(pipeline: Pipeline, stages: list[Stage]) -> Stage:
 
 
 def verdict(pipeline: Pipeline) -> tuple[bool, str]:
-    """Whether the ensemble finds novel classes better than its text head, and the sentence."""
+    """Return whether the ensemble beats its text head on novel classes, and a sentence on it."""
     novel = {name: pipeline.figures(name)["APr"] for name in ("both_heads", "text_head")}
     holds = novel["both_heads"] > novel["text_head"]
     return holds, (

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-r"""Write a result page: the table, images, AP of each class, curves, similarities, commands.
+r"""Write a result page: table, images, AP per class, curves, similarities and commands.
 
 python tools/result_page.py --dataset shapes_val --out output/result/index.html \
     --run "ViLD-ensemble=output/shapes/both_heads" --run "CLIP on crops=output/shapes/clip" \
     --config-file configs/shapes/vild_ensemble.yaml \
     --weights output/shapes/ensemble/model_final.pth --regions output/shapes/embeddings/shapes_val
 
-The first run is the one that images, bars and curves are of; the second is what its bars are
-compared with. A run is the folder of a training or of an evaluation by train_net.py. The page is
-one file that opens from disk. Exit code: 0, or 2 for an error.
+Images, bars and curves show the first run; the second is the comparison in the bars. A run is the
+folder of a training or an evaluation by train_net.py. The page is one self-contained file. Exit
+code: 0, or 2 for an error.
 """
 
 from __future__ import annotations

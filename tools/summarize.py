@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Put several runs into one table in the paper's form, with their curves.
+"""Summarise several runs in one table in the paper's layout, with their curves.
 
 python tools/summarize.py output/vild output/ensemble --names ViLD ViLD-ensemble --out-dir output
 python tools/summarize.py output/eval/lvis_v1_val_metrics.json --reference --out-dir output

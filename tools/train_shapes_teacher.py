@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train the teacher of ``shapes`` and print its zero-shot accuracy on held-out crops.
 
-The package ships the weights that this command wrote. It takes about ten minutes on one CPU core.
+The package ships weights written by this command. It takes about ten minutes on one CPU core.
 
 python tools/train_shapes_teacher.py --out-dir output/shapes_teacher
 python tools/train_shapes_teacher.py --evaluate-only
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vild.embeddings import Teacher
 
 CONFIG = "open_clip_config.json"
-LOOSE = 0.3  # what edges are off by at most: an IoU of 0.57 on average, as most proposals have
+LOOSE = 0.3  # maximum error of an edge; the mean IoU is then 0.57, as for typical proposals
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -72,7 +72,7 @@ def trained(args: argparse.Namespace) -> Teacher:
 
 
 def report(teacher: Teacher, vocabulary_seed: int) -> None:
-    """Print the zero-shot accuracy among a seed's classes and among all compositions."""
+    """Print the zero-shot accuracy over a seed's classes and over all compositions."""
     import numpy as np
 
     from vild.data import Vocabulary

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Read stores of proposals or embeddings whole and name every fault.
+"""Verify stores of proposals or embeddings completely and report every fault.
 
 python tools/verify_store.py proposals/lvis_v1_val embeddings/lvis_v1_train_base
 
-Checks the manifest, every checksum, the arrays' shapes, and of every record that boxes lie in
-their image, that they are sorted, that values are finite and embeddings of unit norm.
+Checks the manifest, every checksum and the shapes of the arrays, and in every record that boxes lie
+inside the image and are sorted, values are finite and embeddings L2-normalised.
 Exit code: 0 if nothing is wrong, otherwise 1.
 """
 
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def kind_of(folder: Path) -> str:
-    """Kind of a store; empty where its manifest does not say."""
+    """Return the kind of a store; empty if its manifest does not state it."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         return str(manifest["spec"]["kind"])

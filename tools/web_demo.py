@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-r"""Serve a web page: drop an image, type words, see what is detected.
+r"""Serve a web page where visitors upload an image, type words and see the detections.
 
 python tools/web_demo.py --config-file configs/shapes/vild_ensemble.yaml \
     --words "striped red star, plain blue heart" --opts MODEL.WEIGHTS model_final.pth
 
-By default only this machine can reach it. --host 0.0.0.0 serves all addresses; docs/FAQ.md says
+By default only this machine can reach it. --host 0.0.0.0 serves all addresses; docs/FAQ.md explains
 what to put in front of it then. Needs the extra `demo` (gradio).
 """
 

@@ -1,6 +1,6 @@
 """The commands of the experiment, from making the data to evaluating each method.
 
-Every one is a command of this project that LVIS takes too, with `configs/shapes/*.yaml`.
+All are commands of this project that work the same way for LVIS, with `configs/shapes/*.yaml`.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from vild.inference.runs import read_runs
 from vild.storage.layout import MANIFEST
 
 TRAIN_NET = "projects/ViLD/train_net.py"
-PROPOSALS = 100  # an image, kept in the stores
-DISTILLED_REGIONS = 60  # of them, embedded by the teacher for training
+PROPOSALS = 100  # per image, in the stores
+DISTILLED_REGIONS = 60  # of these, embedded by the teacher for training
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Stages of one data seed.
+    """The stages for one data seed.
 
     Attributes:
-        folder: of everything but the images; `output/shapes` is where the configs look for it.
-        seed: of the data and of the trainings.
+        folder: output folder of everything except the images; the configs expect `output/shapes`.
+        seed: seed of the data and the trainings.
         options: KEY VALUE pairs of the configuration, for every training and evaluation.
-        prefix: of the stages' names, where several pipelines are run together.
-        images: number of training and of validation images; None: as make_shapes.py has it.
-        precision: of trainings and of the extraction of proposals: ``fp32`` or ``bf16``.
+        prefix: prefix of the stages' names, if several pipelines run together.
+        images: numbers of training and validation images; None: the defaults of make_shapes.py.
+        precision: precision of trainings and proposal extraction: ``fp32`` or ``bf16``.
     """
 
     folder: Path = Path("output/shapes")
@@ -43,12 +43,12 @@ class Pipeline:
 
     @property
     def data(self) -> str:
-        """What the datasets' names begin with."""
+        """Return the prefix of the datasets' names."""
         return f"shapes_seed{self.seed}" if self.seed else "shapes"
 
     @property
     def baseline(self) -> Path:
-        """Checkpoint that proposals come from and that every detector begins with."""
+        """Return the checkpoint that makes the proposals and initialises every detector."""
         return self.folder / "rpn_baseline" / "model_final.pth"
 
     def prepare(self, baseline: str = "rpn_baseline") -> list[Stage]:
@@ -56,7 +56,7 @@ class Pipeline:
 
         Args:
             baseline: config of the class-agnostic detector, a file in configs/shapes without its
-                ending.
+                extension.
         """
         pictures, text = shapes_folder(self.seed), self.folder / "text.safetensors"
         splits = (f"{self.data}_train_base", f"{self.data}_val")
@@ -141,16 +141,16 @@ class Pipeline:
         test: bool = True,
         seconds: float = 200,
     ) -> Stage:
-        """A training.
+        """Return a training stage.
 
         Args:
-            name: of the stage and of its folder.
-            config: file in configs/shapes, without its ending.
-            title: of the stage.
+            name: name of the stage and its folder.
+            config: file in configs/shapes, without its extension.
+            title: title of the stage.
             *options: KEY VALUE pairs.
-            weights: to begin with; None: random ones.
-            test: whether it is evaluated at its end.
-            seconds: about how long it takes.
+            weights: initial checkpoint; None for random weights.
+            test: whether to evaluate at the end.
+            seconds: estimated duration.
         """
         after = ("embeddings_train", "embeddings_val") if weights else ("shapes", "text_embeddings")
         begin = ("MODEL.WEIGHTS", str(weights)) if weights else ()
@@ -178,15 +178,15 @@ class Pipeline:
         trained: str,
         seconds: float = 25,
     ) -> Stage:
-        """Evaluate the checkpoint of a training in another way.
+        """Return a stage that evaluates the checkpoint of a training with another configuration.
 
         Args:
-            name: of the stage and of its folder.
-            config: file in configs/shapes, without its ending.
-            title: of the stage.
+            name: name of the stage and its folder.
+            config: file in configs/shapes, without its extension.
+            title: title of the stage.
             *options: KEY VALUE pairs.
-            trained: stage of the training.
-            seconds: about how long it takes.
+            trained: name of the training stage.
+            seconds: estimated duration.
         """
         weights = self.folder / trained / "model_final.pth"
         return Stage(
@@ -203,14 +203,14 @@ class Pipeline:
         )
 
     def metrics(self, name: str) -> Path:
-        """Json of a stage's figures."""
+        """Return the json file of a stage's metrics."""
         return self.folder / name / f"{self.data}_val_metrics.json"
 
     def figures(self, name: str) -> Mapping[str, float]:
-        """Figures of the boxes of a stage, in percent.
+        """Read the box metrics of a stage, in percent.
 
         Raises:
-            ValueError: it has left none.
+            ValueError: the stage has no metrics.
         """
         (run,) = read_runs([self.metrics(name)])
         if "bbox" not in run.results:
@@ -221,7 +221,7 @@ class Pipeline:
         return f"{self.prefix}{name}"
 
     def _paths(self, name: str, train: bool, test: bool) -> tuple[str, ...]:
-        """What differs from the configs' own paths and names."""
+        """Return the options for paths and names that differ from the configs."""
         options = ["OUTPUT_DIR", str(self.folder / name)]
         own = (self.folder, self.seed) != (Pipeline.folder, Pipeline.seed)
         embeddings = self.folder / "embeddings"
@@ -240,11 +240,11 @@ class Pipeline:
 
 
 def _store(folder: Path) -> tuple[Path, Path]:
-    """What an extraction leaves; the manifest is written last."""
+    """Return the outputs of an extraction; the manifest is written last."""
     return folder, folder / MANIFEST
 
 
 def teacher_version() -> str:
-    """Digest of the weights that the package ships: a newer package's embed everything anew."""
+    """Return a digest of the shipped teacher weights; newer weights embed everything again."""
     weights = SHAPES_FOLDER / "open_clip_model.safetensors"
     return hashlib.sha256(weights.read_bytes()).hexdigest()

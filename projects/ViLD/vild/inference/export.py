@@ -177,7 +177,7 @@ def _export_torchscript(
     """Write the file and return a function that runs it."""
     adapter = _traceable(ExportableDetector(model), inputs)
     with torch.no_grad(), warnings.catch_warnings():
-        # about values fixed in the trace and deprecations; the results are compared anyway
+        # about values fixed in the trace and about torch's plans; the results are compared anyway
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
         contents = io.BytesIO()  # in memory first: torch aborts the process on a full disk
