@@ -1,4 +1,4 @@
-"""The quickstart itself, on a few images and two steps: stopped in every stage, and its page."""
+"""The quickstart on a few images and two steps, stopped in every stage, and its page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 SMALL = ("--images", "24", "6", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()")
-DELAY = 3.5  # seconds into a stage: most have imported torch by then, and hardly one is done
+DELAY = 3.5  # seconds into a stage: most have imported torch by then, and few have finished
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
@@ -36,7 +36,9 @@ def test_stopped_in_every_stage_it_goes_on(tmp_path: Path, repository: Path) -> 
         for line in process.stdout:
             seen.append(line)
             begun = re.match(r"\[(\d+)/(\d+)\]", line)
-            if begun and int(begun[1]) > stopped and not is_told:  # was not stopped yet
+            if (
+                begun and int(begun[1]) > stopped and not is_told
+            ):  # a stage that was not stopped yet
                 stopped, total = map(int, begun.groups())
                 time.sleep(DELAY)
                 process.send_signal(signal.SIGINT)
@@ -44,12 +46,12 @@ def test_stopped_in_every_stage_it_goes_on(tmp_path: Path, repository: Path) -> 
         code = process.wait()
         if code != 130:
             break
-        # what was done before is not done again
+        # finished stages are not repeated
         assert not done & {int(n) for n in re.findall(r"^\[(\d+)/", "".join(seen), re.MULTILINE)}
     assert stopped == total == 13
     records = sorted(stages.glob("*.json"))
     assert len(records) == 13
-    # so little training proves nothing: it says so, and fails unless novel classes profit
+    # so little training proves nothing: the verdict says so and fails without a gain
     text = "".join(seen)
     assert ("does NOT help" in text) == (code == 1)
     assert code in (0, 1)
@@ -70,4 +72,4 @@ def test_stopped_in_every_stage_it_goes_on(tmp_path: Path, repository: Path) -> 
     assert page.count("<img") >= 6
     peaks = [json.loads(record.read_text())["peak_bytes"] for record in records]
     assert max(peaks) < 4 * 2**30
-    assert os.listdir(tmp_path / "datasets") == ["shapes"]  # no half-made images
+    assert os.listdir(tmp_path / "datasets") == ["shapes"]  # no partial datasets

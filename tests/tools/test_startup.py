@@ -1,4 +1,4 @@
-"""Help and mistakes are shown before torch and Detectron2 are imported, which takes seconds."""
+"""Help and usage errors are shown before torch and Detectron2 are imported, which is slow."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from vild.proposals import store as proposals
 from vild_cli import arguments, training
 
 ROOT = Path(__file__).parents[2]
-# these two import the package first
+# these two import the package at startup
 SLOW = {"benchmark_detector.py", "quickstart.py"}
 TOOLS = [
     *(f"tools/{p.name}" for p in sorted((ROOT / "tools").glob("*.py")) if p.name not in SLOW),
     "projects/ViLD/train_net.py",
 ]
-# Runs command lines of the tools one after the other, and refuses to import what takes long.
+# Runs command lines of the tools one after the other, and refuses slow imports.
 PROGRAM = """
 import contextlib, io, json, runpy, sys
 
@@ -112,7 +112,9 @@ def test_help_of_every_tool_needs_no_torch() -> None:
 
 
 def test_an_unknown_option_of_every_tool_needs_no_torch() -> None:
-    tools = [tool for tool in TOOLS if tool != "tools/submit_train.py"]  # it passes them on
+    tools = [
+        tool for tool in TOOLS if tool != "tools/submit_train.py"
+    ]  # passes unknown arguments on
     said = run_light([[tool, "--no-such-option"] for tool in tools])
     for tool, (code, _, err) in zip(tools, said, strict=True):
         assert code == 2, f"{tool}: {code}"
@@ -138,7 +140,7 @@ def test_a_real_process_answers_at_once(options: list[str], code: int) -> None:
 
 
 def test_importing_the_package_leaves_out_what_few_commands_need() -> None:
-    """Counted in packages instead of seconds, which depend on the machine."""
+    """Count packages instead of seconds, which depend on the machine."""
     program = """
 import sys, torch, torchvision, detectron2.modeling
 required = set(sys.modules)
@@ -152,7 +154,7 @@ print(*{name.partition(".")[0] for name in sys.modules})
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
     added, all_of_it = (set(line.split()) for line in done.stdout.splitlines())
     allowed = {"vild", "vild_cli", "msgspec", "safetensors", "filelock"}
-    # parts of these that they themselves import when needed
+    # dependencies of these, which they import when needed
     allowed |= {"torch", "torchvision", "detectron2", "numpy", "PIL", "pycocotools", "cv2"}
     assert added - set(sys.stdlib_module_names) <= allowed
     few = {"matplotlib", "lvis", "open_clip", "timm", "huggingface_hub", "gradio", "onnx"}
@@ -160,7 +162,7 @@ print(*{name.partition(".")[0] for name in sys.modules})
 
 
 def test_choices_and_defaults_are_those_of_the_package() -> None:
-    """The tools repeat them, since their parsers import nothing of the package."""
+    """The tools repeat them, because their parsers must not import the package."""
     parser = extract_proposals.build_parser()
     assert choices(parser, "source") == extraction.SOURCES
     assert parser.get_default("images_per_shard") == proposals.IMAGES_PER_SHARD
