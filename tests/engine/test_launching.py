@@ -78,7 +78,7 @@ def environ(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_places_that_other_launchers_give(
     environ: None, place: tuple[int | str | None, ...] | None
 ) -> None:
-    """Otherwise each process would do a fraction of the work, or all of it, and exit with 0."""
+    """Training and extraction must agree, or part of the work is skipped with exit code 0."""
     assert launched_place() == place
     parser = argparse.ArgumentParser()
     add_worker_arguments(parser)

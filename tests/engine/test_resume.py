@@ -31,7 +31,7 @@ def start(folder: Path, run: str, workers: int) -> Forked:
 
 @pytest.mark.slow
 def test_killed_at_five_moments_and_resumed(tmp_path: Path) -> None:
-    """Uses 0 and 2 loader workers alternately; all but one of the signals also reach workers."""
+    """Use 0 and 2 loader workers alternately; all signals but one also reach the workers."""
     small_shapes.make(tmp_path, 6)
     whole = start(tmp_path, "whole", 0)
     output = whole.communicate()

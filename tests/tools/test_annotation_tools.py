@@ -118,7 +118,7 @@ def roboflow(contents: Contents) -> Contents:
 
 
 def via(contents: Contents) -> Contents:
-    """Convert to ids as text, flat polygon lists, and some annotations without area."""
+    """Convert to ids as text, flat polygon lists, and annotations without area."""
     made = renumbered(contents, 0)
     for image in made["images"]:
         image.update(id=str(image["id"]), license=0, flickr_url="", coco_url="")

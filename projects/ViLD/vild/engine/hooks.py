@@ -160,7 +160,7 @@ class _Stopped(BaseException):
 
 
 class Evaluation(EvalHook):
-    """Detectron2's EvalHook, interruptible by signals; the last evaluation needs a full training.
+    """Detectron2's EvalHook, interruptible by signals, with a final evaluation only on completion.
 
     Args:
         period: iterations between evaluations; 0 evaluates only at the end.

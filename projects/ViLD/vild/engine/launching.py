@@ -200,7 +200,7 @@ def _tell(rank: int, message: str) -> None:
 
 
 def _meet_again(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[dist.Store, int, int]]:
-    """Rendezvous like env://, with separate keys for every restart.
+    """Join the job like env://, with separate keys for every restart.
 
     torchrun's store outlives the processes. Restarted processes would otherwise find the addresses
     of the previous ones and wait for them.

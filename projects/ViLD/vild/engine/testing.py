@@ -71,7 +71,7 @@ def evaluate(
     weights = cfg.MODEL.WEIGHTS
     if resume and last.has_checkpoint():
         weights = last.get_checkpoint_file()
-    # CLIP on crops uses only the mask head of a checkpoint
+    # CLIP on crops needs a checkpoint only for masks
     unused = ("roi_heads.box_", IMAGE_HEAD) if cfg.MODEL.VILD.VARIANT == "clip" else ()
     if weights or cfg.MODEL.VILD.VARIANT != "clip":
         load_weights(model, weights, unused)

@@ -292,7 +292,7 @@ def _known(what: str, given: Id, ids: Container[Id], dataset: str) -> Id:
 
 
 def _checked(item: Any) -> Detection:
-    """Convert an item of the json list to a detection; ids may be given as text."""
+    """Convert an item of the json list to a detection; numbers may be given as text."""
     made = _typed(item)
     made.bbox, made.segmentation = made.bbox or None, made.segmentation or None
     if made.bbox is None and made.segmentation is None:

@@ -72,7 +72,7 @@ def select_from_chunks(
     nms_threshold: float,
     max_detections: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """:func:`select_detections` of scores that come a few regions at a time.
+    """Select detections like :func:`select_detections`, from scores that arrive in chunks.
 
     The scores of all regions are never in memory at once: of each chunk, only the candidates that
     may still become detections are kept.
