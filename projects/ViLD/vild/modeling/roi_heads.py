@@ -80,9 +80,9 @@ class ViLDROIHeads(OptionalMaskROIHeads):
     =========  ==========================================  =======================================
     variant    classification heads                        class scores
     =========  ==========================================  =======================================
-    text       text head: trained on class labels          softmax with background
-    image      image head: trained by distillation         softmax without background
-    vild       one head trained with both losses           softmax with background
+    text       one head, trained on class labels           softmax with background
+    image      one head, trained by distillation           softmax without background
+    vild       one head, trained with both losses          softmax with background
     ensemble   a text head and a separate image head       both, fused by base and novel, sec. 3.4
     clip       none: the teacher classifies crops          softmax without background
     text_clip  a text head; the teacher classifies crops   both, fused
