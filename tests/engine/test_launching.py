@@ -57,10 +57,7 @@ PLACES = [
     (SRUN, (13, 16, 5, 8, 1, None)),
     (SRUN | STEP | {"SLURM_PROCID": "3", "SLURM_LOCALID": "1"}, (3, 4, 1, 2, 1, None)),
     (SBATCH, None),
-    (
-        SBATCH | {"SLURM_STEP_ID": "4294967291"},
-        None,
-    ),  # step id of batch scripts in newer SLURM versions
+    (SBATCH | {"SLURM_STEP_ID": "4294967291"}, None),  # batch scripts in newer SLURMs
     (SRUN | {"SLURM_NTASKS": "1"}, None),
     ({}, None),
 ]

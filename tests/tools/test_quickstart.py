@@ -36,9 +36,7 @@ def test_stopped_in_every_stage_it_goes_on(tmp_path: Path, repository: Path) -> 
         for line in process.stdout:
             seen.append(line)
             begun = re.match(r"\[(\d+)/(\d+)\]", line)
-            if (
-                begun and int(begun[1]) > stopped and not is_told
-            ):  # a stage that was not stopped yet
+            if begun and int(begun[1]) > stopped and not is_told:  # not stopped before
                 stopped, total = map(int, begun.groups())
                 time.sleep(DELAY)
                 process.send_signal(signal.SIGINT)

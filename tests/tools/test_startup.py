@@ -112,9 +112,7 @@ def test_help_of_every_tool_needs_no_torch() -> None:
 
 
 def test_an_unknown_option_of_every_tool_needs_no_torch() -> None:
-    tools = [
-        tool for tool in TOOLS if tool != "tools/submit_train.py"
-    ]  # passes unknown arguments on
+    tools = [tool for tool in TOOLS if tool != "tools/submit_train.py"]  # passes them on
     said = run_light([[tool, "--no-such-option"] for tool in tools])
     for tool, (code, _, err) in zip(tools, said, strict=True):
         assert code == 2, f"{tool}: {code}"

@@ -94,9 +94,8 @@ class Trainer(DefaultTrainer):
         self.checkpointer = AtomicCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
         self._resumed_from = ""  # path of the checkpoint
-        self._starts_workers = (
-            False  # whether the next step starts workers, which train() must stop
-        )
+        # whether the next step starts workers, which train() must stop
+        self._starts_workers = False
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:

@@ -30,10 +30,7 @@ if TYPE_CHECKING:  # imports matplotlib, which takes longer than detection
 logger = logging.getLogger(__name__)
 
 NOVEL_MARK = "★"
-NOVEL_HUES, BASE_HUES = (
-    (-0.05, 0.14),
-    (0.40, 0.63),
-)  # in [0, 1]; negative hues wrap to purplish reds
+NOVEL_HUES, BASE_HUES = (-0.05, 0.14), (0.40, 0.63)  # in [0, 1]; negative: purplish reds
 MIN_SIDE, MAX_SIDE = 800, 1600  # long side of the output, in pixels
 _MIN_SHORT_SIDE = 96  # of the output, unless the long side would become too long
 _LONGEST_NAME = 32  # in characters; longer names are truncated
