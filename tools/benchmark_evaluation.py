@@ -1,15 +1,14 @@
 #!/usr/bin/env python
-"""Time and memory of LVIS's evaluation: writing the detections, then measuring them.
+"""Measure time and memory of LVIS evaluation: writing the detections, then evaluating them.
 
-python tools/benchmark_evaluation.py                  # 2000 pictures x 300 masks
-python tools/benchmark_evaluation.py --official       # beside it the official package by itself
-python tools/benchmark_evaluation.py --encoding       # masks to run lengths alone, by pycocotools
+python tools/benchmark_evaluation.py                  # 2000 images x 300 masks
+python tools/benchmark_evaluation.py --official       # also run the plain official package
+python tools/benchmark_evaluation.py --encoding       # only mask encoding, against pycocotools
 
-Pictures, objects and detections are random, the numbers are LVIS's: 1203 classes, labels for some
-of them in each picture. Half of the detections are of classes that were looked for in the picture;
-the others do not count, but the file has them. Each step runs in a process of its own, whose peak
-memory is printed; half of the pictures are measured too, and the two give the memory for all of
-LVIS's validation pictures.
+Images, objects and detections are random, with LVIS's numbers: 1203 classes, some of them labelled
+in each image. Half of the detections are of classes that were searched in the image; the others are
+in the file but do not count. Each step runs in a separate process, whose peak memory is printed.
+Half of the images are also measured, to extrapolate the memory for LVIS's validation set.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ STEPS = ("write", "evaluate", "official")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--detections", type=int, default=300, help="of a picture")
@@ -37,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     args = build_parser().parse_args()
     from tool_parts.benchmark_evaluation import benchmark
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Time and memory of reading annotations, on a json of the size of LVIS's training set.
+"""Measure time and memory of reading annotations, on a json as large as LVIS's training set.
 
 python tools/benchmark_intake.py                       # makes the json below output/, then reads it
 python tools/benchmark_intake.py --images 10000 --repeat 3
 
-Each reader runs in a process of its own, in turns; the table has medians.
+Each reader runs in a separate process, alternately; the table shows medians.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ READERS = ("json", "lvis", "pydantic", "msgspec", "intake", "records")
 
 
 def make(path: Path, images: int, points: int) -> None:
-    """Write annotations in LVIS's format: random star-shaped polygons of ``points`` corners."""
+    """Write annotations in LVIS format: random star-shaped polygons with ``points`` vertices."""
     rng = random.Random(0)
     number = 0
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,13 +65,13 @@ def make(path: Path, images: int, points: int) -> None:
 
 
 def resident() -> int:
-    """Memory of this process in bytes."""
+    """Return the resident memory of this process in bytes."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * resource.getpagesize()
 
 
 def read(reader: str, path: Path) -> object:
-    """Read the file once; imports are made before the clock starts."""
+    """Read the file once; imports are not timed."""
     import lvis
     import msgspec
 
@@ -100,7 +100,7 @@ def read(reader: str, path: Path) -> object:
     if reader == "json":
         found: object = json.loads(path.read_bytes())
     elif reader == "lvis":
-        found = lvis.LVIS(str(path))  # json.load and the official index
+        found = lvis.LVIS(str(path))  # json.load and the official indexing
     elif reader == "pydantic":
         found = File.model_validate_json(path.read_bytes())
     elif reader == "msgspec":
@@ -117,7 +117,7 @@ def read(reader: str, path: Path) -> object:
 
 
 def main() -> None:
-    """Command line entry."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Measure proposal extraction against the detector alone; every figure is a ratio of one run.
+"""Compare proposal extraction with the detector alone; every figure is a ratio within one run.
 
 "resized between" is the same extraction with images read ahead, but resized and converted to
-float32 between two images of the detector. Images and weights are random.
+float32 between two runs of the detector. Images and weights are random.
 
 python tools/benchmark_proposals.py                     # the detector of --config-file
-python tools/benchmark_proposals.py --stand-in-ms 20    # without a GPU: wait 20 ms an image for one
+python tools/benchmark_proposals.py --stand-in-ms 20    # without a GPU: simulate 20 ms per image
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vild_cli.arguments import positive_float, positive_int, tool_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--config-file", default="configs/LVIS/rpn_baseline_r50_fpn.yaml")
     parser.add_argument("--device")
@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     args = build_parser().parse_args()
     from tool_parts.benchmark_proposals import benchmark
 

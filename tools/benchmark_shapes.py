@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""`make benchmark-shapes`: every row of the paper on `shapes`, three seeds, mean and deviation.
+"""`make benchmark-shapes`: all methods of the paper on `shapes`, mean and deviation of 3 seeds.
 
 python tools/benchmark_shapes.py
 python tools/benchmark_shapes.py --seeds 1 --only text vild ensemble
 python tools/benchmark_shapes.py --quick --seeds 0 1 2 8 9 --out-dir output/benchmark_quick
 
-A seed is another data set (classes, pictures), other weights and another order of the training.
-The settings were chosen on seeds 0 and 1. The same command goes on after an interruption.
+A seed determines the dataset (classes, images), the initial weights and the training order.
+The settings were chosen on seeds 0 and 1. Rerun the command to resume after an interruption.
 Writes results.json and results.md to --out-dir.
 """
 
@@ -30,7 +30,7 @@ NAMES = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[5, 6, 7])
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = build_parser()
     args = parser.parse_args()
     if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
@@ -73,8 +73,8 @@ def main() -> int:
         if args.quick:
             pipelines.append(quick_pipeline(folder, seed, tuple(args.opts), prefix))
         else:
-            # boxes alone: the claims are about classes, and with masks no figure of ViLD moved by
-            # more than half a point on seed 0
+            # boxes only: the claims are about classes, and masks changed no figure of ViLD by more
+            # than half a point on seed 0
             options = ("MODEL.MASK_ON", "False", *args.opts)
             pipelines.append(Pipeline(folder, seed, options, prefix))
     rows = [name for name in NAMES if name in args.only]

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Measure the path from pictures to stored embeddings; every figure is a ratio of one run.
+"""Measure the path from images to stored embeddings; every figure is a ratio within one run.
 
-Pictures, boxes and weights are random: speed does not depend on what they show.
+Images, boxes and weights are random: speed does not depend on their content.
 
 python tools/benchmark_teacher.py                       # all parts
 python tools/benchmark_teacher.py --part crops --part store
@@ -18,7 +18,7 @@ PARTS = ("crops", "extraction", "store", "opening", "processes")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--part", action="append", choices=PARTS, help="all by default")
     parser.add_argument("--device")
@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     args = build_parser().parse_args()
     from tool_parts.benchmark_teacher import benchmark
 

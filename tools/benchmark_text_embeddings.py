@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Measure what share of the time the text encoder takes when a vocabulary is embedded.
+"""Measure the text encoder's share of the time to embed a vocabulary.
 
-Weights are random: speed does not depend on them. The full LVIS job is --classes 1203.
+Weights are random: speed does not depend on them. Use --classes 1203 for the size of LVIS.
 
 python tools/benchmark_text_embeddings.py --classes 100
 """
@@ -15,7 +15,7 @@ from vild_cli.arguments import tool_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--model", default="ViT-B-32")
@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     args = build_parser().parse_args()
     from tool_parts.benchmark_text_embeddings import benchmark
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""How well region embeddings name objects: the teacher's, and those of detectors that learned.
+"""Compare how well region embeddings of the teacher and of trained detectors classify objects.
 
-All see the same proposals, those of a store that cover an annotated object (IoU of 0.5 or more).
-Printed is the share of them whose nearest text embedding is that of the object's class. Unlike AP
-it does not depend on scores, boxes and background.
+All use the same proposals: those of a store that cover an annotated object (IoU of 0.5 or more).
+Prints the share whose nearest text embedding is that of the object's class. Unlike AP, it does not
+depend on scores, boxes or background.
 
 python tools/compare_regions.py --config-file configs/shapes/vild_ensemble.yaml \
     --dataset shapes_val --regions output/shapes/embeddings/shapes_val \
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--config-file", required=True, help="of the detectors")
     parser.add_argument("--weights", required=True, nargs="+", help="their checkpoints")
@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def report(name: str, meter: SimilarityMeter) -> None:
-    """One line."""
+    """Print one line of the comparison."""
     shares = []
     for kind, novel in (("base", False), ("novel", True)):
         count = meter.count(novel)
@@ -53,7 +53,7 @@ def report(name: str, meter: SimilarityMeter) -> None:
 
 @one_line_errors
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     args = build_parser().parse_args()
     from vild.config import read_config, use_available_device
     from vild.data import register_from_arguments

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-r"""Convert a checkpoint to safetensors, which holds weights and nothing else.
+r"""Convert a checkpoint to safetensors, which contains only weights.
 
 python tools/convert_checkpoint.py model_final.pth weights.safetensors
 python tools/convert_checkpoint.py theirs.pth weights.safetensors --trusted
 
-Every other command refuses a checkpoint that would run code when it is read. --trusted reads such
-a file once, CODE INCLUDED: only for files whose source you trust. A training state (optimizer,
-iteration) is left out, so a training can begin from the result, but not resume. Exit code: 0, or 2
-for an error.
+All other commands refuse a checkpoint that would run code when read. --trusted reads such a file
+once, CODE INCLUDED: use it only for files whose source you trust. The training state (optimizer,
+iteration) is omitted, so training can start from the result, but not resume. Exit code: 0, or 2 for
+an error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vild_cli.arguments import tool_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("checkpoint", type=Path, help=".pth, .pt, .bin, .pkl, .pyth, ...")
     parser.add_argument("out", type=Path, help="file to write (.safetensors)")
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = build_parser()
     args = parser.parse_args()
     if args.out.suffix != ".safetensors":
@@ -41,7 +41,7 @@ def main() -> int:
 
     try:
         count = write_weights(args.out, read_checkpoint(args.checkpoint, args.trusted))
-    # Python's documentation: a damaged pickle may raise nearly anything
+    # unpickling damaged data may raise almost any exception
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "

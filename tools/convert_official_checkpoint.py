@@ -5,9 +5,9 @@ python tools/convert_official_checkpoint.py resnet50_vild_ensemble.tar.gz \
     --classifier clip_synonym_prompt.npy --rare-masks lvis_rare_masks.npy \
     --out official/vild_ensemble_r50.pth --text-out embeddings/lvis_v1_official_text.safetensors
 
-The checkpoint is the archive as it is published, its folder, or the prefix of its files. Reading it
-takes TensorFlow (`pip install -e '.[convert]'`); nothing else here does. Exit code: 0, or 2 for an
-error.
+The checkpoint is the published archive, its unpacked folder, or the prefix of its files. Reading it
+requires TensorFlow (`pip install -e '.[convert]'`), which nothing else in this project needs. Exit
+code: 0, or 2 for an error.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ ARCHIVES = (".tar.gz", ".tgz", ".tar")
 
 @contextlib.contextmanager
 def checkpoint_prefix(path: Path) -> Iterator[Path]:
-    """Where the checkpoint's files are, unpacked for as long as the context lasts.
+    """Yield the prefix of the checkpoint's files, unpacked within the context.
 
     Args:
         path: an archive, a folder, or the prefix of ``<prefix>.index`` and ``<prefix>.data-...``.
 
     Raises:
-        ValueError: no such file, an archive that is not whole, or none or several checkpoints in
-            it.
+        ValueError: the file does not exist, the archive is incomplete, or it does not contain
+            exactly one checkpoint.
     """
     if path.name.endswith(ARCHIVES) and not path.is_file():
         raise ValueError(f"expected a checkpoint at {path}: no such file")
@@ -82,13 +82,13 @@ def _whole(prefix: Path) -> Path:
 
 
 def read_variables(prefix: Path) -> dict[str, np.ndarray]:
-    """All variables of a TensorFlow checkpoint, by name.
+    """Read all variables of a TensorFlow checkpoint, by name.
 
     Args:
-        prefix: of its files.
+        prefix: prefix of its files.
 
     Raises:
-        ValueError: TensorFlow is not installed, or the files are not whole.
+        ValueError: TensorFlow is not installed, or the files are incomplete.
     """
     import numpy as np
 
@@ -111,13 +111,13 @@ def read_variables(prefix: Path) -> dict[str, np.ndarray]:
 
 
 def convert(args: argparse.Namespace) -> list[str]:
-    """Write what the arguments ask for.
+    """Convert the checkpoint and write the requested files.
 
     Returns:
-        lines that say what was written.
+        Lines that say what was written.
 
     Raises:
-        ValueError: see the functions that this calls. Nothing is written then.
+        ValueError: see the called functions. Nothing is written then.
     """
     import torch
 
@@ -134,7 +134,7 @@ def convert(args: argparse.Namespace) -> list[str]:
     mask = read_npy(args.rare_masks, "an array") if args.rare_masks else None
     text = official_text(matrix, mask, vocabulary, model.text.shape[1])
     made_by = {"converted_from": args.checkpoint.name, "vild": vild.__version__}
-    # into an open file: torch's own opening hides the system's error
+    # opened here because torch.save, given a path, hides the system's error
     with atomic_path(args.out) as temporary, temporary.open("wb") as out:
         torch.save({"model": model.state, **made_by}, out)
     text.save(args.text_out)
@@ -155,7 +155,7 @@ def convert(args: argparse.Namespace) -> list[str]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("checkpoint", type=Path, help="archive, folder or prefix")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint to write (.pth)")
@@ -181,7 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 @one_line_errors
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = build_parser()
     args = parser.parse_args()
     if args.out.suffix != ".pth":

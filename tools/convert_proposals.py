@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-r"""Exchange proposals with Detectron2's own pickle files (DATASETS.PROPOSAL_FILES_TRAIN).
+r"""Convert proposals from and to Detectron2's pickle files (DATASETS.PROPOSAL_FILES_TRAIN).
 
 python tools/convert_proposals.py --from-detectron2 theirs.pkl --allow-pickle \
     --split lvis_v1_val --out-dir proposals
 python tools/convert_proposals.py --to-detectron2 ours.pkl --store proposals/lvis_v1_val
 
-A pickle can run code when it is read, so reading one is asked for, and only the types that the
-format needs are built. Exit code: 0, or 3 where images have no proposals, or 2 for an error.
+A pickle can run code when read, so --allow-pickle is required, and only the types that the format
+needs are built. Exit code: 0, or 3 if images have no proposals, or 2 for an error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vild_cli.errors import one_line_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--from-detectron2", type=Path, metavar="PKL", help="read this file")
@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 @one_line_errors
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = build_parser()
     args = parser.parse_args()

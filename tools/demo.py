@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-r"""Detect anything that can be named, in images, a video or a webcam's frames.
+r"""Detect objects of any vocabulary in images, a video or a webcam's frames.
 
 python tools/demo.py --config-file configs/LVIS/vild_ensemble_r50_fpn_lsj.yaml \
     --input photos --vocabulary "red kite, osprey" --output found \
@@ -7,8 +7,8 @@ python tools/demo.py --config-file configs/LVIS/vild_ensemble_r50_fpn_lsj.yaml \
 python tools/demo.py --config-file ... --video-input walk.mp4 --output found.mp4 --opts ...
 
 Words of --vocabulary count as novel, unless the detector was trained on them as base classes or
---novel says otherwise. Exit code: 0 if everything asked for was written; 3 if images failed or a
-video ended early, which are listed at the end; 2 for any other error.
+--novel says otherwise. Exit code: 0 if everything was written; 3 if images failed or a video ended
+early, which are listed at the end; 2 for any other error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vild_cli.errors import one_line_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE")
     source = parser.add_mutually_exclusive_group(required=True)
@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 @one_line_errors
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     args = build_parser().parse_args()
     if args.video_input is not None and not args.video_input.is_file():
@@ -59,7 +59,7 @@ def main() -> int:
 
     failed = detect(args)
     for written in (args.output, args.results):
-        if written is not None and written.exists():  # the only image may have failed
+        if written is not None and written.exists():  # absent if the only image failed
             print(f"wrote {written}")
     for reason in failed:
         print(f"failed: {reason}", file=sys.stderr)

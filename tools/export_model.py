@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-r"""Write a trained detector as TorchScript and ONNX, to be run without this project.
+r"""Export a trained detector to TorchScript and ONNX, to run it without this project.
 
 python tools/export_model.py --config-file configs/LVIS/vild_ensemble_r50_fpn_lsj.yaml \
     --vocabulary "red kite, osprey" --sample-image street.jpg --output exported \
     --opts MODEL.WEIGHTS model_final.pth
 
 The vocabulary is an input of the exported model (--text-embeddings input), or part of it (baked).
-Every file is loaded again and compared with the detector, to 1e-4, before it appears. What the
-files take and give: docs/EXPORT.md. Exit code: 0, or 2 for an error.
+Every file is loaded again and must match the detector to 1e-4 before it is kept. docs/EXPORT.md
+describes inputs and outputs. Exit code: 0, or 2 for an error.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FORMATS = ("torchscript", "onnx")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument(
@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def report(item: Exported) -> None:
-    """Size, times and how the file agrees with the detector."""
+    """Print size, times and the agreement with the detector."""
     import torch
 
     print(
@@ -70,7 +70,7 @@ def report(item: Exported) -> None:
 
 @one_line_errors
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     args = build_parser().parse_args()
     from vild.config import read_config, register_datasets

@@ -6,7 +6,7 @@ python tools/extract_image_embeddings.py --split lvis_v1_train_base \
 python tools/extract_image_embeddings.py ... --num-machines 4 --machine-rank 2
 
 The store is OUT_DIR/SPLIT. Rerun the command to resume after an interruption, at the next shard.
-Exit code: 0, or 3 where images could not be read, or 2 for an error.
+Exit code: 0, or 3 if images could not be read, or 2 for an error.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ logger = logging.getLogger("extract_image_embeddings")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--split", required=True, help="registered data set")
     parser.add_argument("--proposals", type=Path, required=True, help="their store for this split")
@@ -77,11 +77,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def open_writer(folder: Path, spec: StoreSpec, images: Sequence[ImageId]) -> StoreWriter:
-    """Open the store to write to.
+    """Open the store for writing.
 
     Raises:
-        StoreMismatchError: it was begun with other options; where its precision is another one,
-            which the default of another machine may be, the message names the option.
+        StoreMismatchError: the store was begun with other options. If its precision differs, whose
+            default depends on the machine, the message names the option.
     """
     from vild.storage import StoreMismatchError, StoreWriter
     from vild.storage.layout import SPEC, read_json
@@ -100,13 +100,13 @@ def open_writer(folder: Path, spec: StoreSpec, images: Sequence[ImageId]) -> Sto
 def work(
     rank: int, world_size: int, device: str, args: argparse.Namespace, split: SplitImages
 ) -> None:
-    """One process's part.
+    """Embed the shards of one worker.
 
     Args:
-        rank: this process.
-        world_size: number of processes.
-        device: where to compute.
-        args: of :func:`build_parser`.
+        rank: rank of this worker.
+        world_size: number of workers.
+        device: device to compute on.
+        args: parsed arguments of :func:`build_parser`.
         split: images to embed.
     """
     import open_clip
@@ -119,7 +119,7 @@ def work(
     from vild.proposals import ProposalStore
     from vild.storage import require_disk_space, store_spec
 
-    torch.manual_seed(0)  # equal weights in every process, where they are random
+    torch.manual_seed(0)  # equal weights in all workers if they are random
     precision = default_precision(device) if args.precision == "auto" else args.precision
     teacher = Teacher.load(args.model, args.pretrained or None, device, precision)
     proposals = ProposalStore(args.proposals)
@@ -160,12 +160,12 @@ def work(
     )
     versions = {"torch": torch.__version__, "open_clip": open_clip.__version__}
     writer.finish({"vild": vild.__version__, **versions}, part=(rank, world_size))
-    args.world_size = world_size  # for main(), unless this is a process of its own
+    args.world_size = world_size  # for main(), if it runs in the same process
 
 
 @one_line_errors
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = build_parser().parse_args()
     from vild.data import find_split, register_from_arguments

@@ -6,7 +6,7 @@ python tools/extract_proposals.py --config-file configs/LVIS/rpn_baseline_r50_fp
 python tools/extract_proposals.py ... --num-machines 4 --machine-rank 2   # on the third machine
 
 Each split becomes a folder below --out-dir. Rerun the command to resume after an interruption.
-Exit code: 0, or 3 where images could not be read, or 2 for an error.
+Exit code: 0, or 3 if images could not be read, or 2 for an error.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger("extract_proposals")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--config-file", required=True, help="of the detector")
     parser.add_argument("--weights", help="checkpoint of the detector; MODEL.WEIGHTS by default")
@@ -73,14 +73,14 @@ def build_parser() -> argparse.ArgumentParser:
 def work(
     rank: int, world_size: int, device: str, args: argparse.Namespace, splits: list[SplitImages]
 ) -> None:
-    """One process's part.
+    """Extract the shards of one worker.
 
     Args:
-        rank: this process.
-        world_size: number of processes.
-        device: where to compute.
-        args: of :func:`build_parser`.
-        splits: their images.
+        rank: rank of this worker.
+        world_size: number of workers.
+        device: device to compute on.
+        args: parsed arguments of :func:`build_parser`.
+        splits: images of each split.
     """
     import torch
 
@@ -93,7 +93,7 @@ def work(
 
     cfg = read_config(args.config_file, args.opts)
     weights = cfg.MODEL.WEIGHTS if args.weights is None else args.weights
-    # the RPN takes no RoI heads, so a checkpoint of any variant will do
+    # the RPN needs no RoI heads, so a checkpoint of any variant works
     unused = ("roi_heads.",) if args.source == "rpn" else ()
     extractor = ProposalExtractor(
         cfg,
@@ -104,7 +104,7 @@ def work(
         precision=args.precision,
         device=device,
     )
-    source = extractor.describe()  # hashes the weights: once for all splits
+    source = extractor.describe()  # hashes the weights, once for all splits
     for split in splits:
         spec = store_spec(KIND, split, FIELDS, source, args.images_per_shard)
         writer = StoreWriter(args.out_dir / split.split, spec, list(split.files))
@@ -121,13 +121,13 @@ def work(
         )
         versions = {"vild": vild.__version__, "torch": torch.__version__}
         writer.finish(versions, part=(rank, world_size))
-    args.world_size = world_size  # for main(), unless this is a process of its own
+    args.world_size = world_size  # for main(), if it runs in the same process
 
 
 def report(
     folder: Path, split: str, records: list[dict[str, Any]], args: argparse.Namespace
 ) -> int:
-    """Say what the finished store of a split holds; returns the number of failed images."""
+    """Print a summary of a split's finished store and return the number of failed images."""
     from detectron2.data import MetadataCatalog
     from tqdm import tqdm
 
@@ -153,7 +153,7 @@ def report(
 
 @one_line_errors
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = build_parser().parse_args()
     from vild.config import read_config, register_datasets

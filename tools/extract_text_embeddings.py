@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-r"""Turn a vocabulary into text embeddings, the classifier's rows.
+r"""Compute the text embeddings of a vocabulary, which are the rows of the classifier.
 
 python tools/extract_text_embeddings.py --vocabulary lvis_v1_val --out lvis.safetensors
 python tools/extract_text_embeddings.py --vocabulary "red kite, osprey" --out birds.safetensors
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument(
         "--vocabulary",
@@ -76,10 +76,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> TextEmbeddings:
-    """Make the embeddings that the arguments ask for.
+    """Compute or import the requested text embeddings.
 
     Raises:
-        ValueError: see the functions that this calls.
+        ValueError: see the called functions.
     """
     from vild.data import Vocabulary, register_from_arguments
     from vild.embeddings import Teacher, embed_vocabulary, import_embeddings, template_set
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> TextEmbeddings:
         return import_embeddings(
             args.import_file, rows, teacher_name, args.temperature, args.layout
         ).select(vocabulary)
-    template_set(args.templates)  # says what is wrong with them before the teacher is loaded
+    template_set(args.templates)  # report invalid templates before loading the teacher
     teacher = Teacher.load(args.model, args.pretrained, args.device, args.precision)
     return embed_vocabulary(
         teacher, vocabulary, args.templates, args.synonyms, args.batch_size, progress=True
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> TextEmbeddings:
 
 @one_line_errors
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = build_parser().parse_args()
     import vild

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-r"""Kill, damage, race and starve every command of the project, and check what it promises.
+r"""Inject kills, damaged files, races and full disks into all commands and check the results.
 
 python tools/fault_campaign.py --seed 0 --out report.json
 python tools/fault_campaign.py --parts kills,races
 python tools/fault_campaign.py --list
 python tools/fault_campaign.py --seed 0 --case "kills/text embeddings/random-3"
 
-Offline, on two CPU cores. docs/RELIABILITY.md says what is promised and what the last run found.
-Exit code: 0, or 1 where a promise was broken, or 2 for an error.
+Runs offline, on two CPU cores. docs/RELIABILITY.md lists the guarantees and the last results.
+Exit code: 0, or 1 if a guarantee was broken, or 2 for an error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fault_campaign_parts import PARTS
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = build_parser()
     args = parser.parse_args()
     names = tuple(args.case or ())

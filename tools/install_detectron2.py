@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Install Detectron2 (and lvis) without a compiler, into the environment that runs this script.
 
-`make setup` does this and more. Call it yourself where you keep your own environment: install
+`make setup` does this and more. Run this script if you manage the environment yourself: install
 torch and torchvision first, then run `python tools/install_detectron2.py`, then
-`pip install -e .`. A Detectron2 that is already there is reported and left as it is.
+`pip install -e .`. An existing Detectron2 is reported and not changed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from installer.pip import Pip
 
 
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     pip = Pip(Path(sys.executable))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Make the embedded benchmark ``shapes``: 2000 training and 500 validation pictures from a seed.
+"""Make the embedded benchmark ``shapes``: 2000 training and 500 validation images from a seed.
 
 python tools/make_shapes.py
 python tools/make_shapes.py --seed 1 --contact-sheet output/shapes.png
@@ -17,7 +17,7 @@ from vild_cli.errors import one_line_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--seed", type=int, default=0, help="other classes and pictures (0)")
     parser.add_argument("--out-dir", type=Path, help="default: shapes below $DETECTRON2_DATASETS")
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 @one_line_errors
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     args = build_parser().parse_args()
     from vild.data.files import require_writable_file
     from vild.data.shapes import generate_shapes
@@ -47,12 +47,12 @@ def main() -> int:
 
 
 def report(args: argparse.Namespace, folder: Path, seconds: float | None) -> None:
-    """Say what was made, and make what else was asked for.
+    """Print a summary of the dataset, and write the contact sheet if requested.
 
     Args:
-        args: of the command line.
-        folder: of the data set.
-        seconds: that it took; None: it was there.
+        args: parsed arguments.
+        folder: folder of the dataset.
+        seconds: time taken; None if the dataset already existed.
     """
     from vild.data.contact_sheet import write_contact_sheet
     from vild.data.shapes import pixel_digest, register_shapes

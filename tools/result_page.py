@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-r"""Write a result page: the table, pictures, AP of each class, curves, similarities, commands.
+r"""Write a result page: table, images, AP per class, curves, similarities and commands.
 
 python tools/result_page.py --dataset shapes_val --out output/result/index.html \
     --run "ViLD-ensemble=output/shapes/both_heads" --run "CLIP on crops=output/shapes/clip" \
     --config-file configs/shapes/vild_ensemble.yaml \
     --weights output/shapes/ensemble/model_final.pth --regions output/shapes/embeddings/shapes_val
 
-The first run is the one that pictures, bars and curves are of; the second is what its bars are
-compared with. A run is the folder of a training or of an evaluation by train_net.py. The page is
-one file that opens from disk. Exit code: 0, or 2 for an error.
+Images, bars and curves show the first run; the second is the comparison in the bars. A run is the
+folder of a training or an evaluation by train_net.py. The page is one self-contained file. Exit
+code: 0, or 2 for an error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vild_cli.errors import one_line_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--dataset", required=True, help="registered data set of the runs")
     parser.add_argument(
@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 @one_line_errors
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = build_parser()
     args = parser.parse_args()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Set up this checkout; with --run, then run the environment's Python on the rest of the line.
+"""Set up this checkout; with --run, then run its Python with the remaining arguments.
 
     python3 tools/setup_env.py
     python3 tools/setup_env.py --run -m pytest
@@ -16,11 +16,11 @@ MIN_PYTHON = (3, 10)
 
 
 def main():
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(description="Set up this checkout.")
     parser.add_argument("--run", nargs=argparse.REMAINDER, help="arguments for its Python")
     args = parser.parse_args()
-    # This file keeps to syntax that old interpreters read, so that they get this far.
+    # This file uses only old syntax, so that old interpreters reach this check.
     if sys.version_info[:2] < MIN_PYTHON:
         sys.stderr.write(
             "error: ViLD needs Python %d.%d or newer; %s is Python %d.%d. Name a newer one, for "

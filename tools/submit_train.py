@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Train on a SLURM cluster by submitit (pip install submitit), or try it on this machine.
+"""Train on a SLURM cluster with submitit (pip install submitit), or test it on this machine.
 
 python tools/submit_train.py --nodes 2 --gpus-per-node 8 --timeout-min 1440 --partition gpu \
     --config-file configs/LVIS/vild_ensemble_r50_fpn_lsj.yaml OUTPUT_DIR output/mine
 
-What comes after the arguments of this tool goes to train_net.py. A job that is preempted or out of
-time checkpoints and is submitted again; it goes on with --resume.
+Arguments that this tool does not know are passed to train_net.py. A job that is preempted or runs
+out of time writes a checkpoint and is resubmitted with --resume.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ TRAIN = Path(__file__).parents[1] / "projects" / "ViLD" / "train_net.py"
 
 
 class Training:
-    """What every task of the job runs.
+    """The function that every task of the job runs.
 
     Args:
-        arguments: of train_net.py.
-        port: where the processes meet, on the first machine.
+        arguments: arguments of train_net.py.
+        port: rendezvous port on the first machine.
     """
 
     def __init__(self, arguments: list[str], port: int) -> None:
@@ -38,7 +38,7 @@ class Training:
         import submitit
 
         job = submitit.JobEnvironment()
-        # the places of the processes in torchrun's words, which vild.engine.launch reads
+        # torchrun's environment variables, which vild.engine.launch reads
         os.environ.update(
             TORCHELASTIC_RUN_ID=str(job.job_id),
             RANK=str(job.global_rank),
@@ -53,7 +53,7 @@ class Training:
         runpy.run_path(str(TRAIN), run_name="__main__")
 
     def checkpoint(self) -> Any:
-        """Go on after a preemption; the training wrote its own checkpoint before."""
+        """Resubmit after a preemption; the training has written its checkpoint."""
         from submitit.helpers import DelayedSubmission
 
         arguments = self.arguments
@@ -63,7 +63,7 @@ class Training:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line; what it does not know is for train_net.py."""
+    """Build the argument parser; unknown arguments are for train_net.py."""
     parser = tool_parser(__doc__)
     parser.add_argument("--cluster", choices=("slurm", "local"), default="slurm")
     parser.add_argument("--nodes", type=positive_int, default=1)
@@ -80,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = build_parser()
     args, rest = parser.parse_known_args()
     try:
@@ -110,7 +110,7 @@ def main() -> int:
     job = executor.submit(Training(rest, args.port))
     print(f"job {job.job_id}, logs in {args.log_dir}")
     if args.wait:
-        job.results()  # of every task; raises if one failed
+        job.results()  # waits for all tasks; raises if one failed
     return 0
 
 

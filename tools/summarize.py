@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Put several runs into one table in the paper's form, with their curves.
+"""Summarise several runs in one table in the paper's layout, with their curves.
 
 python tools/summarize.py output/vild output/ensemble --names ViLD ViLD-ensemble --out-dir output
 python tools/summarize.py output/eval/lvis_v1_val_metrics.json --reference --out-dir output
 
-A run is its folder, its metrics.json, or a <data set>_metrics.json of an evaluation. Runs on LVIS
+A run is its folder, its metrics.json, or a <dataset>_metrics.json of an evaluation. Runs on LVIS
 are reported as APr, APc, APf and AP of masks, those on COCO as box AP50 of novel, base and all
 classes. Writes summary.md, summary.csv and summary.png. Exit code: 0, or 2 for an error.
 """
@@ -20,7 +20,7 @@ from vild_cli.errors import one_line_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("run", type=path, nargs="+", help="folder of a run, or file of its metrics")
     parser.add_argument("--names", nargs="+", help="one a run; the folders' by default")
@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 @one_line_errors
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = build_parser().parse_args()
     from vild.inference.runs import read_runs

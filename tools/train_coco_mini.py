@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-r"""ViLD-text on a few hundred photographs of COCO, learned by heart: the path on real pictures.
+r"""Overfit ViLD-text on a few hundred COCO photographs, to test training on real images.
 
 python tools/train_coco_mini.py --data FOLDER --text-embeddings FILE.npy
 
 FOLDER is in COCO's layout (annotations/instances_{train,val}2017.json, train2017, val2017), FILE
-holds CLIP's embeddings of COCO's 80 names in the order of their ids. Trains on the 48 base classes,
-evaluates on the training pictures and on val2017, and fails where it has not learned. So few
-pictures give no AP that is worth quoting. The same command goes on after an interruption.
+contains CLIP's embeddings of COCO's 80 names in the order of their ids. Trains on the 48 base
+classes, evaluates on the training images and on val2017, and fails if the AP on the training images
+is too low. The AP of so few images is not worth quoting. Rerun the command to resume.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 OUTPUT = Path("output/coco_mini")
 DATASET = "datasets/coco_mini.yaml"
 CONFIG = "configs/coco_mini/vild_text.yaml"
-EXPECTED_AP50 = 30.0  # box, base classes, on the pictures that were learned
+EXPECTED_AP50 = 30.0  # box, base classes, on the training images
 
 
 def build_stages(data: Path, text_embeddings: Path, opts: list[str]) -> list[Stage]:
-    """All stages, in order."""
+    """Return all stages, in order."""
     from vild.engine.stages import Stage
 
     text, run, val = OUTPUT / "text.safetensors", OUTPUT / "text", OUTPUT / "val"
@@ -70,7 +70,7 @@ def build_stages(data: Path, text_embeddings: Path, opts: list[str]) -> list[Sta
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--text-embeddings", type=Path, required=True)
@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = build_parser()
     args = parser.parse_args()
     data = args.data.resolve()

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train the teacher of ``shapes`` and print its zero-shot accuracy on held-out crops.
 
-The package ships the weights that this command wrote. It takes about ten minutes on one CPU core.
+The package ships weights written by this command. It takes about ten minutes on one CPU core.
 
 python tools/train_shapes_teacher.py --out-dir output/shapes_teacher
 python tools/train_shapes_teacher.py --evaluate-only
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from vild.embeddings import Teacher
 
 CONFIG = "open_clip_config.json"
-LOOSE = 0.3  # what edges are off by at most: an IoU of 0.57 on average, as most proposals have
+LOOSE = 0.3  # maximum error of an edge; the mean IoU is then 0.57, as for typical proposals
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--out-dir", type=Path, default=Path("output/shapes_teacher"))
     parser.add_argument("--iterations", type=positive_int, default=3000)
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 @one_line_errors
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     args = build_parser().parse_args()
     from vild.embeddings import Teacher
 
@@ -72,7 +72,7 @@ def trained(args: argparse.Namespace) -> Teacher:
 
 
 def report(teacher: Teacher, vocabulary_seed: int) -> None:
-    """Print the zero-shot accuracy among a seed's classes and among all compositions."""
+    """Print the zero-shot accuracy over a seed's classes and over all compositions."""
     import numpy as np
 
     from vild.data import Vocabulary

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Read stores of proposals or embeddings whole and name every fault.
+"""Verify stores of proposals or embeddings completely and report every fault.
 
 python tools/verify_store.py proposals/lvis_v1_val embeddings/lvis_v1_train_base
 
-Checks the manifest, every checksum, the arrays' shapes, and of every record that boxes lie in
-their image, that they are sorted, that values are finite and embeddings of unit norm.
+Checks the manifest, every checksum and the shapes of the arrays, and in every record that boxes lie
+inside the image and are sorted, values are finite and embeddings L2-normalised.
 Exit code: 0 if nothing is wrong, otherwise 1.
 """
 
@@ -19,14 +19,14 @@ from vild_cli.arguments import tool_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("store", type=Path, nargs="+")
     return parser
 
 
 def kind_of(folder: Path) -> str:
-    """Kind of a store; empty where its manifest does not say."""
+    """Return the kind of a store; empty if its manifest does not state it."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         return str(manifest["spec"]["kind"])
@@ -35,7 +35,7 @@ def kind_of(folder: Path) -> str:
 
 
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     args = build_parser().parse_args()
     from vild.embeddings import store as embeddings
     from vild.proposals import store as proposals

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-r"""Draw the detections of a results file beside the ground truth, one picture an image.
+r"""Draw the detections of a results file beside the ground truth, one file per image.
 
 python tools/visualize_results.py --dataset lvis_v1_val --results detections.json \
     --out-dir output/pictures --limit 50
 
-The file is in COCO's or LVIS's result format, as train_net.py --eval-only and Detectron2's
-evaluators write it. Names of novel classes begin with a star. Exit code: 0, or 3 where pictures
-could not be drawn, or 2 for an error.
+The results file is in COCO or LVIS format, as written by train_net.py --eval-only and Detectron2's
+evaluators. Names of novel classes begin with a star. Exit code: 0, or 3 if images could not be
+drawn, or 2 for an error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vild_cli.errors import one_line_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--dataset", required=True, help="registered data set of the results")
     parser.add_argument("--results", type=path, required=True, help="json of the detections")
@@ -39,10 +39,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def choose(records: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The records to draw, in the data set's order.
+    """Select the records to draw, in the dataset's order.
 
     Raises:
-        ValueError: an image that the data set lacks.
+        ValueError: an image is not in the dataset.
     """
     if args.images:
         wanted = set(args.images)
@@ -55,7 +55,7 @@ def choose(records: list[dict[str, Any]], args: argparse.Namespace) -> list[dict
 
 @one_line_errors
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = build_parser().parse_args()
     from detectron2.data import MetadataCatalog
@@ -81,7 +81,7 @@ def main() -> int:
     )
     failed = {}
     for record in tqdm(chosen, unit="img", disable=None):
-        # those below the threshold are never drawn, and their masks need not be decoded
+        # avoid decoding masks of detections below the threshold, which are never drawn
         own = [e for e in results.get(record["image_id"], ()) if e.score >= args.threshold]
         try:
             size = (record["height"], record["width"])

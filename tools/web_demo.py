@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-r"""Serve a web page: drop an image, type words, see what is detected.
+r"""Serve a web page where visitors upload an image, type words and see the detections.
 
 python tools/web_demo.py --config-file configs/shapes/vild_ensemble.yaml \
     --words "striped red star, plain blue heart" --opts MODEL.WEIGHTS model_final.pth
 
-By default only this machine can reach it. --host 0.0.0.0 serves all addresses; docs/FAQ.md says
+By default only this machine can reach it. --host 0.0.0.0 serves all addresses; docs/FAQ.md explains
 what to put in front of it then. Needs the extra `demo` (gradio).
 """
 
@@ -20,7 +20,7 @@ from vild_cli.errors import one_line_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--words", default="", help="words that the page begins with; see demo.py")
@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 @one_line_errors
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     args = build_parser().parse_args()
     from tool_parts.web_demo import run_page

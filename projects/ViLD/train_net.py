@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train and evaluate, in the manner of Detectron2's tools/train_net.py.
+"""Train or evaluate a detector, like Detectron2's tools/train_net.py.
 
 python projects/ViLD/train_net.py --config-file configs/LVIS/vild_ensemble_r50_fpn_1x.yaml \
         --num-gpus 8 OUTPUT_DIR output/mine
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def configure(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
-    """Return the configuration from the file, the overrides and the machine, with notes to log."""
+    """Build the configuration from file, overrides and machine; also return notes to log."""
     from vild.config import (
         override_config,
         read_config,
@@ -57,7 +57,7 @@ def begin(cfg: CfgNode, args: argparse.Namespace, notes: list[str]) -> None:
     from vild.engine import report_log_errors_once
 
     cfg.freeze()
-    # Detectron2's loggers first, as default_setup asks for them: their file may be on a full disk
+    # before default_setup creates the same loggers, because their file may be on a full disk
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fvcore")
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank())
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="vild")

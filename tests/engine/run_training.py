@@ -1,4 +1,4 @@
-"""A training as a process that tests may kill: every step's losses go to a file at once.
+"""A training process that tests may kill: the losses of every step are written immediately.
 
 python -m tests.engine.run_training FOLDER RUN ITERATIONS WORKERS
 """
@@ -31,7 +31,7 @@ class WriteLosses(HookBase):
 
 
 def read_losses(file: Path) -> dict[int, dict[str, float]]:
-    """Losses by iteration; the last word of each counts."""
+    """Read losses by iteration; the last entry of each iteration counts."""
     if not file.is_file():
         return {}
     lines = file.read_text(encoding="utf-8").splitlines()
@@ -56,10 +56,10 @@ def main(folder: Path, run: str, iterations: int, workers: int) -> None:
         SOLVER__BASE_LR=0.005,
     )
     (folder / run).mkdir(exist_ok=True)
-    seed_all_rng(cfg.SEED)  # of the first weights, as default_setup does
+    seed_all_rng(cfg.SEED)  # for the initial weights, like default_setup
     trainer = Trainer(cfg)
     trainer.register_hooks([WriteLosses(folder / run / "losses.jsonl")])
-    trainer._hooks.insert(-1, trainer._hooks.pop())  # before the one that stops on signals
+    trainer._hooks.insert(-1, trainer._hooks.pop())  # before the hook that stops on signals
     trainer.resume_or_load()
     trainer.train()
 

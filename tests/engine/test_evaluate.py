@@ -1,4 +1,4 @@
-"""Evaluation of a checkpoint under several vocabularies, with files and pictures."""
+"""Evaluation of a checkpoint with several vocabularies, output files and drawn images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FEW = {"TEST__DETECTIONS_PER_IMAGE": 10, "MODEL__RPN__POST_NMS_TOPK_TEST": 10}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three pictures and a checkpoint of the variant `vild`."""
+    """Make three images and a checkpoint of the variant `vild`."""
     made = tmp_path_factory.mktemp("evaluate")
     small_shapes.make(made, 3)
     torch.manual_seed(0)
@@ -70,7 +70,7 @@ def test_half_precision_is_recorded(folder: Path, tmp_path: Path) -> None:
 
 
 def test_other_vocabularies_in_coco_format(folder: Path, tmp_path: Path) -> None:
-    """A COCO-style data set and custom words, embedded by the teacher, of the same checkpoint."""
+    """One checkpoint evaluates a COCO-style dataset and custom words, embedded by the teacher."""
     image = next(iter(DatasetCatalog.get(small_shapes.SEEN)))
     names = [MetadataCatalog.get(small_shapes.SEEN).thing_classes[n] for n in (3, 0, 7)]
     contents = {

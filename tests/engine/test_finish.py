@@ -1,4 +1,4 @@
-"""What a training promises is there when it ends, whatever stopped an earlier attempt."""
+"""A finished training leaves complete files, whatever stopped an earlier attempt."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_final_weights_are_written_on_resume(folder: Path, tmp_path: Path) -
     trainer(folder, run).train()
     final = run / "model_final.pth"
     expected = read(final)
-    # killed between the last checkpoint and the final one: there is none, or one of a shorter run
+    # killed between last and final checkpoint: the final one is missing, or of a shorter run
     for left in (None, run / "model_0000000.pth"):
         final.unlink()
         if left is not None:
@@ -80,7 +80,7 @@ def test_the_last_evaluation_is_repeated_on_resume(folder: Path, tmp_path: Path)
 
 @contextmanager
 def disk_of(size: int) -> Iterator[None]:
-    """Files end at this size, as on a full disk."""
+    """Limit the size of files, to simulate a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -135,7 +135,7 @@ def test_another_number_of_processes_is_named(
     made = trainer(folder, tmp_path / "run")
     state = made.state_dict()
     made.load_state_dict(state)
-    del state["processes"]  # as in an older checkpoint
+    del state["processes"]  # like an older checkpoint
     made.load_state_dict(state)
     assert "processes" not in caplog.text
     made.load_state_dict({**state, "processes": 8})

@@ -47,7 +47,7 @@ TORCHRUN |= {"GROUP_RANK": "3", "WORLD_SIZE": "8", "RANK": "7"}
 SRUN = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "16", "SLURM_NNODES": "2", "SLURM_LOCALID": "5"}
 SRUN |= {"SLURM_NODEID": "1", "SLURM_PROCID": "13"}
 STEP = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2"}
-# a batch script: it is one process, and SLURM's numbers are those of the whole allocation
+# a batch script is one process, but SLURM's numbers are those of the whole allocation
 SBATCH = {key: value for key, value in SRUN.items() if key != "SLURM_STEP_ID"}
 SBATCH |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
 
@@ -57,7 +57,7 @@ PLACES = [
     (SRUN, (13, 16, 5, 8, 1, None)),
     (SRUN | STEP | {"SLURM_PROCID": "3", "SLURM_LOCALID": "1"}, (3, 4, 1, 2, 1, None)),
     (SBATCH, None),
-    (SBATCH | {"SLURM_STEP_ID": "4294967291"}, None),  # as newer SLURMs number batch scripts
+    (SBATCH | {"SLURM_STEP_ID": "4294967291"}, None),  # batch scripts in newer SLURMs
     (SRUN | {"SLURM_NTASKS": "1"}, None),
     ({}, None),
 ]
@@ -75,7 +75,7 @@ def environ(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_places_that_other_launchers_give(
     environ: None, place: tuple[int | str | None, ...] | None
 ) -> None:
-    """The same for trainings and for extraction: a sixteenth of the work would end with exit 0."""
+    """Training and extraction must agree, or part of the work is skipped with exit code 0."""
     assert launched_place() == place
     parser = argparse.ArgumentParser()
     add_worker_arguments(parser)
@@ -94,7 +94,7 @@ def test_places_that_other_launchers_give(
 def test_the_gpu_of_a_process(
     visible: int, local_rank: int, gpu: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With srun's --gpus-per-task=1 each process sees one, whatever its rank."""
+    """With srun's --gpus-per-task=1 each process sees one GPU, whatever its rank."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
     if gpu is None:
         with pytest.raises(ValueError, match=f"each of the 8 processes.*got {visible}: start"):
@@ -109,7 +109,7 @@ def test_the_gpu_of_a_process(
 def test_processes_speak_as_their_device_wants(
     device: str, gpus: int, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NCCL takes no tensors of a CPU, whether the machine has GPUs or not."""
+    """NCCL does not support CPU tensors, whether the machine has GPUs or not."""
     for key in TORCHRUN | SRUN | STEP:
         monkeypatch.delenv(key, raising=False)
     begun = []

@@ -1,4 +1,4 @@
-"""Loaders from a configuration: the stores reach the model's input, and nothing novel does."""
+"""Loaders from a configuration: model inputs have store entries and no novel labels."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ IMAGES = [1, 2, 3, 4]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """Four pictures, each with a crow (base) and an owl (novel), and stores of their regions."""
+    """Make four images, each with a crow (base) and an owl (novel), and stores of regions."""
     annotations = []
     for image in IMAGES:
         Image.new("RGB", (80, 60), (image * 20, 0, 0)).save(tmp_path / f"{image}.png")
@@ -119,7 +119,7 @@ def test_the_rows_of_the_store_arrive(cfg: CfgNode, folder: Path, workers: int) 
             assert regions.rows.tolist() == [0, 1, 2]
             assert torch.equal(regions.teacher_embeddings, record.embeddings.float())
             assert torch.equal(regions.original_boxes.tensor, record.boxes)
-            # mistake 8: no novel label reaches a base split's training
+            # no novel label reaches training on a base split
             assert mapped["instances"].gt_classes.tolist() == [0]
 
 

@@ -1,4 +1,4 @@
-"""Two processes do not write one folder, and a killed one keeps nobody out."""
+"""Locks: only one process writes a folder, and a killed process releases its lock."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_second_training_is_told_who_is_there(tmp_path: Path) -> None:
 
 
 def hold(lock: Path, said: int) -> None:
-    """Hold a lock for ever, beside a forked worker, and say which process the worker is."""
+    """Hold a lock forever, next to a forked worker, and report the worker's process id."""
     with exclusive(lock, "busy"):
         worker = os.fork()
         if worker:
@@ -38,7 +38,7 @@ def hold(lock: Path, said: int) -> None:
 
 
 def test_a_killed_holder_keeps_nobody_out(tmp_path: Path) -> None:
-    """Nor does a worker that outlives it."""
+    """The same holds for a worker that outlives it."""
     lock, (read, said) = tmp_path / "lock", os.pipe()
     holder = os.fork()
     if not holder:
@@ -52,7 +52,7 @@ def test_a_killed_holder_keeps_nobody_out(tmp_path: Path) -> None:
             pass
         os.kill(holder, signal.SIGKILL)
         os.waitpid(holder, 0)
-        os.kill(worker, 0)  # is there
+        os.kill(worker, 0)  # still exists
         with exclusive(lock, "busy: {owner}"):
             pass
     finally:

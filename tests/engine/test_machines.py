@@ -121,7 +121,7 @@ def test_torchrun_trains_and_restarts_after_a_killed_process(folder: Path, tmp_p
 
 
 def test_a_killed_process_ends_the_job_and_it_resumes(folder: Path, tmp_path: Path) -> None:
-    """The machine whose process is killed and the other one say so, and do not hang."""
+    """Both machines report the killed process and do not hang."""
     processes = machines(folder, tmp_path / "run", SOLVER__MAX_ITER=500)
     deadline = time.monotonic() + 180
     while not (tmp_path / "run" / "model_0000000.pth").exists() and time.monotonic() < deadline:
@@ -151,7 +151,7 @@ def test_configurations_that_differ_are_refused_on_every_machine(
             folder,
             command(
                 folder,
-                tmp_path / str(rank),  # may differ
+                tmp_path / str(rank),  # may differ between machines
                 *("--num-machines", "2", "--machine-rank", str(rank), "--dist-url", url),
                 SOLVER__BASE_LR=0.01 * (rank + 1),
             ),
@@ -185,21 +185,21 @@ def test_nobody_there_and_a_port_in_use(folder: Path, tmp_path: Path) -> None:
 
 
 def _gradients(folder: str) -> None:
-    """One step's gradients where nothing is random and nothing is normalised by a process."""
+    """Compute one step's gradients without randomness and without per-rank normalisation."""
     torch.set_num_threads(1)
     small_shapes.register(Path(folder))
     cfg = small_shapes.config(
         Path(folder),
         "ensemble",
         OUTPUT_DIR=f"{folder}/run",
-        MODEL__MASK_ON=False,  # its loss is a mean over the objects of a process
+        MODEL__MASK_ON=False,  # the mask loss is a mean over the objects of a rank
         MODEL__RESNETS__NORM="GN",
         MODEL__FPN__NORM="GN",
         MODEL__RESNETS__RES2_OUT_CHANNELS=64,
         MODEL__ROI_BOX_HEAD__NORM="GN",
-        MODEL__RPN__BATCH_SIZE_PER_IMAGE=100_000,  # every anchor
+        MODEL__RPN__BATCH_SIZE_PER_IMAGE=100_000,  # all anchors
         MODEL__RPN__POST_NMS_TOPK_TRAIN=40,
-        MODEL__ROI_HEADS__PROPOSAL_APPEND_GT=False,  # as many regions of every picture
+        MODEL__ROI_HEADS__PROPOSAL_APPEND_GT=False,  # equally many regions per image
         MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE=80,  # all of them
         MODEL__ROI_HEADS__POSITIVE_FRACTION=1.0,
         DATASETS__TEST=(),
@@ -229,10 +229,10 @@ def test_two_processes_have_the_gradients_of_one(folder: Path) -> None:
 
 
 def _falling(folder: str) -> None:
-    """A normal run, with sampling of each process's own.
+    """Run a normal training, in which each rank samples separately.
 
-    The backbone's batch normalisation would see half as many pictures a process, which is another
-    training (its loss was 19 % higher after these steps); the box heads' is synchronised.
+    The backbone's batch norm would see half as many images per rank, which changes the training
+    (the loss was 19 % higher after these steps); that of the box heads is synchronised.
     """
     torch.set_num_threads(1)
     small_shapes.register(Path(folder))

@@ -1,4 +1,4 @@
-"""Freed memory is used again."""
+"""Freed memory is reused."""
 
 from __future__ import annotations
 
@@ -36,5 +36,5 @@ def page_faults(how: str, folder: Path) -> int:
     platform.libc_ver()[0] != "glibc", reason="glibc's setting, as CUDA's torch needs"
 )
 def test_large_tensors_take_no_new_pages(tmp_path: Path) -> None:
-    # one tensor has 19,531 pages of 4 KB; how many of the first ones are kept is the allocator's
+    # one tensor has 19,531 pages of 4 KB; the allocator decides how many of the first are kept
     assert page_faults("return", tmp_path) - page_faults("reuse", tmp_path) > 5 * 19_531

@@ -1,4 +1,4 @@
-"""Training under bfloat16 autocast: near float32, resumed exactly, stopped and watched alike."""
+"""Training under bfloat16 autocast: close to float32, exact resumption, stops and checks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def config(folder: Path, variant: str, run: str, steps: int, **changes: Any) -> 
 
 
 class Losses(HookBase):
-    """Keeps the losses of each step, and their types."""
+    """A hook that records the losses of each step and their dtypes."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.found: list[dict[str, float]] = []
@@ -56,7 +56,7 @@ class Losses(HookBase):
 
 
 def trained(cfg: CfgNode, *hooks: HookBase) -> tuple[Trainer, Losses]:
-    seed_all_rng(0)  # of the first weights
+    seed_all_rng(0)  # for the initial weights
     trainer = Trainer(cfg)
     losses = Losses(trainer.model)
     trainer.register_hooks(list(hooks))
@@ -73,7 +73,7 @@ def test_bfloat16_is_near_float32(variant: str, folder: Path) -> None:
     assert half.types == {torch.float32}
     assert half.found[0] != plain.found[0]
     for key, expected in plain.found[0].items():
-        # those of sampled regions follow from proposals, which differ in 16 bits
+        # losses of sampled regions depend on the proposals, which differ in 16 bits
         sampled = key in ("loss_cls", "loss_box_reg")
         limit = {"abs": 0.1} if key == "loss_box_reg" else {"rel": 0.05 if sampled else 0.01}
         assert half.found[0][key] == pytest.approx(expected, **limit), key
@@ -84,7 +84,7 @@ def test_bfloat16_is_near_float32(variant: str, folder: Path) -> None:
 
 
 class Terminated(HookBase):
-    """Sends SIGTERM to this process in a step."""
+    """A hook that sends SIGTERM to this process during a step."""
 
     def __init__(self, iteration: int) -> None:
         self.iteration = iteration
@@ -122,7 +122,7 @@ def test_float16_wants_a_gpu(folder: Path) -> None:
 def test_another_precision_takes_over_with_a_warning(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also float16, whose gradient scaler other checkpoints do not have."""
+    """This includes float16, whose gradient scaler is missing from other checkpoints."""
     trained(config(folder, "vild", "switched", 1))
     trainer = Trainer(config(folder, "vild", "switched", 2, **BF16))
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)

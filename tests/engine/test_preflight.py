@@ -1,4 +1,4 @@
-"""What a training needs is checked before it takes long."""
+"""The inputs of a training are checked before anything slow starts."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_novel_classes_have_to_be_those_of_the_training_set(cfg: CfgNode, tmp_pa
 def test_test_proposals_have_to_be_of_the_test_set(cfg: CfgNode, folder: Path) -> None:
     cfg.MODEL.LOAD_PROPOSALS = True
     cfg.DATASETS.PROPOSAL_FILES_TEST = (str(folder / "proposals"),)
-    check_before_training(cfg)  # other annotations, the same images
+    check_before_training(cfg)  # other annotations of the same images
     cfg.DATASETS.TEST, cfg.MODEL.ROI_HEADS.NAME = ("shapes_seed77_val",), "StandardROIHeads"
     names = register_shapes(77, folder / "shapes")
     with pytest.raises(ValueError, match=r"a store of 'shapes_seed77_val'.*'small_shapes_base'"):

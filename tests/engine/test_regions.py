@@ -1,4 +1,4 @@
-"""A detector's region embeddings beside the teacher's."""
+"""Comparison of a detector's region embeddings with the teacher's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_teacher_and_detector_see_the_same_regions(tmp_path: Path) -> None:
     teacher, student = compare_regions(cfg, small_shapes.SEEN, store)
     assert teacher.counts.tolist() == student.counts.tolist()
     assert 10 < int(teacher.counts.sum()) <= store.rows
-    # the real teacher knows its classes; weights as they were made know nothing
+    # the shipped teacher knows its classes; the detector's weights are random
     assert teacher.accuracy(novel=False) > 60
     assert student.accuracy(novel=False) < 30
     fewer, _ = compare_regions(cfg, small_shapes.SEEN, store, limit=1)

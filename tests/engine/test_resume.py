@@ -1,4 +1,4 @@
-"""A training that was interrupted ends where it would have ended."""
+"""An interrupted and resumed training gives the same result as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..forked import Forked
 from ..making import text_embeddings, tiny_model
 from .run_training import read_losses
 
-ITERATIONS = 24  # five kills, each some steps after the one before, have to fit
+ITERATIONS = 24  # enough for five kills, some steps apart
 
 
 def start(folder: Path, run: str, workers: int) -> Forked:
@@ -31,14 +31,14 @@ def start(folder: Path, run: str, workers: int) -> Forked:
 
 @pytest.mark.slow
 def test_killed_at_five_moments_and_resumed(tmp_path: Path) -> None:
-    """With 0 and with 2 loader workers in turn, which are sent every signal but one, too."""
+    """Use 0 and 2 loader workers alternately; all signals but one also reach the workers."""
     small_shapes.make(tmp_path, 6)
     whole = start(tmp_path, "whole", 0)
     output = whole.communicate()
     assert whole.returncode == 0, output[-3000:]
     expected = read_losses(tmp_path / "whole" / "losses.jsonl")
     assert sorted(expected) == list(range(ITERATIONS))
-    assert len({losses["lr"] for losses in expected.values()}) > 4  # warm-up and both steps
+    assert len({losses["lr"] for losses in expected.values()}) > 4  # warm-up and both decays
 
     rng = random.Random(0)
     log = tmp_path / "broken" / "losses.jsonl"
@@ -204,7 +204,7 @@ def test_what_a_training_begins_with_or_resumes_from_has_to_fit(tmp_path: Path) 
 
 
 def test_the_one_who_listened_before_is_told_after_the_checkpoint(tmp_path: Path) -> None:
-    """As submitit does, which then submits the job again."""
+    """submitit relies on this to resubmit the job."""
     events: list[str] = []
 
     class Checkpointer:

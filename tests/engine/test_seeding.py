@@ -1,4 +1,4 @@
-"""The seed of a training and of its continuation."""
+"""The seed of a training and of its resumption."""
 
 from __future__ import annotations
 

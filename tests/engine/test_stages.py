@@ -1,4 +1,4 @@
-"""An experiment of several commands: once each, in order, and on from any interruption."""
+"""An experiment of several commands: each runs once, in order, and resumes after any stop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from vild.engine.progress import StageBar, shown_time
 from vild.engine.stages import Stage, StageFailed, StageRunner, read_records
 
-# appends a line to its output `a.txt`; waits while a file `a.hold` is there
+# appends a line to its output `a.txt`; waits while a file `a.hold` exists
 SCRIPT = """
 import sys, time
 from pathlib import Path
@@ -31,7 +31,7 @@ if word == "bad":
 
 
 def run_as_program(folder: Path) -> None:
-    """What a process of its own does, to receive signals."""
+    """Run the stages in a separate process, which can receive signals."""
     try:
         run(chain(folder), folder)
     except KeyboardInterrupt:
@@ -75,7 +75,7 @@ def test_a_changed_command_runs_again_with_all_that_need_it(tmp_path: Path) -> N
     run(stages, tmp_path)
     stages[1] = stage(tmp_path, "b", "a", word="better")
     assert run(stages, tmp_path)
-    # the outputs of the run before are gone, not added to
+    # outputs of the previous run were removed, not appended to
     assert [lines(tmp_path, name) for name in "abc"] == [["good"], ["better"], ["good"]]
     first, _, last = read_records(tmp_path / "records")
     assert last.identity["after"] != {"b": first.run}
@@ -144,7 +144,7 @@ def test_a_command_that_writes_nothing_has_failed(tmp_path: Path) -> None:
 
 
 def test_side_by_side(tmp_path: Path) -> None:
-    """Two commands that wait for each other end only if both run at a time."""
+    """Two commands that wait for each other finish only if both run at the same time."""
     script = tmp_path / "meet.py"
     script.write_text(
         "import sys, time\nfrom pathlib import Path\nmine, other = map(Path, sys.argv[1:])\n"
@@ -175,7 +175,7 @@ def test_refuses_stages_in_the_wrong_order(tmp_path: Path) -> None:
 def test_a_signal_in_every_stage(tmp_path: Path, number: signal.Signals) -> None:
     for name in "abc":
         (tmp_path / f"{name}.hold").touch()
-        # forked, since importing torch anew takes seconds
+        # forked, because importing torch again takes seconds
         process = get_context("fork").Process(target=run_as_program, args=(tmp_path,))
         process.start()
         wait_for(tmp_path / f"{name}.txt")
@@ -184,13 +184,13 @@ def test_a_signal_in_every_stage(tmp_path: Path, number: signal.Signals) -> None
         os.kill(process.pid, number)
         process.join(30)
         assert process.exitcode == (-number if number == signal.SIGKILL else 130)
-        if number == signal.SIGKILL:  # its command is still there, and keeps others out
+        if number == signal.SIGKILL:  # its command still runs and holds the lock
             with pytest.raises(ValueError, match="killed one left behind"):
                 run(chain(tmp_path), tmp_path)
         (tmp_path / f"{name}.hold").unlink()
         wait_until_free(tmp_path)
     run(chain(tmp_path), tmp_path)
-    # begun twice, with what it had written the first time
+    # started twice, keeping the output of the first start
     assert all(lines(tmp_path, name) == ["good", "good"] for name in "abc")
 
 
@@ -203,7 +203,7 @@ def wait_for(file: Path) -> None:
 
 
 def wait_until_free(folder: Path) -> None:
-    """Until no command of a killed runner is left."""
+    """Wait until no command of a killed runner is left."""
     for _ in range(500):
         try:
             StageRunner([], folder / "records").run()
@@ -221,7 +221,7 @@ def test_times_for_people() -> None:
 
 def test_the_bar_estimates_by_what_was_seen(capsys: pytest.CaptureFixture[str]) -> None:
     bar = StageBar(total=100, done=0, shown=False)
-    bar.finished("do a", 40, 80)  # twice as long as thought
+    bar.finished("do a", 40, 80)  # twice as long as estimated
     bar.show([(20, 10)], "iter: 7")
     assert bar.bar.n == pytest.approx(40 + 9.8)
     assert "about 1 min 41 s left; iter: 7" in bar.bar.postfix

@@ -1,4 +1,4 @@
-"""Signals: a checkpoint, one line, and 128 + the signal's number."""
+"""Signals cause a checkpoint, a one-line message and the exit code 128 + signal number."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def stop() -> Iterator[CheckpointAndStop]:
 
 def test_ctrl_c_writes_a_checkpoint(stop: CheckpointAndStop) -> None:
     os.kill(os.getpid(), signal.SIGINT)
-    os.kill(os.getpid(), signal.SIGINT)  # from the terminal and from the launcher
+    os.kill(os.getpid(), signal.SIGINT)  # as if from both terminal and launcher
     with pytest.raises(SystemExit) as ended:
         stop.after_step()
     assert ended.value.code == 130
@@ -106,7 +106,7 @@ def test_nothing_is_evaluated_after_an_error_in_the_last_step(stop: CheckpointAn
 
 def _interrupt(folder: str) -> None:
     Path(folder, str(os.getpid())).touch()
-    os.kill(os.getppid(), signal.SIGINT)  # which passes it on
+    os.kill(os.getppid(), signal.SIGINT)  # the launcher, which forwards it
     signal.pause()
 
 

@@ -1,4 +1,4 @@
-"""Two sets of annotations with detections: `shapes` as LVIS has it, a little COCO."""
+"""Two datasets with detections: `shapes` in LVIS format and a small COCO."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHAPES, COCO_MINI = "evaluated_shapes_val", "evaluated_coco_ovd_val"
 
 @dataclass(frozen=True)
 class Case:
-    """A registered data set with detections, in memory and on disk."""
+    """A registered dataset with detections, in memory and on disk."""
 
     name: str
     json_file: Path
@@ -44,7 +44,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     folder = tmp_path_factory.mktemp("shapes")
     generate_shapes(folder / "made", train_images=1, val_images=24, workers=1, progress=False)
     contents = read_json(folder / "made/annotations/val.json")
-    # one class that no picture has, and one that is known to be incomplete somewhere
+    # one class without objects, and one that is not exhaustively annotated somewhere
     contents["annotations"] = [a for a in contents["annotations"] if a["category_id"] != 3]
     for image in contents["images"][:6]:
         own = [a["category_id"] for a in contents["annotations"] if a["image_id"] == image["id"]]

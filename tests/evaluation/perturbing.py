@@ -1,4 +1,4 @@
-"""Detections made from annotations: moved a little, some of another class, some out of the blue."""
+"""Detections made from annotations: shifted, some with a wrong class, some spurious."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def perturbed(
     empty: int = 2,
     seed: int = 0,
 ) -> dict[int, Instances]:
-    """Image id -> detections, with masks.
+    """Make detections with masks, by image id.
 
     Args:
-        contents: annotations in COCO's or LVIS's format.
-        dataset_ids: category ids by row; detections of other classes are not made.
-        copies: detections an object.
-        spurious: detections a picture without an object.
-        crowded: as ``spurious``, for the first picture.
-        empty: number of pictures, the last ones, without detections.
-        seed: of the random numbers.
+        contents: annotations in COCO or LVIS format.
+        dataset_ids: category ids by row; other classes get no detections.
+        copies: detections per object.
+        spurious: detections per image without an object.
+        crowded: like ``spurious``, for the first image.
+        empty: number of images without detections, the last ones.
+        seed: random seed.
     """
     rng = np.random.RandomState(seed)
     rows = {category_id: row for row, category_id in enumerate(dataset_ids)}
@@ -72,7 +72,7 @@ def instances(
     size: tuple[int, int],
     rng: np.random.RandomState,
 ) -> Instances:
-    """Scores have two digits, so that there are ties; boxes are a little off the masks."""
+    """Make Instances; scores have two digits, for ties, and boxes do not fit masks exactly."""
     stacked = torch.from_numpy(np.array(masks, bool).reshape(-1, *size))
     boxes = np.zeros((len(masks), 4))
     for box, mask in zip(boxes, masks, strict=True):

@@ -1,4 +1,4 @@
-"""Run lengths of masks, byte for byte pycocotools's."""
+"""Encoding of masks, byte for byte as in pycocotools."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_objects_anywhere(box: tuple[int, int, int, int], fill: float) -> None:
     """Objects that touch the top and the bottom have runs over several columns."""
     top, left, height, width = box
     random = np.random.default_rng(0)
-    for threshold in (fill, 2.0):  # with holes, and solid
+    for threshold in (fill, 2.0):  # with holes and solid
         mask = np.zeros((60, 90), bool)
         mask[top : top + height, left : left + width] = random.random((height, width)) < threshold
         equal(mask)

@@ -29,7 +29,7 @@ from .test_metrics import LVIS_METRICS, official_lvis, percent, same
 
 
 class Remembered(nn.Module):
-    """A model that gives the detections of the case."""
+    """A model that returns the detections of the case."""
 
     def __init__(self, found: dict[int, Any], masks: bool = True) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def test_in_detectron2s_loop(
     assert list(metrics) == ["bbox", "segm"]
     expected = flatten_results_dict(metrics)
     same(flatten_results_dict(evaluate_results(case.name, results)), expected)
-    # a second round gives the same, and nothing of the first is left in it
+    # a second evaluation gives the same result, without leftovers of the first
     again = inference_on_dataset(Remembered(case.found), batches(case), evaluator)
     same(flatten_results_dict(again), expected)
     written = json.loads((tmp_path / f"{case.name}_metrics.json").read_text(encoding="utf-8"))
@@ -103,7 +103,7 @@ def test_the_csv_of_classes(shapes: Case, tmp_path: Path) -> None:
         assert row["frequency"] == category.frequency
         assert row["instances"] == str(len(objects))
         assert (row["bbox AP"] == "") == (not objects)
-    assert rows[2]["bbox AP"] == ""  # the class that no picture has
+    assert rows[2]["bbox AP"] == ""  # the class without objects
     for task in ("bbox", "segm"):
         official = official_lvis(shapes, task).eval["precision"][..., 0]
         for k, row in enumerate(rows):
@@ -154,7 +154,7 @@ def test_two_processes_give_the_figures_of_one(
     (tmp_path / "val.json").write_text(json.dumps(shapes.contents), encoding="utf-8")
     torch.save(shapes.found, tmp_path / "found.pth")
     (tmp_path / "out").mkdir()
-    # left by a run of more processes
+    # left by a run with more ranks
     (tmp_path / "out" / "two_results.part2.json").write_text("[1]", encoding="utf-8")
     halves = {0: images[:7], 1: images[7:]}
     launch(_as_two, 2, args=("two", str(tmp_path), halves), device="cpu")
@@ -208,7 +208,7 @@ def test_missing_masks_are_refused(shapes: Case, tmp_path: Path) -> None:
     evaluator = OpenVocabularyEvaluator(dataset_name=SHAPES, output_dir=tmp_path)
     with pytest.raises(ValueError, match=r"'segm' needs masks.*image 1\. Set MODEL\.MASK_ON"):
         inference_on_dataset(Remembered(shapes.found, masks=False), batches(shapes), evaluator)
-    evaluator.reset()  # goes on after an error
+    evaluator.reset()  # usable after an error
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -247,7 +247,7 @@ def test_annotations_without_masks_are_evaluated_for_boxes(
 ) -> None:
     contents = copy.deepcopy(shapes.contents)
     for number, item in enumerate(contents["annotations"]):
-        # nothing, an empty list, a polygon of two points
+        # None, an empty list, a polygon of two points
         item["segmentation"] = [None, [], [[1, 2, 3, 4]]][number % 3]
         item["area"] = None
     json_file = tmp_path / "boxes.json"
@@ -263,7 +263,7 @@ def test_annotations_without_masks_are_evaluated_for_boxes(
         metrics = evaluate_results(name, shapes.results)
         assert list(metrics) == ["bbox"]
         expected = evaluate_results(SHAPES, shapes.results, ("bbox",))["bbox"]
-        for key in ("AP", "AP50", "APr", "AP-novel"):  # sizes are those of the boxes
+        for key in ("AP", "AP50", "APr", "AP-novel"):  # size metrics use the boxes
             same(metrics["bbox"][key], expected[key])
         assert "has no masks: boxes alone are evaluated" in caplog.text
         with pytest.raises(ValueError, match="has no masks: evaluate the task 'bbox' alone"):
@@ -303,4 +303,4 @@ def test_defaulttrainer_tests_a_detector(shapes: Case, tmp_path: Path) -> None:
     items = read_json(tmp_path / "out" / f"{SHAPES}_results.json")
     assert len(items) > 100
     assert {item["category_id"] for item in items} <= set(shapes.dataset_ids)
-    assert 0 <= metrics["bbox"]["AP"] < 20  # of random weights
+    assert 0 <= metrics["bbox"]["AP"] < 20  # random weights

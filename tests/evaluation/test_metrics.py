@@ -1,4 +1,4 @@
-"""Every figure against the official packages, run by themselves on the same files."""
+"""All metrics, compared with the official packages on the same files."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_lvis_equals_the_official_package(shapes: Case) -> None:
         flags = np.array([shapes.novel[i] for i in ids])
         same(found.metrics["AP-novel"], mean(precision[:, :, flags]))
         same(found.metrics["AP-base"], mean(precision[:, :, ~flags]))
-        # the case is no trivial one
+        # the case is not trivial
         assert math.isnan(found.ap[3])
         assert 5 < found.metrics["AP"] < 95
         assert len(set(found.ap.values())) > 10
@@ -127,11 +127,11 @@ def test_coco_leaves_out_classes_outside_of_the_vocabulary(coco: Case, tmp_path:
 
 def test_the_order_of_the_detections_and_of_the_pictures_does_not_matter(shapes: Case) -> None:
     items = read_json(shapes.results)
-    # by classes: each picture's detections are scattered, those of one score in their order
+    # sorted by class, so that an image's detections are scattered; ties keep their order
     items.sort(key=lambda item: item["category_id"])
     before = copy.deepcopy(items)
     scattered = evaluate_lvis(shapes.json_file, items, ["segm"], shapes.novel)["segm"]
-    assert items == before  # and the caller's list is not changed
+    assert items == before  # the caller's list is unchanged
     official = LVISEval(str(shapes.json_file), LVISResults(str(shapes.json_file), items), "segm")
     official.run()
     same(
@@ -148,7 +148,7 @@ def test_only_the_300_best_of_a_picture_count(shapes: Case) -> None:
     assert len(best) == sum(min(count, 300) for count in counts)
     assert best.mask_counts is not None
     assert len(best.mask_counts) == len(best)
-    # as the official package chooses, ties included
+    # same selection as the official package, including ties
     official = LVISResults(str(shapes.json_file), read_json(shapes.results))
     chosen = {(a["image_id"], a["score"], *a["bbox"]) for a in official.dataset["annotations"]}
     assert best.boxes is not None
@@ -194,7 +194,7 @@ def test_boxes_alone_and_masks_alone(shapes: Case, coco: Case) -> None:
         same(alone.ap50, both["bbox"].ap50)
         masks = [{k: v for k, v in item.items() if k != "bbox"} for item in items]
         alone = evaluate(case.json_file, masks, ["segm"], case.novel)["segm"]
-        for name in ("AP", "AP50", "AP-novel"):  # sizes are those of the masks now
+        for name in ("AP", "AP50", "AP-novel"):  # size metrics use the masks now
             same(alone.metrics[name], both["segm"].metrics[name])
 
 
@@ -204,7 +204,7 @@ def test_frequencies_are_counted_where_the_json_has_none(shapes: Case, tmp_path:
         del category["frequency"]
     (tmp_path / "a.json").write_text(json.dumps(contents), encoding="utf-8")
     found = evaluate_lvis(tmp_path / "a.json", shapes.results, ["bbox"], shapes.novel)["bbox"]
-    # each class is in few of the 24 images
+    # each class occurs in few of the 24 images
     assert math.isnan(found.metrics["APf"])
     assert found.metrics["APr"] > 5
 
@@ -292,7 +292,7 @@ def test_objects_without_a_mask_are_ignored_where_masks_are_measured(
     found = evaluate(tmp_path / "a.json", perfect[1::3] + perfect[2::3], TASKS, case.novel)
     assert found["segm"].metrics["AP"] > 99.9
     assert found["bbox"].metrics["AP"] < 90  # their boxes count
-    # a detection of an ignored object is not wrong either: its box overlaps enough
+    # detections of ignored objects are not false positives, since their boxes overlap enough
     rectangles = [
         {**item, "segmentation": rectangle(own["bbox"], *sizes[own["image_id"]])}
         for item, own in zip(perfect[::3], objects[::3], strict=True)

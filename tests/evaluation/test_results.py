@@ -105,7 +105,7 @@ def test_a_killed_process_leaves_the_old_file_or_none(tmp_path: Path) -> None:
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     assert not target.exists()
-    assert list(tmp_path.iterdir())  # the kill came while it was being written
+    assert list(tmp_path.iterdir())  # killed during the write
 
 
 def write_and_fail(target: Path) -> None:
@@ -152,7 +152,7 @@ def test_impossible_detections_are_refused(tmp_path: Path, change: Any, complain
         writer.add(77, bad, IDS)
     assert "77" in str(error.value)
     writer.close()
-    assert len(read_json(tmp_path / "r.json")) == 1  # nothing of the bad picture
+    assert len(read_json(tmp_path / "r.json")) == 1  # without the bad image
 
 
 def read(results: Results) -> list[Detection]:

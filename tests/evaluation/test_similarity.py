@@ -1,4 +1,4 @@
-"""Regions against the names of the classes."""
+"""Similarity of regions to class names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A few pictures of shapes."""
+"""A split with a few images of shapes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vild.data.shapes import generate_shapes, shapes_vocabulary
 
 @pytest.fixture(scope="session")
 def shapes_val(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Name of a registered split of three pictures."""
+    """Yield the name of a registered split of three images."""
     folder: Path = tmp_path_factory.mktemp("inference") / "shapes"
     generate_shapes(folder, train_images=1, val_images=3, workers=1, progress=False)
     file, name = folder / "annotations/val.json", "inference_shapes_val"

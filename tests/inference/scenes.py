@@ -1,4 +1,4 @@
-"""Pictures of one colour and detections in them."""
+"""Plain images and detections to draw on them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def plain(height: int = 120, width: int = 160) -> np.ndarray:
 def found(
     *objects: tuple[list[float], float, int], size: tuple[int, int] = (120, 160), **fields: Any
 ) -> Instances:
-    """Detections of (box, score, class)."""
+    """Make Instances from (box, score, class)."""
     instances = Instances(size)
     boxes = torch.tensor([box for box, _, _ in objects], dtype=torch.float32).reshape(-1, 4)
     instances.pred_boxes = Boxes(boxes)
@@ -33,7 +33,7 @@ def found(
 
 
 def warmth(drawn: np.ndarray) -> int:
-    """How many more clearly warm pixels than clearly cool ones there are."""
+    """Return the number of clearly warm pixels minus clearly cool ones."""
     red, blue = drawn[..., 0].astype(int), drawn[..., 2].astype(int)
     green = drawn[..., 1].astype(int)
     warm = (red > np.maximum(green, blue) + 40) | ((red > blue + 80) & (red >= green))

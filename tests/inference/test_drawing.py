@@ -19,7 +19,7 @@ BOX = [40.0, 40.0, 100.0, 90.0]
 
 
 def changed(drawn: np.ndarray, background: int = 128) -> np.ndarray:
-    """Where something was drawn."""
+    """Return a mask of the drawn pixels."""
     return (np.abs(drawn.astype(int) - background) > 3).any(axis=2)
 
 

@@ -1,4 +1,4 @@
-"""Exported detectors find what the detector finds, also with other pictures and other classes."""
+"""Exported detectors match the original, also on other images and with other classes."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ Outputs = Sequence[Any]
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """(H, W, 3) uint8 RGB."""
+    """Make a random image (H, W, 3) uint8 RGB."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
 def detector(
     folder: Path, variant: str, *changes: Any, text: TextEmbeddings = TEXT
 ) -> tuple[nn.Module, CfgNode]:
-    """A model and its configuration, whose weights are a file.
+    """Make a model and its configuration, with weights in a file.
 
-    Not with GN: on 32 channels each is a group of its own, and the rounding of the nearly constant
-    features of a narrow box is blown up.
+    It does not use GN: with 32 channels each group has one channel, which amplifies the rounding of
+    the nearly constant features of a narrow box.
     """
     changes = ("MODEL.ROI_BOX_HEAD.NORM", "BN", *changes)
     model = tiny_model(folder, variant, text, *changes).eval()
@@ -106,7 +106,7 @@ def test_every_variant(variant: str, text_input: bool, tmp_path: Path) -> None:
     after = eager(model, prepare_picture(cfg, picture(60, 80)))
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
-    # other than in the checks of the export: a larger picture, more classes than detections
+    # cases not covered by the export's checks: a larger image, more classes than detections
     inputs: tuple[Tensor, ...] = (torch.from_numpy(picture(171, 130, seed=3)).permute(2, 0, 1),)
     if text_input:
         model.roi_heads.set_vocabulary(OTHER)
@@ -122,7 +122,7 @@ def test_every_variant(variant: str, text_input: bool, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_backbone_and_mask_head_of_the_official_schedule(tmp_path: Path) -> None:
-    """Sides are padded to multiples of 64, which a trace has to do for any image."""
+    """A trace must pad the sides of any image to multiples of 64."""
     pytest.importorskip("onnxruntime")
     official = (
         *("MODEL.BACKBONE.NAME", "build_official_resnet_fpn_backbone"),
@@ -132,7 +132,7 @@ def test_the_backbone_and_mask_head_of_the_official_schedule(tmp_path: Path) -> 
         *("MODEL.ROI_MASK_HEAD.NAME", "OfficialMaskHead", "MODEL.ROI_MASK_HEAD.NORM", "BN"),
     )
     model, cfg = detector(tmp_path, "ensemble", *official)
-    # weights and statistics that, like a trained model's, do not blow rounding up
+    # weights and statistics that, like a trained model's, do not amplify rounding
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -175,7 +175,7 @@ def test_what_is_written(tmp_path: Path) -> None:
 def test_nothing_is_found_in_the_traced_picture(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And then something with fewer classes, each of which gets more of the softmax."""
+    """With fewer classes, which get larger probabilities, something is found."""
     pytest.importorskip("onnxruntime")
     many, one = (text_embeddings(k, temperature=1.0, seed=2) for k in (40, 1))
     threshold = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.2)
@@ -281,7 +281,7 @@ def test_detectors_of_other_kinds(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a detector with ViLDROIHeads, got Linear"):
         export_detector(nn.Linear(1, 1), cfg, tmp_path / "new", [picture(60, 80)])
     model, cfg = detector(tmp_path, "text")
-    model.roi_heads.__class__ = OfficialROIHeads  # selects in another way
+    model.roi_heads.__class__ = OfficialROIHeads  # selects detections differently
     with pytest.raises(ValueError, match="with OfficialROIHeads, which is not exported"):
         export_detector(model, cfg, tmp_path / "new", [picture(60, 80)])
     model, cfg = detector(tmp_path, "text")
@@ -295,14 +295,14 @@ def test_the_picture_is_prepared_as_the_predictor_does(tmp_path: Path) -> None:
     image = prepare_picture(cfg, picture(60, 80))
     assert image.shape == (3, 96, 128)
     assert image.dtype == torch.uint8
-    plain = mapped_image(0, 0, side=96)["image"]  # of the size that is wanted
+    plain = mapped_image(0, 0, side=96)["image"]  # already in the target size
     assert torch.equal(prepare_picture(cfg, plain.permute(1, 2, 0).numpy()), plain.flip(0))
     cfg.INPUT.FORMAT = "RGB"
     assert torch.equal(prepare_picture(cfg, plain.permute(1, 2, 0).numpy()), plain)
 
 
 def test_an_earlier_export_is_replaced(tmp_path: Path) -> None:
-    """As after a kill behind the last file: the same command can be repeated."""
+    """After a kill following the last file, the same command can be repeated."""
     model, cfg = detector(tmp_path, "text")
     for _ in range(2):
         export_detector(

@@ -1,4 +1,4 @@
-"""The result page, also as a browser shows it."""
+"""The result page, including its rendering in a browser."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_one_file_in_which_text_is_text(tmp_path: Path) -> None:
     text = make_page(tmp_path).read_text(encoding="utf-8")
     assert [file.name for file in tmp_path.iterdir()] == ["index.html"]
     assert "<script" not in text
-    assert "http" not in text  # nothing is fetched
+    assert "http" not in text  # nothing is loaded from elsewhere
 
 
 def test_in_a_browser(tmp_path: Path, browser: Any) -> None:
@@ -61,7 +61,7 @@ def test_in_a_browser(tmp_path: Path, browser: Any) -> None:
     page.locator("img").last.scroll_into_view_if_needed()
     widths = page.locator("img").evaluate_all("all => all.map(image => image.naturalWidth)")
     assert widths == [440, 80]
-    # nothing is wider than the window, on a phone neither
+    # nothing is wider than the window, even on a phone
     page.set_viewport_size({"width": 400, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     page.screenshot(path=str(tmp_path / "shot.png"), full_page=True)

@@ -38,7 +38,7 @@ def test_ground_truth_is_on_the_left_and_detections_on_the_right(
 ) -> None:
     own = record(tmp_path)
     writer = PictureWriter(tmp_path / "new" / "folder", VOCABULARY, [own], suffix=suffix)
-    # what a model is given: the picture's file, and an image that has been resized
+    # a model's input: the file name and a resized image
     given = {"image_id": 7, "file_name": own["file_name"], "image": np.zeros((3, 4, 4))}
     path = writer.write(given, found(([40, 40, 100, 90], 0.9, OWL)))
     assert path == tmp_path / "new" / "folder" / f"7{suffix}"

@@ -1,4 +1,4 @@
-"""Detection of anything named: words, cache, pictures."""
+"""The predictor: vocabularies of words, the cache, input images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WORDS = ["striped red star", "plain blue heart", "dotted green moon"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three pictures, their text embeddings, and a detector whose weights are as they were made."""
+    """Make three images, text embeddings, and a detector with random weights."""
     made = tmp_path_factory.mktemp("predictor")
     small_shapes.make(made, 3)
     torch.manual_seed(0)
@@ -73,10 +73,10 @@ def test_the_configurations_own_classes_as_the_evaluation_sees_them(folder: Path
     with torch.no_grad():
         (expected,) = model([{"image": tensor, "height": 160, "width": 160}])
     assert same(found, expected["instances"])
-    # several at a time, of several sizes, are the same ones
+    # several images of different sizes at once give the same results
     wide = cv2.resize(first, (320, 160))
     several = predictor([first, *others, wide])
-    # scores alone: those of untrained heads are so near to each other that rounding orders them
+    # only scores: with untrained heads they are so close that rounding changes their order
     assert torch.allclose(several[0].scores, found.scores, atol=1e-4)
     assert several[-1].image_size == (160, 320)
     assert predictor([]) == []
@@ -112,7 +112,7 @@ def test_words_that_the_detector_was_trained_on_are_base_classes(folder: Path) -
         assert predictor.vocabulary.novel == (False, True, True)
     predictor.set_vocabulary([base, "crow"], novel=[base, "crow"])
     assert predictor.vocabulary.novel == (True, True)
-    # in any spelling that has the same prompts
+    # any spelling with the same prompts
     for word in (base.capitalize(), base.replace(" ", "_"), f"{base}.", base.upper()):
         for words in ([word, "crow"], f"{word}, crow", Vocabulary.from_names([word, "crow"])):
             predictor.set_vocabulary(words, None if not isinstance(words, Vocabulary) else ["Crow"])
@@ -173,7 +173,7 @@ def test_the_second_start_with_the_same_words_encodes_nothing(
         again = OpenVocabularyPredictor(config(folder), WORDS[::-1], cache=tmp_path)
     assert again.encoder.encoded == 0
     assert torch.equal(again.model.roi_heads.box_predictor.classifier.text, text.flip(0))
-    # of new words, only those are embedded
+    # only new words are embedded
     again.set_vocabulary([*WORDS, "striped red heart"])
     assert again.encoder.encoded == 1
 
@@ -188,7 +188,7 @@ def test_words_of_a_model_without_text_embeddings(folder: Path, tmp_path: Path) 
 
 
 def test_missing_text_embeddings_are_an_error(folder: Path, tmp_path: Path) -> None:
-    """Without them, every word would count as novel, and get other scores."""
+    """Without them, every word would count as novel and get different scores."""
     gone = config(folder, MODEL__VILD__TEXT_EMBEDDINGS=str(tmp_path / "gone.safetensors"))
     for words in (None, WORDS):
         with pytest.raises(ValueError, match=r"expected text embeddings at .*gone\.safetensors"):
@@ -228,7 +228,7 @@ def test_images_without_extent(folder: Path, image: Any, message: str) -> None:
 
 @pytest.mark.parametrize("size", [(1, 50_000), (50_000, 1)])
 def test_images_as_thin_as_they_come(folder: Path, size: tuple[int, int]) -> None:
-    """Their short side would round to 0 pixels when they are resized."""
+    """The short side of such images would round to 0 pixels when resized."""
     predictor = OpenVocabularyPredictor(config(folder), WORDS, cache=folder / "cache")
     assert predictor(np.zeros((*size, 3), np.uint8)).image_size == size
 
@@ -243,7 +243,7 @@ def test_half_precision_finds_nearly_the_same(folder: Path) -> None:
 
 
 def test_the_precision_of_the_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is taken where it is asked for; by default detections do not depend on the machine."""
+    """It is used only on request; by default detections do not depend on the machine."""
     monkeypatch.setattr("vild.precision._cpu_computes_in_bf16", lambda: True)
     for options, expected in (({}, "fp32"), ({"precision": "auto"}, "bf16")):
         predictor = OpenVocabularyPredictor(config(folder), cache=folder / "cache", **options)
@@ -279,7 +279,7 @@ def test_more_words_than_imagenet_has(folder: Path) -> None:
     rows = torch.nn.functional.normalize(torch.randn(len(names), 64), dim=1)
     predictor.set_vocabulary(TextEmbeddings(rows, Vocabulary.from_names(names), 0.02, "fake"))
     first = int(predictor(pictures(folder)[0]).pred_classes[0])
-    # its embedding as the last row
+    # its embedding becomes the last row
     rows = rows.roll(len(names) - 1 - first, dims=0)
     predictor.set_vocabulary(TextEmbeddings(rows, Vocabulary.from_names(names), 0.02, "fake"))
     assert int(predictor(pictures(folder)[0]).pred_classes[0]) == len(names) - 1
@@ -291,7 +291,7 @@ def test_words_may_be_a_file(folder: Path, tmp_path: Path) -> None:
     for words in (file, str(file)):
         predictor = OpenVocabularyPredictor(config(folder), words, cache=folder / "cache")
         assert predictor.vocabulary.names == tuple(WORDS)
-    predictor.set_vocabulary(["words.txt", "lvis_v1_val"])  # a list has words only
+    predictor.set_vocabulary(["words.txt", "lvis_v1_val"])  # items of a list are always words
     assert predictor.vocabulary.names == ("words.txt", "lvis_v1_val")
 
 
@@ -323,10 +323,10 @@ def test_images_may_be_files_and_of_pillow(folder: Path, tmp_path: Path) -> None
         assert isinstance(results, list)
         assert len(results) == 4
         assert all(torch.allclose(r.scores, expected.scores, atol=1e-4) for r in results)
-    # turned as the camera held it
+    # rotated, with an EXIF orientation
     turned = Image.fromarray(array[:, :, ::-1]).transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
-    exif[274] = 6  # to be turned by 270 degrees
+    exif[274] = 6  # rotate by 270 degrees
     turned.save(tmp_path / "turned.png", exif=exif)
     for given in (tmp_path / "turned.png", Image.open(tmp_path / "turned.png")):
         assert same(predictor(given), expected)
@@ -406,7 +406,7 @@ def test_the_cache_keeps_the_newest_words(tmp_path: Path, monkeypatch: pytest.Mo
     assert torch.equal(same_words.embeddings, made.embeddings[1:])
     again.embed(Vocabulary.from_names([WORDS[2], "crow"]))
     assert again.encoded == 1
-    # those that were used with the last new word are kept
+    # words used together with the last new word are kept
     again.embed(Vocabulary.from_names([WORDS[2], "crow"]))
     assert again.encoded == 1
     again.embed(Vocabulary.from_names(WORDS[:2]))
@@ -429,5 +429,5 @@ def test_memory_returns_after_large_vocabularies(folder: Path) -> None:
 
 
 def resident() -> int:
-    """Resident memory of this process in pages."""
+    """Return the resident memory of this process in pages."""
     return int(Path("/proc/self/statm").read_text().split()[1])

@@ -22,7 +22,7 @@ def detections(written: list[dict[str, Any]]) -> list[Detection]:
 
 
 def results(masks: bool = True) -> tuple[Any, list[dict[str, Any]]]:
-    """Detections and what Detectron2's evaluator writes of them."""
+    """Return detections and what Detectron2's evaluator writes for them."""
     mask = torch.zeros(2, 120, 160, dtype=torch.bool)
     mask[0, 45:60, 50:95] = True
     mask[1, 5:20, 10:30] = True

@@ -48,7 +48,7 @@ def test_curves_and_last_results(tmp_path: Path) -> None:
     assert "lr" not in run.history
     assert run.results["segm"]["AP"] == 2
     assert run.results["segm"]["APr"] == 0.5
-    assert math.isnan(run.results["segm"]["APl"])  # -100: nothing to measure
+    assert math.isnan(run.results["segm"]["APl"])  # -100 means undefined
 
 
 def test_a_half_written_last_line_is_passed_over(
@@ -106,7 +106,7 @@ def test_the_configuration_names_the_data_set(tmp_path: Path) -> None:
     (run,) = read_runs([folder / "metrics.json"])
     assert run.data == "shapes_val"
     assert run.history["bbox/AP"].tolist() == [[40, 1]]
-    # written after training, by an evaluation that may have been on other data
+    # written after training, by an evaluation that may have used another dataset
     os.utime(config, (2e9, 2e9))
     (run,) = read_runs([folder / "metrics.json"])
     assert run.data == ""
@@ -120,7 +120,7 @@ def test_a_file_of_metrics_goes_before_the_log(tmp_path: Path) -> None:
     assert (run.data, run.results["bbox"]["AP"]) == ("shapes_val", 3)
     assert run.history["bbox/AP"].tolist() == [[40, 1]]
     assert "total_loss" in run.history
-    # with two files nobody can tell of which data set the log's figures are
+    # with two files, the dataset of the log's figures is ambiguous
     write_metrics(folder / "shapes_train_metrics.json", bbox={"AP": 4.0})
     assert [run.data for run in read_runs([folder])] == ["shapes_train", "shapes_val"]
 

@@ -107,7 +107,7 @@ def test_published_rows_are_of_the_same_protocol() -> None:
     assert table.rows[1].values == (27.6, 59.5, 51.3)
     assert len(table.rows) == 2
     (boxes,) = build_tables([lvis()], "bbox", reference=True)
-    assert len(boxes.rows) == 1  # the published ones are of masks
+    assert len(boxes.rows) == 1  # the published rows are for masks
     assert not boxes.source
 
 

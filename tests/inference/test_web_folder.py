@@ -14,10 +14,10 @@ def test_only_its_user_can_read_it_and_it_is_removed(tmp_path: Path) -> None:
 
 
 def test_folders_of_killed_servers_are_removed_others_stay(tmp_path: Path) -> None:
-    (tmp_path / "vild-page-mine").mkdir()  # has no lock: somebody else's
+    (tmp_path / "vild-page-mine").mkdir()  # has no lock: not created by the server
     killed = tmp_path / "vild-page-killed"
     killed.mkdir()
-    (killed / "lock").touch()  # nobody holds it
+    (killed / "lock").touch()  # not held by any process
     with private_folder(tmp_path) as running:
         assert not killed.exists()
         with private_folder(tmp_path) as second:

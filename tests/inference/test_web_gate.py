@@ -1,4 +1,4 @@
-"""Which requests the web page answers, and the headers of its responses."""
+"""Requests that the web page accepts, and the headers of its responses."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ async def _app(scope: Any, receive: Any, send: Any) -> None:
 def ask(
     hosts: ServedHosts = LOCAL, method: str = "GET", path: str = "/", **headers: str
 ) -> tuple[int, dict[str, str], str]:
-    """Send a request through a gate; returns status, headers and body."""
+    """Send a request through a gate; return status, headers and body."""
     sent: list[Any] = []
     given = {"host": "127.0.0.1:7860", **headers}
     pairs = [(k.replace("_", "-").encode(), v.encode("latin-1")) for k, v in given.items()]
 
-    async def receive() -> Any:  # a body without an end
+    async def receive() -> Any:  # an endless body
         return {"type": "http.request", "body": bytes(100), "more_body": True}
 
     async def send(message: Any) -> None:
@@ -103,7 +103,7 @@ def test_responses_have_security_headers() -> None:
     assert (code, body) == (200, "the page")
     assert headers["content-security-policy"] == PAGE_POLICY
     assert "frame-ancestors 'none'" in PAGE_POLICY
-    assert headers["x-frame-options"] == "DENY"  # not what the application says
+    assert headers["x-frame-options"] == "DENY"  # overrides the application's header
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["referrer-policy"] == "no-referrer"
     for path in ("/gradio_api/file=/tmp/a.html", "/gradio_api/file/a.svg"):

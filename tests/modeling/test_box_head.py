@@ -1,4 +1,4 @@
-"""Box and embedding head: layers, empty batches, statistics, precision."""
+"""Box head and embedding head: layers, empty batches, running statistics, precision."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_layers_are_the_papers_by_default() -> None:
     assert all(x.bias is not None for x in (*head.convs, *head.fcs))
     for norm in (*head.conv_norms, *head.fc_norms):
         assert isinstance(norm, SyncBatchNorm)
-        assert isinstance(norm, nn.BatchNorm2d)  # Detectron2 decays no weights of this type
+        assert isinstance(norm, nn.BatchNorm2d)  # Detectron2 exempts this type from weight decay
         assert (norm.eps, norm.momentum) == (1e-4, 0.1)
     assert head.output_shape == ShapeSpec(channels=1024)
 
@@ -91,7 +91,7 @@ def test_one_region_alone_in_training(norm: str) -> None:
 
 @pytest.mark.parametrize("norm", ["SyncBN", "BN"])
 def test_statistics_move_by_the_momentum(norm: str) -> None:
-    head = small_head(norm, num_conv=0, num_fc=1, momentum=0.003)  # the official one
+    head = small_head(norm, num_conv=0, num_fc=1, momentum=0.003)  # the official momentum
     (fc,), (layer,) = head.box_head.fcs, head.box_head.fc_norms
     mean = fc(pooled(5).flatten(1)).mean(dim=0)
     head(pooled(5))
@@ -102,7 +102,7 @@ def test_statistics_move_by_the_momentum(norm: str) -> None:
 def test_synchronised_statistics_are_exchanged_in_float32_without_waiting(
     regions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Processes with and without regions exchange the same types; a GPU's host reads no value."""
+    """Ranks with and without regions exchange the same dtype; the host reads no value."""
     sent = []
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     monkeypatch.setattr(distributed, "all_reduce", lambda x: sent.append((x.dtype, x.shape)))

@@ -1,4 +1,4 @@
-"""Checkpoints run no code, and a single wrong bit is found."""
+"""Reading checkpoints runs no code, and a single flipped bit is detected."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(
             load()
         assert "\n" not in str(error.value)
         assert str(file) in str(error.value)
-        if kind not in ("tar", "archive in archive"):  # refused without a look at their pickles
+        if kind not in ("tar", "archive in archive"):  # refused before their pickles are read
             assert re.search(rf"(asks for|got one with) [\w.]*{gadget}\b", str(error.value))
     assert not marker.exists()
 
@@ -80,14 +80,14 @@ def test_arrays_and_numbers_of_numpy_are_read(tmp_path: Path) -> None:
 
 
 def test_the_versions_of_modules_are_kept(tmp_path: Path) -> None:
-    """By them torch and Detectron2 load the checkpoints of their earlier versions."""
+    """torch and Detectron2 need them to load checkpoints of earlier versions."""
     state = Detector().state_dict()
     torch.save({"model": state}, tmp_path / "a.pth")
     assert read_checkpoint(tmp_path / "a.pth")["model"]._metadata == state._metadata
 
 
 def training_state() -> dict[str, Any]:
-    """What a training writes: weights, the optimizer's state and plain values."""
+    """Return a training checkpoint: weights, optimizer state and plain values."""
     model = Detector()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     for parameter in model.parameters():
@@ -107,7 +107,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def undetected(file: Path, whole: Any, positions: list[int]) -> list[int]:
-    """Bits (counted from the first byte's lowest) whose flip goes unnoticed and does harm."""
+    """Return the bits (from the lowest of the first byte) whose flip is harmful and undetected."""
     content, found = file.read_bytes(), []
     for position in positions:
         flipped = bytearray(content)
@@ -115,7 +115,7 @@ def undetected(file: Path, whole: Any, positions: list[int]) -> list[int]:
         file.write_bytes(flipped)
         try:
             read = read_checkpoint(file)
-        except Exception:  # a damaged file may raise nearly anything
+        except Exception:  # a damaged file may raise almost any exception
             continue
         if not same(read, whole):
             found.append(position)
@@ -178,7 +178,7 @@ def test_files_without_checksums_are_read(tmp_path: Path) -> None:
 
 
 def test_a_converted_file_of_a_model_zoo_is_matched_as_before(tmp_path: Path) -> None:
-    """Detectron2 goes by what the pickle says beside the weights."""
+    """Detectron2 uses the entries that the pickle has besides the weights."""
     file = tmp_path / "zoo.pkl"
     weights = {"weight": np.ones((2, 4), np.float32), "bias": np.ones(2, np.float32)}
     contents = {"model": weights, "__author__": "x", "matching_heuristics": True}
@@ -205,6 +205,6 @@ def test_converted_weights_have_a_checksum(tmp_path: Path) -> None:
 
 
 def test_as_torch_is_what_a_detector_might_load(tmp_path: Path) -> None:
-    """The harmless twin of the harmful files is read."""
+    """A harmless file made like the harmful ones is read."""
     as_torch({"plain": 1}, tmp_path / "model.pth")
     assert read_checkpoint(tmp_path / "model.pth")["hooks"] == {"plain": 1}

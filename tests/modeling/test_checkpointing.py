@@ -1,4 +1,4 @@
-"""Checkpoints of every format have to be complete, finite and of the model."""
+"""Checkpoints of every format must be complete, finite and match the model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ State = dict[str, Tensor]
 
 
 class Detector(nn.Module):
-    """Two parts, with a norm of each kind that keeps statistics."""
+    """A model of two parts, with a norm of each kind that has running statistics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ WRITERS: dict[str, Callable[[State, Path], None]] = {
 
 
 def state_dict(model: nn.Module) -> State:
-    """Plain dict, as other programs write it, without torch's versions of the modules."""
+    """Return a plain dict, as other programs write it, without torch's module versions."""
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
@@ -133,7 +133,7 @@ def test_resuming_needs_the_same_parameters_and_a_training_state(tmp_path: Path)
 
 
 class Residual(nn.Module):
-    """The names of a ResNet's blocks below a pyramid's."""
+    """A module with the names of a ResNet's blocks inside an FPN."""
 
     def __init__(self, channels: int = 2, **blocks: int) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class Residual(nn.Module):
 
 
 def as_zoo_backbone(state: State, file: Path) -> None:
-    """As Detectron2's model zoo names the backbones: without the detector's prefix."""
+    """Write backbone weights like Detectron2's model zoo, without the detector's prefix."""
     prefix = "backbone.bottom_up."
     as_pickle({k.removeprefix(prefix): v for k, v in state.items() if prefix in k}, file)
 
@@ -156,13 +156,13 @@ def as_zoo_backbone(state: State, file: Path) -> None:
 def test_a_resnet_of_another_depth_is_refused(
     write: Callable[[State, Path], None], theirs: int, ours: int, tmp_path: Path
 ) -> None:
-    """It would load in part, and what is left would be random or missing."""
+    """It would load partially and leave the remaining weights random."""
     file = tmp_path / ("model.pkl" if write is as_zoo_backbone else "model.pth")
     write(state_dict(Residual(res3=4, res4=theirs)), file)
     model = Residual(res3=4, res4=ours)
     for load in (
         partial(load_weights, model, unused=("backbone.",)),
-        partial(AtomicCheckpointer(model).load, checkpointables=[]),  # to begin a training
+        partial(AtomicCheckpointer(model).load, checkpointables=[]),  # to start a training
     ):
         with pytest.raises(ValueError, match=rf"with {ours} blocks in res4, got {theirs}.*DEPTH"):
             load(path=str(file))

@@ -1,4 +1,4 @@
-"""Text classifier: cosines over a temperature, in float32, whatever the vocabulary."""
+"""The text classifier: cosines over a temperature, in float32, for any vocabulary."""
 
 from __future__ import annotations
 

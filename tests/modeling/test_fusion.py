@@ -59,7 +59,7 @@ def test_zero_probabilities(weights: tuple[float, float]) -> None:
     assert not fused[2].any()
     if weights[0] < 1:
         assert not fused[:2].any()
-    else:  # nothing of the other factor counts: 0^0 is 1
+    else:  # the other factor is ignored: 0^0 is 1
         assert torch.equal(fused[1][~NOVEL], text[1][~NOVEL])
 
 

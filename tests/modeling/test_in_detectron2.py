@@ -1,4 +1,4 @@
-"""The model in Detectron2's own tools: predictor, evaluation loop, test-time augmentation."""
+"""The model in Detectron2's predictor, evaluation loop and test-time augmentation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEXT = text_embeddings(["crow", "owl", "kite"], novel=["owl"], temperature=0.05)
 
 @pytest.fixture
 def cfg(tmp_path: Path) -> CfgNode:
-    """With the weights of a model of a larger vocabulary."""
+    """Return a configuration with the weights of a model with a larger vocabulary."""
     torch.manual_seed(1)
     other = tiny_config(tmp_path, "ensemble", text_embeddings(7), "MODEL.WEIGHTS", "")
     DetectionCheckpointer(build_model(other), str(tmp_path)).save("model")
@@ -68,11 +68,11 @@ def test_time_augmentation(cfg: CfgNode) -> None:
         same = GeneralizedRCNNWithTTA(cfg, model)(inputs)[0]["instances"]
         cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.FLIP = [80, 96, 112], True
         augmented = GeneralizedRCNNWithTTA(cfg, model)(inputs)[0]["instances"]
-    # one view that is the picture itself: the very detections
+    # a single view, the image itself, gives identical detections
     assert torch.equal(same.scores, plain.scores)
     assert torch.equal(same.pred_classes, plain.pred_classes)
     assert torch.allclose(same.pred_boxes.tensor, plain.pred_boxes.tensor, atol=1e-3)
     assert 0 < len(augmented) <= 20
     assert augmented.pred_masks.shape == (len(augmented), 96, 96)
     assert augmented.pred_classes.max() < 3
-    assert model.roi_heads.mask_on  # which it turns off on its way
+    assert model.roi_heads.mask_on  # which GeneralizedRCNNWithTTA turns off temporarily

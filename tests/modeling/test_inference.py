@@ -1,4 +1,4 @@
-"""Detections of whole models against plain loops; vocabularies that change; bounded memory."""
+"""Inference of whole models: comparison with plain loops, new vocabularies, bounded memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def detect(model: nn.Module, side: int = 96) -> Instances:
 
 
 def regions_of(model: nn.Module, mapped: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Proposals, features of both heads and box deltas, as the model computes them; float64."""
+    """Return the model's proposals, features of both heads and box deltas, as float64."""
     heads = model.eval().roi_heads
     with torch.no_grad():
         images = model.preprocess_image([mapped])
@@ -62,7 +62,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def slow_scores(
     variant: str, found: dict[str, np.ndarray], background: np.ndarray | None, objectness: bool
 ) -> np.ndarray:
-    """The formulas of the paper."""
+    """Compute scores by the formulas of the paper."""
     text, tau = TEXT.embeddings.double().numpy(), TEXT.temperature
     if variant == "image":
         scores = softmax(found["text"] @ text.T / tau)
@@ -81,7 +81,7 @@ def slow_scores(
 def slow_detections(
     boxes: np.ndarray, deltas: np.ndarray, scores: np.ndarray, side: int
 ) -> list[tuple[float, int, list[float]]]:
-    """(score, class, box), best first: decoding, clipping, suppression in each class."""
+    """Return (score, class, box), best first, after decoding, clipping and per-class NMS."""
     decoded = []
     for (x1, y1, x2, y2), (dx, dy, dw, dh) in zip(boxes, deltas, strict=True):
         w, h = x2 - x1, y2 - y1
@@ -115,7 +115,7 @@ def test_detections_are_those_of_the_formulas(
         *("MODEL.VILD.OBJECTNESS", objectness),
     )
     predictor = model.roi_heads.box_predictor
-    with torch.no_grad():  # boxes that move, features that differ
+    with torch.no_grad():  # so that boxes move and features differ
         predictor.bbox_pred.weight.normal_(std=0.2)
     mapped = {"image": mapped_image()["image"], "height": 96, "width": 96}
     found = regions_of(model, mapped)
@@ -124,7 +124,7 @@ def test_detections_are_those_of_the_formulas(
     scores = slow_scores(variant, found, vector, objectness)
     expected = slow_detections(found["boxes"], found["deltas"], scores, 96)
 
-    for chunk in (2**22, 9):  # also a few regions at a time
+    for chunk in (2**22, 9):  # all regions at once, and in small chunks
         monkeypatch.setattr(output_layers, "MAX_SCORES", chunk)
         instances = detect(model)
         assert instances.pred_classes.tolist() == [k for _, k, _ in expected]
@@ -135,7 +135,7 @@ def test_detections_are_those_of_the_formulas(
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the largest number of entries that an operation gave."""
+    """A mode that records the largest output of any operation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class LargestTensor(TorchDispatchMode):
 def test_memory_does_not_grow_with_the_vocabulary(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """30 regions x 20,000 classes are 600,000 scores; no tensor has more than the limit's."""
+    """30 regions x 20,000 classes are 600,000 scores; no tensor may exceed the chunk limit."""
     monkeypatch.setattr(output_layers, "MAX_SCORES", 100_000)
     model = tiny_model(tmp_path, variant, TEXT, "MODEL.MASK_ON", False)
     model.roi_heads.set_vocabulary(text_embeddings(20_000))
@@ -168,13 +168,13 @@ def test_memory_does_not_grow_with_the_vocabulary(
         shapes = [chunk.shape for chunk in chunks]
     assert sum(rows for rows, _ in shapes) == len(text)
     assert {columns for _, columns in shapes} == {20_000}
-    assert largest.entries <= max(100_000 + 5, text_rows)  # the background is a column, too
+    assert largest.entries <= max(100_000 + 5, text_rows)  # the background is one more column
     with torch.no_grad():
         assert len(detect(model)) == 20
 
 
 def test_a_vocabulary_brings_names_novel_flags_and_scores(tmp_path: Path) -> None:
-    """An LVIS-sized checkpoint, then COCO's 65 classes, then three words, then one."""
+    """A checkpoint of LVIS's size gets COCO's 65 classes, then three words, then one."""
     model = tiny_model(tmp_path, "ensemble", text_embeddings(1203, seed=1))
     heads = model.roi_heads
     assert (heads.num_classes, len(heads.vocabulary)) == (1203, 1203)
@@ -195,7 +195,7 @@ def test_a_vocabulary_brings_names_novel_flags_and_scores(tmp_path: Path) -> Non
         assert heads.metadata.thing_classes == list(text.vocabulary.names)
         assert heads.metadata.novel == list(text.vocabulary.novel)
         assert heads.box_predictor.novel.tolist() == list(text.vocabulary.novel)
-        # the same as a model that began with it
+        # equal to a model created with this vocabulary
         fresh = tiny_model(tmp_path, "ensemble", text)
         fresh.load_state_dict(model.state_dict())
         expected = detect(fresh)
@@ -266,7 +266,7 @@ def test_a_vocabulary_that_is_refused_changes_nothing(
 
 
 def test_embeddings_that_make_no_vocabulary() -> None:
-    """Refused before there is a model: size 0, NaN, rows that are not of unit norm."""
+    """They are refused before a model is built: size 0, NaN, rows not of unit norm."""
     with pytest.raises(ValueError, match="at least one class"):
         text_embeddings(0)
     two = Vocabulary.from_names(["crow", "owl"])

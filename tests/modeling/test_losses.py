@@ -1,4 +1,4 @@
-"""The two losses: fixed values from numpy in float64, empty batches, gradients, misuse."""
+"""The two losses: expected values from numpy in float64, empty batches, gradients, misuse."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLASSIFICATION, DISTILLATION = 13.960933, 4.380475  # of seed 0, by the function
 
 
 def made_classification(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, targets without novel ones, novel flags."""
+    """Return logits, targets without novel classes, and novel flags."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(R, K + 1, generator=generator) * 10
     novel = torch.zeros(K, dtype=torch.bool)
@@ -27,7 +27,7 @@ def made_classification(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def made_embeddings(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Student, teacher, valid."""
+    """Return student, teacher and valid."""
     generator = torch.Generator().manual_seed(seed)
     student, teacher = torch.randn(2, R, D, generator=generator)
     valid = torch.rand(R, generator=generator) > 0.4

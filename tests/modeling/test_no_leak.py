@@ -1,4 +1,4 @@
-"""Training on base classes learns nothing from novel labels (mistake 8)."""
+"""Novel labels do not leak into training on base classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .. import small_shapes
 
 
 def permuted(novel: bool) -> Any:
-    """A change of the annotations: each class becomes the next one of its kind."""
+    """Return a change of the annotations that permutes the novel or the base classes."""
 
     def change(contents: dict[str, Any]) -> None:
         ids = [c["id"] for c in contents["categories"]]
@@ -57,7 +57,7 @@ def test_permuted_novel_labels_change_no_bit(variant: str, tmp_path: Path) -> No
     assert set(again) == set(weights)
     assert all(torch.equal(again[key], weights[key]) for key in weights)
 
-    # the test can fail: base labels do change them
+    # shows that the test can fail: base labels do change the weights
     small_shapes.register(tmp_path, permuted(novel=False))
     other = trained(tmp_path, variant)
     assert not all(torch.equal(other[key], weights[key]) for key in weights)

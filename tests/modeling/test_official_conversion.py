@@ -1,4 +1,4 @@
-"""Variables of official checkpoints: all of them, each once, or an error that names them."""
+"""Conversion of official checkpoints: every variable is used once, or an error lists it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_every_recorded_variable_is_used_once(name: str) -> None:
     ("name", "ensemble", "count"), [("vild_r152", False, 935), ("vild_ensemble_r152", True, 973)]
 )
 def test_r152(name: str, ensemble: bool, count: int, tmp_path: Path) -> None:
-    """155 convolutions instead of 53, with 5 variables each; the rest is R50's."""
+    """It has 155 convolutions instead of 53, with 5 variables each; the rest is as in R50."""
     known = model_variables(152, ensemble, 512)
     assert (
         len(known) + 1
@@ -109,7 +109,7 @@ RENAMED = [
 
 @pytest.mark.parametrize(("old", "new"), RENAMED)
 def test_sim_clr_in_names_is_ignored(old: str, new: str) -> None:
-    """The published R152 archives have it in their names."""
+    """The published R152 archives contain it in their variable names."""
     arrays = {name.replace(old, new): array for name, array in variables("vanilla").items()}
     assert arrays.keys() != variables("vanilla").keys()
     arrays[f"{HEAD}/fc6_sim_clr/bias/Momentum_sim_clr"] = np.zeros(1024, np.float32)
@@ -154,7 +154,7 @@ def test_other_variables_are_refused_by_name(
 
 
 def test_a_plain_mask_rcnn_is_refused() -> None:
-    """Its class-predict is a linear layer with a bias, on the box head's features."""
+    """Its class-predict is a linear layer with a bias on the box head's features."""
     arrays = {
         name: array
         for name, array in variables("vanilla").items()
@@ -185,7 +185,7 @@ def test_text_embeddings_and_novel_flags() -> None:
 
 
 def test_lvis_classes_are_in_the_official_order() -> None:
-    """The rare classes of LVIS v1 are the novel ones, whichever side says so."""
+    """LVIS v1 and the official mask agree that the rare classes are novel."""
     lvis = Vocabulary.from_dataset("lvis_v1_val")
     mask = np.array([1.0, *(0.0 if novel else 1.0 for novel in lvis.novel)])
     text = official_text(np.ones((4, 1203), np.float32), mask, lvis, 4)

@@ -1,4 +1,4 @@
-"""The same numbers as the official TensorFlow code (see tests/official_golden/README.md)."""
+"""Comparison with outputs of the official TensorFlow code (tests/official_golden/README.md)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vild.modeling import (
 FOLDER = Path(__file__).parents[1] / "official_golden"
 SCOPE = "var/m/frcnn_layer_0/fast_rcnn_head/"
 LAYERS = 2  # convolutions, and fully connected layers
-SAMPLED = 16  # of the 24 regions of a picture in training; the others are distilled
+SAMPLED = 16  # of the 24 regions of a training image; the others are distilled
 HEADS = ("vanilla", "double_branch")
 
 
@@ -50,14 +50,14 @@ def difference(ours: Tensor, official: np.ndarray) -> float:
 
 
 def load(module: nn.Module, values: dict[str, Tensor]) -> None:
-    """Every parameter of ``module``, and none but those."""
+    """Load exactly the parameters of ``module``."""
     own = {k for k in module.state_dict() if not k.endswith("num_batches_tracked")}
     assert own == set(values)
     module.load_state_dict(values, strict=False)
 
 
 def embedding_head(arrays: dict[str, np.ndarray], norm: str, image_branch: bool) -> EmbeddingHead:
-    """Official variables in our head."""
+    """Load official variables into an embedding head."""
 
     def variable(name: str) -> Tensor:
         return tensor(arrays[f"{SCOPE}{name}:0"])
@@ -105,7 +105,7 @@ def embedding_head(arrays: dict[str, np.ndarray], norm: str, image_branch: bool)
 
 
 def output_layers(arrays: dict[str, np.ndarray], head: EmbeddingHead) -> ViLDOutputLayers:
-    """Official variables in our output layers, with the head's projection."""
+    """Load official variables into output layers, with the head's projection."""
     kernel = tensor(arrays[f"{SCOPE}box-predict/kernel:0"])
     text = functional.normalize(tensor(arrays["text_embeddings_DxK"].T), dim=1)
     names = [f"class {n}" for n in range(len(text))]
@@ -122,7 +122,7 @@ def output_layers(arrays: dict[str, np.ndarray], head: EmbeddingHead) -> ViLDOut
 
 
 def regions(arrays: dict[str, np.ndarray]) -> Tensor:
-    """(N, R, C, H, W)."""
+    """Return pooled regions (N, R, C, H, W)."""
     return tensor(arrays["roi_features"]).permute(0, 1, 4, 2, 3)
 
 
@@ -155,7 +155,7 @@ def test_head_in_training(name: str, norm: str) -> None:
     head = embedding_head(arrays, norm, image_branch=False).train()
     layers = output_layers(arrays, head)
     pooled = regions(arrays)
-    if name == "vanilla":  # one batch, one statistic
+    if name == "vanilla":  # one batch shares its statistics
         features = head.box_head(pooled.flatten(0, 1)).unflatten(0, pooled.shape[:2])
         features, distilled = features[:, :SAMPLED], features[:, SAMPLED:]
         student = layers.projection(distilled.flatten(0, 1))
@@ -181,7 +181,7 @@ def test_classification_loss() -> None:
 
 
 def test_classification_loss_without_novel_classes_is_not_the_official_one() -> None:
-    """There a novel logit becomes 0 and stays in the denominator; here it is gone."""
+    """The official code sets novel logits to 0, which stay in the denominator; here they do not."""
     arrays = golden("class_loss")
     logits, mask = arrays["class_logits"].astype(np.float64), arrays["rare_mask"]
     targets = arrays["class_targets"]
@@ -225,7 +225,7 @@ def test_scores_and_detections(name: str, picture: int) -> None:
     scores = scores_of(arrays, picture)
     assert difference(scores, arrays["out/raw_scores"][picture]) < 1e-6
 
-    # inclusive coordinates as they are, since the official suppression takes them so
+    # inclusive coordinates, which the official NMS expects
     boxes = tensor(arrays["out/raw_boxes"][picture, :, 0])[:, [1, 0, 3, 2]]
     height, width = map(int, arrays["image_hw"][picture])
     found = select_detections(boxes, scores, (height, width), 0.0, 0.5, 30)

@@ -1,4 +1,4 @@
-"""The whole official model, from its variables to its detections (tests/official_golden)."""
+"""The whole official model, from variables to detections (tests/official_golden)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Run:
             return self.model.roi_heads(self.images, self.features, [self.proposals])[0][0]
 
     def differences(self) -> dict[str, float]:
-        """Largest difference of each output, absolute; of features relative to their largest."""
+        """Return the maximum difference of each output; relative to the maximum for features."""
         arrays, found = self.arrays, self.detections()
         count = int(arrays["out/num_detections"][0])
         assert len(found) == count
@@ -69,7 +69,7 @@ class Run:
         return measured
 
     def sampled(self, key: str, ours: Tensor) -> float:
-        """Of (1, C, H, W) to the recorded values of (1, H, W, C)."""
+        """Return the difference of (1, C, H, W) from sampled values of (1, H, W, C)."""
         ours = ours.permute(0, 2, 3, 1)
         assert ours.shape == tuple(self.arrays[f"{key}/shape"])
         values = ours.flatten()[torch.from_numpy(self.arrays[f"{key}/flat_index"])]
@@ -82,7 +82,7 @@ def yxyx(boxes: Boxes) -> Tensor:
 
 
 def off(ours: Tensor, official: np.ndarray) -> float:
-    """Largest difference to the only picture's."""
+    """Return the largest difference from the values of the only image."""
     assert ours.shape == official[0].shape
     return float((ours - torch.from_numpy(official[0])).abs().max())
 
@@ -133,7 +133,7 @@ def vanilla(tmp_path: Path) -> nn.Module:
 
 
 def test_detectron2s_max_pooling_is_not_equal(vanilla: nn.Module) -> None:
-    """It pads a pixel before, TensorFlow one after: everything moves by half a stride-4 pixel."""
+    """It pads a pixel before, TensorFlow one after, which shifts by half a stride-4 pixel."""
     stem = BasicStem(norm=lambda channels: official_norm("BN", channels))
     stem.load_state_dict(vanilla.backbone.bottom_up.stem.state_dict())
     vanilla.backbone.bottom_up.stem = stem.eval()
@@ -147,7 +147,7 @@ def test_detectron2s_max_pooling_is_not_equal(vanilla: nn.Module) -> None:
 def test_detectron2s_roi_align_is_not_equal(
     kind: str, samples: int, least: float, vanilla: nn.Module
 ) -> None:
-    """V2 is half a pixel away; V1 with one sample widens narrow regions, and is equal elsewhere."""
+    """V2 is shifted by half a pixel; V1 with one sample differs only in narrow regions."""
     run = Run("vanilla", vanilla)
     features = [run.features[name] for name in LEVELS]
     crops = vanilla.roi_heads.box_pooler
@@ -170,7 +170,7 @@ def test_detectron2s_roi_align_is_not_equal(
 
 
 def test_detectron2s_boxes_are_not_equal(tmp_path: Path) -> None:
-    """Boxes without the + 1: the same weights, Detectron2's anchors and RPN."""
+    """Boxes without the + 1 differ: same weights, Detectron2's anchors and RPN."""
     own = ("MODEL.ANCHOR_GENERATOR.NAME", "DefaultAnchorGenerator")
     run = Run(
         "vanilla",
@@ -210,7 +210,7 @@ GOOD = [[10.0 * n, 0, 10 * n + 9, 9] for n in range(5)]
 def test_boxes_of_zeros_take_no_place_among_the_proposals(
     wanted: int, expected: int, training: bool
 ) -> None:
-    """They score best on both levels, and are dropped before the best ``wanted`` are kept."""
+    """They score best on both levels but are dropped before the best ``wanted`` are kept."""
     rpn = OfficialRPN(
         in_features=["p2", "p3"],
         head=nn.Identity(),
@@ -225,7 +225,7 @@ def test_boxes_of_zeros_take_no_place_among_the_proposals(
         min_box_size=0.0,
     ).train(training)
     anchors = [Boxes(torch.tensor([ZERO, *GOOD[:3], GOOD[0]])), Boxes(torch.tensor([ZERO, *GOOD]))]
-    # each level's best 4 are looked at, boxes of zeros among them
+    # the best 4 of each level are candidates, including boxes of zeros
     logits = [torch.tensor([[9.0, 3, 2, 1, 0]]), torch.tensor([[8.0, 5, 4.5, 4, 3.5, 3.4]])]
     deltas = [torch.zeros(1, len(boxes), 4) for boxes in anchors]
     (found,) = rpn.predict_proposals(anchors, logits, deltas, [(64, 64)])
@@ -244,7 +244,7 @@ def test_boxes_of_zeros_take_no_place_among_the_detections() -> None:
         test_nms_thresh=0.5,
         test_topk_per_image=3,
     )
-    only_x, only_y = [-3.0, -3, 3, 0], [-3.0, -3, 0, 3]  # one coordinate is above 0: they count
+    only_x, only_y = [-3.0, -3, 3, 0], [-3.0, -3, 0, 3]  # kept, because one coordinate is above 0
     boxes = torch.tensor([ZERO, GOOD[1], ZERO, only_x, only_y, GOOD[2]])
     scores = torch.tensor([[0.9, 0.8], [0.3, 0], [0.9, 0.8], [0.2, 0], [0, 0.15], [0.1, 0]])
     found = layers.select(boxes, [scores[:4], scores[4:]], (64, 64))
@@ -257,7 +257,7 @@ def test_boxes_of_zeros_take_no_place_among_the_detections() -> None:
 
 
 def test_parts_are_initialised_to_be_trained(tmp_path: Path) -> None:
-    """As Detectron2's FPN: variance 1 / inputs, no biases; masks begin at 0.5."""
+    """Like Detectron2's FPN: variance 1 / inputs, zero biases; masks start at 0.5."""
     torch.manual_seed(0)
     model = build_model(config("vanilla", tmp_path))
     fpn, head = model.backbone, model.roi_heads.mask_head
@@ -286,7 +286,7 @@ def test_regions_without_an_area_and_none_at_all() -> None:
 
 
 def test_resizing_samples_as_tensorflow_1_does() -> None:
-    """tf.compat.v1.image.resize_images of the same numbers (TensorFlow 2.21)."""
+    """The expected values are from tf.compat.v1.image.resize_images (TensorFlow 2.21)."""
     picture = torch.arange(6.0).view(1, 2, 3) ** 2
     larger = [[0, 0.6, 1.6, 3.4, 4], [6, 9, 12.4, 16.6, 18], [9, 13.2, 17.8, 23.2, 25]]
     smaller = [[0, 2.5], [9, 20.5]]
@@ -326,7 +326,7 @@ def test_other_configurations_are_refused(
 
 
 def test_configurations_say_what_is_different() -> None:
-    """A leaf has its variant, depth and weight, and nothing else."""
+    """A leaf sets only its variant, depth and weight."""
     for path in CONFIGS.glob("vild*.yaml"):
         lines = path.read_text(encoding="utf-8").splitlines()
         assert len(lines) <= 11, path

@@ -1,4 +1,4 @@
-"""Every variant that has a classifier learns eight pictures by heart."""
+"""Every variant with a classifier overfits eight images."""
 
 from __future__ import annotations
 

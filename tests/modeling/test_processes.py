@@ -1,4 +1,4 @@
-"""Several CPU processes: a process without regions, and the loss of the whole batch."""
+"""Several CPU ranks: ranks without regions, and the loss of the whole batch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def pooled(regions: int) -> Tensor:
 
 
 def step(model: EmbeddingHead, regions: Tensor) -> dict[str, Tensor]:
-    """Embeddings, gradients of their sum of squares to a goal, statistics."""
+    """Return embeddings, gradients of a squared loss on them, and running statistics."""
     regions = regions.clone().requires_grad_()
     embeddings = model.train()(regions)
     (embeddings * torch.linspace(0, 1, 16)).sum().backward()
@@ -47,7 +47,7 @@ def step(model: EmbeddingHead, regions: Tensor) -> dict[str, Tensor]:
     return {**found, "embeddings": embeddings.detach(), "input": regions.grad}
 
 
-COUNTS = [(5, 0), (0, 4), (3, 2), (1, 0), (0, 0)]  # regions of each process
+COUNTS = [(5, 0), (0, 4), (3, 2), (1, 0), (0, 0)]  # regions per rank
 
 
 def _uneven(folder: str) -> None:
@@ -61,7 +61,7 @@ def _uneven(folder: str) -> None:
 
 
 def test_synchronised_statistics_of_uneven_processes(tmp_path: Path) -> None:
-    """As one process with all regions, also where one of two has none (mistake 13)."""
+    """They equal those of one process with all regions, even if one of two ranks has none."""
     launch(_uneven, 2, args=(str(tmp_path),), device="cpu")
     ranks = [torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1)]
     for counts in COUNTS:
@@ -82,7 +82,7 @@ def test_synchronised_statistics_of_uneven_processes(tmp_path: Path) -> None:
 
 
 def recipes() -> list[tuple[str, CfgNode]]:
-    """A configuration, in small, for each set of heads that the recipes of LVIS and COCO have."""
+    """Return a small configuration for each set of heads in the LVIS and COCO recipes."""
     found: dict[str, tuple[str, CfgNode]] = {}
     for file in sorted((ROOT / "configs").glob("[CL]*/*_*.yaml")):
         cfg = read_config(file)
@@ -95,7 +95,7 @@ def recipes() -> list[tuple[str, CfgNode]]:
 
 
 def step_of_heads(cfg: CfgNode, regions: Tensor) -> dict[str, Tensor]:
-    """Outputs of an image head, a text head and a mask head; gradients and statistics."""
+    """Return outputs of an image, a text and a mask head, with gradients and statistics."""
     torch.manual_seed(0)
     shape = ShapeSpec(channels=8, height=7, width=7)
     box_head, mask_head = build_box_head(cfg, shape), build_mask_head(cfg, shape)
@@ -144,7 +144,7 @@ def test_heads_of_every_recipe_where_one_process_has_no_region(tmp_path: Path) -
             assert error < tolerance, (name, dtype, key, float(error))
 
 
-OFFICIAL = (  # what configs/schedules/lsj.yaml takes of the official architecture
+OFFICIAL = (  # official parts used by configs/schedules/lsj.yaml
     *("MODEL.BACKBONE.NAME", "build_official_resnet_fpn_backbone"),
     *("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256),
     *("MODEL.RESNETS.STRIDE_IN_1X1", False, "MODEL.RESNETS.NORM", "SyncBN"),
@@ -161,7 +161,7 @@ def _train(folder: str, changes: tuple[Any, ...]) -> None:
     model = tiny_model(own, "ensemble", text, *changes).train()
     model = create_ddp_model(model, broadcast_buffers=False, device_ids=None)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    # the second process: a picture without objects or regions
+    # the second rank has an image without objects or regions
     batch = [mapped_image(3, 5) if comm.is_main_process() else mapped_image(0, 0)]
     for _ in range(3):
         with EventStorage():

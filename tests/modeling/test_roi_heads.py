@@ -1,4 +1,4 @@
-"""The RoI heads: which loss sees what, empty batches, precision, misuse."""
+"""The RoI heads: inputs of each loss, empty batches, precision, misuse."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ LEVELS = {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}  # strides
 
 
 def losses_of(model: nn.Module, batch: list[dict[str, Any]], seed: int = 0) -> dict[str, Tensor]:
-    torch.manual_seed(seed)  # of the sampling of regions
+    torch.manual_seed(seed)  # for the sampling of regions
     with EventStorage():
         return model.train()(batch)
 
 
 @pytest.mark.parametrize("variant", DISTILLED)
 def test_distilled_regions_join_no_other_loss(variant: str, tmp_path: Path) -> None:
-    model = tiny_model(tmp_path, variant, TEXT)  # GN: a region's features depend on it alone
+    model = tiny_model(tmp_path, variant, TEXT)  # GN, so that regions do not affect each other
     few = losses_of(model, [mapped_image(2, 1)])
     many = losses_of(model, [mapped_image(2, 9)])
     assert set(few) == set(many)
@@ -48,7 +48,7 @@ def test_distillation_is_the_weighted_mean_over_regions_of_all_images(
     batch = [mapped_image(2, 4, seed=1), mapped_image(0, 0), mapped_image(1, 3, seed=2)]
     found = float(losses_of(model, batch)["loss_distill"].detach())
 
-    # each region by itself, pooled from its own image; float64 numpy for the formula
+    # each region separately, pooled from its image; the formula in float64 numpy
     heads = model.roi_heads
     images = model.preprocess_image(batch)
     levels = [model.backbone(images.tensor)[f] for f in heads.box_in_features]
@@ -114,7 +114,7 @@ def test_nothing_to_learn_from_is_zero_with_gradients(
     variant: str, norm: str, tmp_path: Path
 ) -> None:
     model = tiny_model(tmp_path, variant, TEXT, "MODEL.ROI_BOX_HEAD.NORM", norm)
-    losses = losses_of(model, [mapped_image(0, 0), mapped_image(0, 0)])  # all is background
+    losses = losses_of(model, [mapped_image(0, 0), mapped_image(0, 0)])  # only background
     for key in {"loss_distill", "loss_box_reg", "loss_mask"} & set(losses):
         assert losses[key] == 0
     sum(losses.values()).backward()
@@ -132,11 +132,11 @@ def test_the_mask_loss_is_that_of_the_objects_with_a_mask(variant: str, tmp_path
     objects.gt_has_mask = torch.tensor([True, True, True])
     assert losses_of(model, batch)["loss_mask"] == plain["loss_mask"]
     objects.gt_has_mask = torch.tensor([True, False, True])
-    objects.gt_masks.tensor[1] = False  # whatever is there
+    objects.gt_masks.tensor[1] = False  # its mask may have any content
     part = losses_of(model, batch)
     objects.gt_masks.tensor[1] = True
     assert losses_of(model, batch)["loss_mask"] == part["loss_mask"] != plain["loss_mask"]
-    # boxes and classes learn from all
+    # all objects train boxes and classes
     for key in ("loss_cls", "loss_box_reg"):
         assert part[key] == plain[key] > 0
     objects.gt_has_mask = torch.zeros(3, dtype=torch.bool)
@@ -163,7 +163,7 @@ def test_not_even_a_proposal(norm: str, tmp_path: Path) -> None:
 
 
 def test_novel_rows_are_out_of_the_softmax_unless_zero_shot_is_off(tmp_path: Path) -> None:
-    """The text row of a novel class may be anything; without zero-shot it matters."""
+    """The text embedding of a novel class has no effect, except with zero-shot off."""
     other = text_embeddings(["crow", "owl", "kite"], novel=["owl"], temperature=0.05, seed=1)
     other.embeddings[0::2] = TEXT.embeddings[0::2]
     for zero_shot in (True, False):
@@ -186,7 +186,7 @@ def test_a_novel_label_stops_zero_shot_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("variant", LEARNED)
 def test_half_precision(variant: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    """Losses and scores are float32. Given regions: near to single precision; the RPN's differ."""
+    """Losses and scores are float32, and close to single precision for given regions."""
     model = tiny_model(tmp_path, variant, TEXT)
     batch = [mapped_image(3, 5), mapped_image(0, 0)]
     expected = losses_of(model, batch)
@@ -204,12 +204,12 @@ def test_half_precision(variant: str, dtype: torch.dtype, tmp_path: Path) -> Non
         found = model.eval().inference(batch, do_postprocess=False)[0]
     assert found.scores.dtype == torch.float32
     assert torch.isfinite(found.scores).all()
-    assert found.pred_masks.dtype == torch.float32  # they are pasted in this precision
+    assert found.pred_masks.dtype == torch.float32  # masks are pasted in their dtype
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_moves_no_region(dtype: torch.dtype, tmp_path: Path) -> None:
-    """RoIAlign rounded boxes to the type of the features: 650.9 to 652 in bfloat16."""
+    """RoIAlign rounds boxes to the dtype of the features: 650.9 to 652 in bfloat16."""
     model = tiny_model(tmp_path, "ensemble", TEXT)
     corners = torch.rand(50, 2) * 300 + 650
     boxes = [Boxes(torch.cat([corners, corners + torch.rand(50, 2) * 40 + 12], dim=1))]
@@ -237,7 +237,7 @@ def test_regions_are_pooled_from_float32(variant: str, tmp_path: Path) -> None:
 
 
 def test_what_a_gpu_waits_for_in_a_step(tmp_path: Path) -> None:
-    """Objects without a mask cost nothing; each image and field of its regions once did."""
+    """Objects without a mask must not add host waits per image and field."""
     model = tiny_model(tmp_path, "vild", TEXT)
     batch = [mapped_image(3, 4, seed=1), mapped_image(2, 4, seed=2)]
     counts = []
@@ -263,7 +263,7 @@ def test_the_logged_accuracy_is_detectron2s_with_one_wait() -> None:
         with EventStorage() as found, Waits() as waits:
             _log_accuracy(logits, targets)
         assert found.latest() == expected.latest()
-        assert not waits.found  # `tolist` waits once, outside of torch's operators
+        assert not waits.found  # `tolist` waits once, outside torch's operators
 
 
 def test_only_what_is_distilled_moves_to_the_device(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_images_without_regions_are_refused(variant: str, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=f"'{variant}' learns from regions.*ViLDRCNN"):
         losses_of(model, [mapped])
     with torch.no_grad():
-        model.eval()([mapped])  # detection needs none
+        model.eval()([mapped])  # inference must not need it
 
 
 def test_the_teacher_of_another_dimension_is_refused(tmp_path: Path) -> None:

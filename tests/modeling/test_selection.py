@@ -1,4 +1,4 @@
-"""Exact selection against Detectron2's own routine and against a slow one with a defined order."""
+"""Exact selection, compared with Detectron2's routine and a slow one with a defined order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ THRESHOLDS = (0.05, 1e-4, 0.0)
 
 
 def random_boxes(generator: torch.Generator, regions: int) -> Tensor:
-    """Some reach out of the picture."""
+    """Make random boxes, some of which extend beyond the image."""
     height, width = SIZE
     centres = torch.rand(regions, 2, generator=generator) * torch.tensor([width, height])
     sides = torch.rand(regions, 2, generator=generator) * 60 + 1
@@ -26,24 +26,24 @@ def random_boxes(generator: torch.Generator, regions: int) -> Tensor:
 
 
 def clustered_boxes(generator: torch.Generator, regions: int) -> Tensor:
-    """A few objects, many proposals around each."""
+    """Make many proposals around each of a few objects."""
     objects = random_boxes(generator, 6)[torch.randint(0, 6, (regions,), generator=generator)]
     return objects + torch.randn(regions, 4, generator=generator) * 2
 
 
 def probabilities(generator: torch.Generator, regions: int, classes: int) -> Tensor:
-    """Softmax with background, background dropped."""
+    """Return softmax with background, without the background column."""
     logits = torch.randn(regions, classes + 1, generator=generator) * 3
     return logits.softmax(1)[:, :-1]
 
 
 def quarter_pixels(boxes: Tensor) -> Tensor:
-    """On this grid Detectron2's offsets of classes are exact in float32."""
+    """Round boxes to a grid on which Detectron2's class offsets are exact in float32."""
     return (boxes * 4).round() / 4
 
 
 def example(kind: str, seed: int, regions: int = 200, classes: int = 60) -> tuple[Tensor, Tensor]:
-    """Boxes (R, 4) and scores (R, K)."""
+    """Make boxes (R, 4) and scores (R, K)."""
     generator = torch.Generator().manual_seed(seed)
     make = random_boxes if kind == "random" else clustered_boxes
     boxes = quarter_pixels(make(generator, regions))
@@ -55,21 +55,21 @@ def example(kind: str, seed: int, regions: int = 200, classes: int = 60) -> tupl
     elif kind == "degenerate":
         boxes[0::7, 2] = boxes[0::7, 0]  # no area
         boxes[1::7] = boxes[1]  # duplicates
-        boxes[2::7, 0::2] = -20  # outside: empty once clipped
+        boxes[2::7, 0::2] = -20  # outside the image: empty after clipping
         boxes[3, 1] = torch.nan
         boxes[4, 2] = torch.inf
         scores[5, 2] = torch.nan
         scores[6, 3] = -torch.inf
         scores[8, 3] = torch.inf
     elif kind == "large":
-        scores = (scores + 0.1) * 2e38  # finite, though their sum is not
+        scores = (scores + 0.1) * 2e38  # finite, but their sum is not
     return boxes, scores
 
 
 def detectron2(
     boxes: Tensor, scores: Tensor, size: tuple[int, int], *limits: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes, scores and classes; Detectron2 counts regions after it has dropped some."""
+    """Return boxes, scores and classes, since Detectron2's region indices skip dropped rows."""
     with_background = torch.cat([scores, torch.zeros(len(scores), 1)], dim=1)
     found, _ = fast_rcnn_inference_single_image(boxes.clone(), with_background, size, *limits)
     return found.pred_boxes.tensor, found.scores, found.pred_classes
@@ -83,7 +83,7 @@ def slow(
     nms_threshold: float,
     max_detections: int,
 ) -> list[tuple[int, int]]:
-    """(region, class), best first; equal scores by region, then by class. IoU in float32."""
+    """Return (region, class), best first; ties by region, then class. IoU in float32."""
     b, s = boxes.numpy().copy(), scores.numpy()
     rows = np.isfinite(b).all(1) & np.isfinite(s).all(1)
     b[:, 0::2], b[:, 1::2] = b[:, 0::2].clip(0, size[1]), b[:, 1::2].clip(0, size[0])
@@ -141,7 +141,7 @@ def test_same_detections_as_detectron2_in_other_shapes(
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 @pytest.mark.parametrize("kind", ["random", "clustered", "tied", "degenerate"])
 def test_same_detections_as_detectron2_in_full_size(kind: str, threshold: float) -> None:
-    """1000 regions, 1203 classes. Which of two equal ones comes last is not defined there."""
+    """Uses 1000 regions and 1203 classes. Detectron2 does not define the order of ties."""
     boxes, scores = example(kind, 0, 1000, 1203)
     boxes *= 8
     limits = ((960, 1280), threshold, 0.5, 300)
@@ -163,7 +163,7 @@ def test_same_detections_as_detectron2_in_full_size(kind: str, threshold: float)
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 @pytest.mark.parametrize("kind", ["random", "clustered", "tied", "flat", "degenerate", "large"])
 def test_same_order_as_a_slow_loop(kind: str, threshold: float) -> None:
-    """Here on any coordinates, and with ties, where the order is ours to define."""
+    """Uses arbitrary coordinates, and ties, whose order is defined."""
     for seed in range(3):
         boxes, scores = example(kind, seed, 80, 25)
         boxes = boxes + torch.rand(80, 4, generator=torch.Generator().manual_seed(seed))
@@ -184,11 +184,11 @@ def test_degenerate_rows_as_in_detectron2() -> None:
         assert sorted(found[2].tolist()) == sorted(expected[2].tolist())
         assert not set(regions.tolist()) & {3, 4, 5, 6, 8}
         clipped = boxes[regions].clamp(min=0).minimum(torch.tensor([160.0, 120, 160, 120]))
-        assert torch.equal(found[0], clipped)  # regions are counted in the input
+        assert torch.equal(found[0], clipped)  # region indices refer to the input
 
 
 def test_scores_at_the_threshold_exactly() -> None:
-    """0.05 in float32 exceeds 0.05; such scores counted where they also were the bound."""
+    """0.05 in float32 exceeds 0.05; such scores must not count, even if they are the bound."""
     boxes, _ = example("random", 0, 20, 40)
     scores = torch.full((20, 40), 0.05)
     scores[3, :5] = 0.9
@@ -200,7 +200,7 @@ def test_scores_at_the_threshold_exactly() -> None:
 
 @pytest.mark.parametrize("threshold", [0.6, 0.7, 0.5, 0.3])
 def test_iou_at_the_threshold_exactly(threshold: float) -> None:
-    """torchvision compares float32 quotients with a double: 0.6 in float32 exceeds 0.6."""
+    """torchvision compares a float32 quotient with a double: 0.6 in float32 exceeds 0.6."""
     side = 10.0
     boxes = torch.tensor([[0, 0, side, side], [0, 0, side * threshold, side]])
     scores = torch.tensor([[0.9], [0.8]])
@@ -212,7 +212,7 @@ def test_iou_at_the_threshold_exactly(threshold: float) -> None:
 
 
 def test_twenty_thousand_classes_do_not_blur_the_boxes() -> None:
-    """Offsets of 20,000 x 1300 pixels leave steps of 2 pixels in float32."""
+    """Class offsets of up to 20,000 x 1300 pixels have steps of 2 pixels in float32."""
     boxes = torch.tensor([[1000.0, 1000, 1003, 1003], [1000.9, 1000.9, 1003.9, 1003.9]])
     scores = torch.zeros(2, 20_000)
     scores[:, -1] = torch.tensor([0.9, 0.8])
@@ -220,7 +220,7 @@ def test_twenty_thousand_classes_do_not_blur_the_boxes() -> None:
     found = select_detections(boxes, scores, *limits)
     assert torch.equal(found[0], boxes)  # IoU 0.32
     assert found[2].tolist() == [19_999, 19_999]
-    assert len(detectron2(boxes, scores, *limits)[0]) == 1  # why Detectron2's way is not ours
+    assert len(detectron2(boxes, scores, *limits)[0]) == 1  # Detectron2 wrongly merges them
 
 
 @pytest.mark.parametrize("rows", [1, 7, 200])
@@ -281,7 +281,7 @@ def test_shapes_are_checked() -> None:
 
 @pytest.mark.parametrize("kind", ["separate", "stacked", "ordered by class"])
 def test_no_input_takes_long(kind: str) -> None:
-    """Quadratic work, or one step per class, would show: this is 1000 x 1203 at threshold 0."""
+    """Quadratic work, or a step per class, would be slow at 1000 x 1203 and threshold 0."""
     generator = torch.Generator().manual_seed(0)
     boxes = random_boxes(generator, 1000) * 8
     scores = torch.rand(1000, 1203, generator=generator)

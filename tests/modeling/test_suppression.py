@@ -1,4 +1,4 @@
-"""Suppression of all classes at once against torchvision's NMS of each class, in float32."""
+"""NMS of all classes at once, compared with torchvision's NMS of each class in float32."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from . import waits
 def class_by_class(
     boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float, wanted: int
 ) -> list[int]:
-    """Indices of the candidates that are kept, best first; of equal scores, the first is better."""
+    """Return the indices of the kept candidates, best first; of equal scores, the first wins."""
     ranked = scores.sort(descending=True, stable=True).indices
     kept = []  # ranks
     for number in classes.unique():
@@ -26,7 +26,7 @@ def class_by_class(
 
 
 def candidates(kind: str, seed: int, number: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes (n, 4), clipped to 1200 x 800 pixels, scores (n,) and classes (n,)."""
+    """Make boxes (n, 4), clipped to 1200 x 800 pixels, scores (n,) and classes (n,)."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(rows: int, low: float, high: float) -> Tensor:
@@ -39,13 +39,13 @@ def candidates(kind: str, seed: int, number: int, classes: int) -> tuple[Tensor,
     else:
         corners = uniform(number, -50, 1000)
         boxes = torch.cat([corners, corners + uniform(number, 1, 300)], dim=1)
-    if kind == "whole pixels":  # many IoUs are fractions of small numbers, the threshold among them
+    if kind == "whole pixels":  # many IoUs are simple fractions, such as the threshold
         boxes = (boxes / 40).round() * 10
     boxes = torch.stack([boxes[:, n].clamp(0, (1200, 800)[n % 2]) for n in range(4)], dim=1)
     if kind == "degenerate":
         boxes[0::7, 2] = boxes[0::7, 0]  # no area
-        boxes[1::5] = boxes[1]  # equal ones
-        boxes[3::11, 2] = boxes[3::11, 0] + 1e-4  # thinner than float64 keeps once moved
+        boxes[1::5] = boxes[1]  # duplicates
+        boxes[3::11, 2] = boxes[3::11, 0] + 1e-4  # too thin for float64 once shifted
     scores = torch.rand(number, generator=generator)
     if kind == "tied":
         scores = (scores * 4).round() / 4
@@ -103,7 +103,7 @@ def test_more_candidates_than_one_call_takes(
 
 @pytest.mark.parametrize("classes", [1, 20, 40])
 def test_float32_decides_at_the_threshold(classes: int) -> None:
-    """60 / 100 is above 0.6 in float32, and not in float64."""
+    """60 / 100 exceeds 0.6 in float32, but not in float64."""
     pair = torch.tensor([[0.0, 0, 10, 10], [0, 0, 6, 10]])
     boxes = pair.repeat(classes, 1)
     scores = torch.arange(2.0 * classes, 0, -1)
@@ -116,7 +116,7 @@ def test_float32_decides_at_the_threshold(classes: int) -> None:
 
 @pytest.mark.parametrize("classes", [1, 3, 20])
 def test_a_few_objects_take_one_round(classes: int) -> None:
-    """A round that keeps too few is repeated, and made selection slower than Detectron2's."""
+    """Repeated rounds would make selection slower than Detectron2's."""
     boxes, *_ = candidates("clustered", 0, 1000, classes)
     scores = torch.randn(1000, classes, generator=torch.Generator().manual_seed(1)).sigmoid()
     with waits.Waits() as counted:
@@ -128,12 +128,12 @@ def test_a_few_objects_take_one_round(classes: int) -> None:
     ("kind", "classes", "most"),
     [("random", k, 12) for k in (1, 3, 20, 80, 1203, 20_000)]
     + [("clustered", k, 12) for k in (1, 3, 80, 1203, 20_000)]
-    + [("clustered", 20, 34)],  # who keep too few: all 20,000 candidates are looked at in the end
+    + [("clustered", 20, 34)],  # few boxes survive, so all 20,000 candidates are processed
 )
 def test_a_gpu_waits_a_few_times(
     kind: str, classes: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One word took up to 300 rounds, and as many waits."""
+    """With one class, the host must not wait once per round, of which there are up to 300."""
     monkeypatch.setattr(suppression, "FEW", suppression.FEW_GPU)
     boxes, *_ = candidates(kind, 0, 1000, classes)
     scores = torch.randn(1000, classes, generator=torch.Generator().manual_seed(1)).softmax(1)

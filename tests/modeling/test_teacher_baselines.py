@@ -1,4 +1,4 @@
-"""CLIP on cropped regions, and ViLD-text + CLIP: the teacher's embeddings of the proposals."""
+"""CLIP on cropped regions and ViLD-text + CLIP, which use the teacher's region embeddings."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_clip_on_crops_scores_proposals_by_their_embeddings(tmp_path: Path) -> N
 
 
 def test_text_and_clip_are_fused_as_the_ensembles_heads_are(tmp_path: Path) -> None:
-    """With the weights of ViLD-text, whose checkpoint it takes."""
+    """The variant uses a checkpoint of ViLD-text."""
     model = teacher_model(tmp_path, "text_clip").eval()
     model.load_state_dict(tiny_model(tmp_path, "text", TEXT, *PRECOMPUTED).state_dict())
     mapped = with_proposals(mapped_image(0, 6))

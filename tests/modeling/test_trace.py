@@ -1,4 +1,4 @@
-"""From features to detections, step by step, against plain loops written from the formulas."""
+"""From features to detections, each step compared with plain loops from the formulas."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from vild.modeling import (
     select_detections,
 )
 
-TEMPERATURE = 0.05  # no probability so near to 1 that float32 makes two of them equal
+TEMPERATURE = 0.05  # keeps probabilities away from 1, where float32 would make them equal
 R, K, D = 6, 4, 8
 C, H, W = 2, 3, 2
 NOVEL = [False, True, False, True]
 BOXES = [
     [10.0, 10, 50, 50],
-    [12.0, 11, 52, 49],  # as the first
+    [12.0, 11, 52, 49],  # near the first
     [60.0, 20, 90, 70],
-    [58.0, 22, 91, 68],  # as the third
-    [-20.0, 60, 30, 140],  # reaches out
-    [10.0, 10, 50, 50],  # the first again
+    [58.0, 22, 91, 68],  # near the third
+    [-20.0, 60, 30, 140],  # extends beyond the image
+    [10.0, 10, 50, 50],  # equal to the first
 ]
 SIZE = (100, 120)
 
@@ -52,7 +52,7 @@ def iou(a: list[float], b: list[float]) -> float:
 
 
 def slow_head(region: np.ndarray, head: EmbeddingHead) -> np.ndarray:
-    """Embedding (D,) of one pooled region (C, H, W), cell by cell."""
+    """Compute the embedding (D,) of one pooled region (C, H, W), cell by cell."""
 
     def weights(layer: nn.Module) -> tuple[np.ndarray, np.ndarray]:
         return layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy()
@@ -78,7 +78,7 @@ def test_every_step(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     text = functional.normalize(torch.randn(K, D, generator=generator), dim=1)
     near = text[torch.randint(0, K, (2, R), generator=generator)]
-    # heads: pooled cells to embeddings; the projection's bias draws them to some class
+    # heads: pooled cells to embeddings; the projection's bias favours some class
     pooled = torch.randn(R, C, H, W, generator=generator)
     features = []
     for branch in range(2):
@@ -97,7 +97,7 @@ def test_every_step(seed: int) -> None:
     classifier = TextClassifier(dimension=D, temperature=1.0)
     classifier.set_text(text, TEMPERATURE)
 
-    # logits: cosine / temperature; the background is one more row, for the text branch only
+    # logits: cosine / temperature; only the text branch has a background row
     with torch.no_grad():
         logits = classifier(text_features)
         image_logits = classifier(image_features, background=False)
@@ -113,7 +113,7 @@ def test_every_step(seed: int) -> None:
                 expected = sum(a * b for a, b in zip(feature, rows[k], strict=True)) / TEMPERATURE
                 assert abs(float(ours[r, k]) - expected) < 1e-4
 
-    # probabilities: the background takes its share, then is dropped
+    # probabilities: the background is in the softmax, then dropped
     text_probs = logits.softmax(1)[:, :-1]
     image_probs = image_logits.softmax(1)
     p_text = [softmax(row)[:-1] for row in logits.double().tolist()]
@@ -130,7 +130,7 @@ def test_every_step(seed: int) -> None:
             fused[r, k] = p_text[r][k] ** w * p_image[r][k] ** (1 - w)
     assert np.abs(scores.numpy() - fused).max() < 1e-6
 
-    # suppression within each class, then the best five
+    # per-class NMS, then the best five
     height, width = SIZE
     clipped = [
         [min(max(x, 0), limit) for x, limit in zip(b, (width, height) * 2, strict=True)]

@@ -1,4 +1,4 @@
-"""Counts the operators after which a GPU's host waits, on the CPU."""
+"""A counter, usable on the CPU, of operators after which the host would wait for a GPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# operators after which a GPU's host waits: their result has a size or a value that it needs
+# operators after which the host waits for a GPU, because it needs their size or value
 WAITING = (
     *("nonzero", "_local_scalar_dense", "nms", "_unique2", "unique_consecutive"),
     *("equal", "is_nonzero", "index"),
@@ -16,7 +16,7 @@ WAITING = (
 
 
 class Waits(TorchDispatchMode):
-    """Counts the operators that a GPU's host waits for."""
+    """A mode that counts operators for which the host would wait."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Waits(TorchDispatchMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         name = function._schema.name.split("::")[1]
-        # indexing waits for a mask alone, whose True entries it has to count
+        # indexing waits only with a mask, whose True entries must be counted
         masks = name != "index" or any(
             index is not None and index.dtype == torch.bool for index in args[1]
         )

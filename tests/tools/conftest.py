@@ -1,4 +1,4 @@
-"""A small data set of one's own and a small detector, as files."""
+"""A small custom dataset and a small detector, as files."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def small(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 @pytest.fixture(scope="session")
 def page(opts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPage]:
-    """A served page whose uploads are limited to 1 MB."""
+    """Serve a page that limits uploads to 1 MB."""
     with served_page(tmp_path_factory.mktemp("page"), opts, "--max-upload-mb", "1") as page:
         yield page
 
 
 @pytest.fixture
 def detector(tmp_path: Path, repository: Path) -> Path:
-    """A yaml of a detector that is small enough for a test, with a checkpoint of random weights."""
+    """Write the yaml and a random checkpoint of a detector small enough for tests."""
     path = tmp_path / "tiny.yaml"
     path.write_text(
         f"_BASE_: {repository / 'configs/Base-ViLD-R50-FPN.yaml'}\n"
@@ -111,7 +111,7 @@ SEED: 3
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Run a tool's main() with arguments; returns its exit code."""
+    """Return a function that runs a tool's main() with arguments and returns its exit code."""
 
     def call(tool: ModuleType, *arguments: object) -> int:
         monkeypatch.setattr(sys, "argv", [tool.__name__, *map(str, arguments)])
@@ -125,7 +125,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
 @pytest.fixture(scope="session")
 def opts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Options that name text embeddings and a checkpoint of weights as they were made."""
+    """Return options for text embeddings and a checkpoint of random weights."""
     folder = tmp_path_factory.mktemp("demo")
     small_shapes.make(folder, 3)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The web page as a process of its own, and requests to it."""
+"""The web page in a separate process, and requests to it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOOL = small_shapes.CONFIGS.parent / "tools" / "web_demo.py"
 @dataclass(frozen=True)
 class ServedPage:
     address: str
-    uploads: Path  # where it makes its private folder
+    uploads: Path  # parent of its private folder
     process: subprocess.Popen[bytes]
     log: Path
 
@@ -37,7 +37,7 @@ class ServedPage:
 
 @contextmanager
 def served_page(folder: Path, opts: list[str], *arguments: str) -> Iterator[ServedPage]:
-    """Serve a page with two words until the end of the block."""
+    """Serve a page with two words within the context."""
     pytest.importorskip("gradio")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -70,7 +70,7 @@ def served_page(folder: Path, opts: list[str], *arguments: str) -> Iterator[Serv
 
 
 def status(address: str, data: bytes | None = None, **headers: str) -> int:
-    """Send a request; returns the status of the response."""
+    """Send a request and return the status of the response."""
     names = {name.replace("_", "-"): value for name, value in headers.items()}
     request = urllib.request.Request(address, data, names)
     try:

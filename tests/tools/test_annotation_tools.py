@@ -1,7 +1,7 @@
-"""Exports in the forms of annotation tools go from the checker to a training and an evaluation.
+"""Exports of annotation tools work in the checker, in training and in evaluation.
 
-The files are made here after the tools' formats: which keys they write, where ids begin, how masks
-and names look. Images and objects are those of a few `shapes` images.
+The files are generated in the tools' formats: which keys they write, the first id, how masks and
+names look. Images and objects come from `shapes`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plain(folder: Path) -> Contents:
-    """The annotations of a few classes, with polygons."""
+    """Return the annotations of a few classes, with polygons."""
     contents = json.loads((folder / "annotations/train.json").read_text(encoding="utf-8"))
     used = sorted({a["category_id"] for a in contents["annotations"]})
     keys = ("id", "image_id", "category_id", "bbox", "area", "segmentation")
@@ -60,7 +60,7 @@ def polygons(item: dict[str, Any]) -> list[list[float]]:
 
 
 def renumbered(contents: Contents, first: int) -> Contents:
-    """Images, annotations and classes numbered from ``first``, in their order."""
+    """Renumber images, annotations and classes from ``first``, in their order."""
     made = copy.deepcopy(contents)
     new = {
         key: {item["id"]: n for n, item in enumerate(made[key], first)}
@@ -76,7 +76,7 @@ def renumbered(contents: Contents, first: int) -> Contents:
 
 
 def label_studio(contents: Contents) -> Contents:
-    """Ids from 0, paths with the folder and backslashes, rectangles without polygons."""
+    """Convert to ids from 0, paths with folder and backslashes, boxes without polygons."""
     made = renumbered(contents, 0)
     for image in made["images"]:
         image["file_name"] = "images\\" + image["file_name"]
@@ -86,7 +86,7 @@ def label_studio(contents: Contents) -> Contents:
 
 
 def cvat(contents: Contents) -> Contents:
-    """Masks as uncompressed run lengths, all of them crowds; attributes beside."""
+    """Convert to masks as uncompressed run lengths, all of them crowds, with attributes."""
     made = renumbered(contents, 1)
     sizes = {image["id"]: (image["height"], image["width"]) for image in made["images"]}
     for item in made["annotations"]:
@@ -105,7 +105,7 @@ def cvat(contents: Contents) -> Contents:
 
 
 def roboflow(contents: Contents) -> Contents:
-    """A first class that only holds the others together; ids from 0; no polygons."""
+    """Add a parent class as the first one; ids from 0; no polygons."""
     made = renumbered(contents, 1)
     for category in made["categories"]:
         category["supercategory"] = "things"
@@ -118,7 +118,7 @@ def roboflow(contents: Contents) -> Contents:
 
 
 def via(contents: Contents) -> Contents:
-    """Ids as text, each polygon one flat list, no area for some."""
+    """Convert to ids as text, flat polygon lists, and annotations without area."""
     made = renumbered(contents, 0)
     for image in made["images"]:
         image.update(id=str(image["id"]), license=0, flickr_url="", coco_url="")
@@ -130,7 +130,7 @@ def via(contents: Contents) -> Contents:
 
 
 def labelme2coco(contents: Contents) -> Contents:
-    """Rectangles as polygons of two points; absolute names of images; ids from 0 for classes."""
+    """Convert to boxes as polygons of two points, absolute image paths, class ids from 0."""
     made = renumbered(contents, 0)
     for image in made["images"]:
         image["id"] += 1
@@ -144,7 +144,7 @@ def labelme2coco(contents: Contents) -> Contents:
     return made
 
 
-# export -> a remark of the checker that is expected
+# export -> an expected remark of the checker
 EXPORTS: dict[Callable[[Contents], Contents], str] = {
     label_studio: "objects without",
     cvat: "",
@@ -186,9 +186,9 @@ def test_from_the_checker_to_an_evaluation(
     trained(file, name, names, tmp_path / "out")
     written = json.loads((tmp_path / "out" / f"{name}_val_results.json").read_text())
     given = {image["id"] for image in contents["images"]}
-    assert {item["image_id"] for item in written} <= given  # the export's own ids
+    assert {item["image_id"] for item in written} <= given  # the ids of the export
 
-    # detections that are the annotations themselves, in the ids of the export
+    # the annotations as detections, with the ids of the export
     perfect = [
         {**{k: a[k] for k in ("image_id", "category_id", "bbox")}, "score": 1.0}
         for a in contents["annotations"]
@@ -200,7 +200,7 @@ def test_from_the_checker_to_an_evaluation(
 
 
 def trained(file: Path, name: str, names: list[str], out: Path) -> None:
-    """Two steps on the base classes, then the evaluation that ends a training."""
+    """Train two steps on the base classes, with the evaluation at the end."""
     text = text_embeddings(names, 64)
     text.save(out / "text.safetensors")
     options = {

@@ -31,7 +31,7 @@ def test_each_detector_beside_the_teacher(
     config = tmp_path / "config.yaml"
     config.write_text(cfg.dump(), encoding="utf-8")
     common = ["--config-file", config, "--dataset", small_shapes.SEEN, "--weights", *files]
-    # the recipes' device: this machine may have no GPU
+    # the device of the recipes; the machine may have no GPU
     device = ["--opts", "MODEL.DEVICE", "cuda"]
     assert run(compare_regions, *common, "--regions", tmp_path / "store", *device) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -40,7 +40,7 @@ def test_each_detector_beside_the_teacher(
     names, base, counts = zip(*(match.groups() for match in found if match), strict=True)
     assert names == ("the teacher", *files)
     assert len(set(counts)) == 1
-    # the real teacher knows its classes; weights as they were made know nothing
+    # the shipped teacher knows its classes; the detector's weights are random
     assert float(base[0]) > 60
     assert max(map(float, base[1:])) < 30
 

@@ -1,4 +1,4 @@
-"""The command that converts checkpoints, as a user calls it."""
+"""The command line of tools/convert_checkpoint.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The converter as a user calls it; its good paths want TensorFlow."""
+"""The command line of the official converter; successful conversions need TensorFlow."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(folder: Path, *args: object) -> tuple[int | None, str]:
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for each model, written by TensorFlow, with an optimizer's variables."""
+    """Write a folder for each model with TensorFlow, including optimizer variables."""
     import tensorflow as tf
 
     root = tmp_path_factory.mktemp("checkpoints")
@@ -64,7 +64,7 @@ def test_a_checkpoint_of_tensorflow_is_converted(
     np.save(tmp_path / "text.npy", arrays["text_embeddings_DxK"])
     np.save(tmp_path / "mask.npy", arrays["rare_mask"])
     given = checkpoints / name
-    if name == "vanilla":  # as an archive once, as a folder once
+    if name == "vanilla":  # one model as an archive, one as a folder
         given = tmp_path / "published.tar.gz"
         with tarfile.open(given, "w:gz", compresslevel=1) as archive:
             archive.add(checkpoints / name, arcname="resnet50_vild")
@@ -73,7 +73,7 @@ def test_a_checkpoint_of_tensorflow_is_converted(
     assert code == 0, output
     assert f"evaluate with {converted(name).config}" in output
     assert "the checkpoint's own classifier differs from it by at most 0.0e+00" in output
-    base = int((arrays["rare_mask"][1:] != 0).sum())  # of names alone, all are novel
+    base = int((arrays["rare_mask"][1:] != 0).sum())  # for plain names, all are novel
     assert f"{base} of its novel flags differ from those of" in output
     loaded = torch.load(tmp_path / "model.pth", weights_only=True)["model"]
     assert set(loaded) == set(converted(name).state)

@@ -1,4 +1,4 @@
-"""The demo on the command line: pictures, broken ones, videos, words, files of detections."""
+"""The command line of the demo: images, broken images, videos, words, results files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WORDS = "striped red star, plain blue heart"
 
 @pytest.fixture
 def photos(opts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with three pictures, one of them deeper, and one that is none."""
+    """Make a folder with three images, one in a subfolder, and one broken image."""
     monkeypatch.setenv("VILD_CACHE", str(tmp_path / "cache"))
     source = Path(opts[2]).parent / "shapes" / "train"
     folder = tmp_path / "photos"
@@ -85,7 +85,7 @@ def test_a_folder_with_a_broken_picture(
         flags = {(line["class"], line["novel"]) for line in csv.DictReader(file)}
     assert flags <= {("plain blue heart", "1"), ("striped red star", "0")}
 
-    # above every score nothing is found, and that is no failure
+    # a threshold above every score finds nothing, which is not a failure
     good = ("--config-file", CONFIG, "--input", photos / "a.png", "--vocabulary", WORDS)
     assert run(demo, *good, "--confidence-threshold", "1", *opts) == 0
     assert "a.png: nothing" in capsys.readouterr().out
@@ -222,7 +222,7 @@ def test_a_video_that_ends_early_is_reported(
     said = capsys.readouterr()
     assert re.fullmatch(rf"failed: {video}: expected about 12 frames, could read \d\n", said.err)
     assert f"wrote {results}" in said.out
-    # those that were asked for are all there
+    # all requested frames are present
     assert run(demo, *given, "--results", results, "--max-frames", "1", *opts) == 0
 
 
@@ -240,7 +240,7 @@ def test_frames_that_were_not_written_are_an_error(
 
     write_all()
     before = out.read_bytes()
-    # as on a full disk: OpenCV says nothing
+    # like on a full disk, which OpenCV does not report
     monkeypatch.setattr(cv2.VideoWriter, "release", lambda _: None)
     with pytest.raises(OSError, match=rf"expected {frames} frames in .*{kind}, \d were written"):
         write_all()
@@ -263,7 +263,7 @@ def test_inputs_are_files_patterns_and_folders(photos: Path) -> None:
     assert names(str(photos)) == ["a.png", "b.png", "broken.jpg", "more/a.png"]
     assert names(f"{photos}/*.png", str(photos / "a.png")) == ["a.png", "b.png"]
     assert names(f"{photos}/**/a.png") == ["a.png", "more/a.png"]
-    assert names(str(photos / "notes.txt")) == ["notes.txt"]  # named, so tried
+    assert names(str(photos / "notes.txt")) == ["notes.txt"]  # given by name, so it is tried
     for name in ("c.jfif", "d.JPE", "e.webp", "f.tif", "._a.png"):
         (photos / "kinds").mkdir(exist_ok=True)
         shutil.copy(photos / "a.png", photos / "kinds" / name)
@@ -285,7 +285,7 @@ def test_one_image_is_written_to_a_file(
     given = ("--input", photos / "a.png", "--vocabulary", WORDS, "--output", tmp_path / name)
     assert run(demo, "--config-file", CONFIG, *given, "--confidence-threshold", "0", *opts) == 0
     drawn = cv2.imread(str(tmp_path / name))
-    assert drawn.shape == (800, 800, 3)  # small images are enlarged, for the names
+    assert drawn.shape == (800, 800, 3)  # small images are enlarged, so that names are legible
     plain = cv2.resize(cv2.imread(str(photos / "a.png")), (800, 800))
     assert np.abs(drawn.astype(int) - plain).mean() > 1
 
@@ -323,7 +323,7 @@ def test_malformed_pictures(
         assert (f"{name}: " in said) == (message != malformed.FINE), name
 
 
-# on a page all are words, and their number is limited
+# on the web page all input is words, and their number is limited
 ON_A_PAGE = ("a file's name", "a path", "too many")
 
 

@@ -1,4 +1,4 @@
-"""The export on the command line, and the documented way to run what it writes."""
+"""The command line of the export, and the documented way to run the exported files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Run = Callable[..., int]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, text embeddings and a checkpoint of weights as they were made."""
+    """Make images, text embeddings and a checkpoint of random weights."""
     folder = tmp_path_factory.mktemp("export")
     small_shapes.make(folder, 2)
     torch.manual_seed(0)
@@ -58,7 +58,7 @@ def sample(folder: Path, number: int = 1) -> Path:
 def test_the_documented_way_to_run_a_file(
     run: Run, folder: Path, tmp_path: Path, opts: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without this project, it prints what the predictor finds, also for other words."""
+    """Without this project, it prints the predictor's detections, also for other words."""
     pytest.importorskip("onnxruntime")
     common = ("--config-file", CONFIG, "--output", tmp_path / "exported", "--repeats", 1)
     pictures = ("--sample-image", sample(folder), sample(folder, 2))
@@ -82,7 +82,7 @@ def test_the_documented_way_to_run_a_file(
     script = f"import sys\n{inputs}\n{runs[0]}print('ONNX')\n{runs[1]}"
     script += "assert not {'vild', 'detectron2'} & set(sys.modules)\n"
     for classes in (Vocabulary.from_names(["a", "b"]), None):
-        if classes is not None:  # other embeddings below the names of the file
+        if classes is not None:  # other embeddings under the names in the file
             other = embed_vocabulary(Teacher.load("vild-shapes", device="cpu"), classes)
             own = TextEmbeddings.load(text)
             TextEmbeddings(

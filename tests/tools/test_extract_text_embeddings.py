@@ -1,4 +1,4 @@
-"""The command line that makes text embeddings, as a user calls it."""
+"""The command line of tools/extract_text_embeddings.py."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Run = Callable[..., int]
 
 @pytest.fixture
 def main(run: Run) -> Run:
-    """The command in this process; returns its exit code."""
+    """Return a function that runs the command in this process and returns its exit code."""
     return partial(run, extract_text_embeddings)
 
 

@@ -1,4 +1,4 @@
-"""Odd images, kills, full disks and damaged stores, by the tools' command lines."""
+"""Extraction with odd images, kills, full disks and damaged stores, by the command lines."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MANIFEST = "manifest.json"
 
 
 class Tools:
-    """The two extractions of the small data set."""
+    """The two extraction tools on the small dataset."""
 
     def __init__(self, small: SmallData, detector: Path, run: Run) -> None:
         self.small, self.detector, self.run = small, detector, run
@@ -65,12 +65,12 @@ def tools(small: SmallData, detector: Path, run: Run) -> Tools:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All visible files, byte for byte."""
+    """Read all visible files."""
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if not p.name.startswith(".")}
 
 
 def the_error(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a tool says on an error."""
+    """Return the one-line error message of a tool."""
     lines = capsys.readouterr().err.splitlines()
     assert "Traceback (most recent call last):" not in lines
     assert lines[-1].startswith("error: "), lines
@@ -80,7 +80,7 @@ def the_error(capsys: pytest.CaptureFixture[str]) -> str:
 def test_odd_images_do_not_end_a_split(
     tools: Tools, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Thin ones are images like others; the rest has failed, each by its id."""
+    """Thin images are processed normally; the others are recorded as failed, by id."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
     small = tools.small
     noise = np.random.default_rng(0).integers(0, 255, (5000, 1, 3), np.uint8)
@@ -160,14 +160,14 @@ def test_exit_0_means_that_all_is_there(
         (folder / MANIFEST).unlink()  # killed after the last shard
         assert make() == 0
         assert contents(folder) == before
-        shard.unlink()  # and the manifest says that it is there
+        shard.unlink()  # but the manifest lists it
         assert make() == 0
         assert contents(folder) == before
         shard.write_bytes(before[shard.name][:-1] + b"x")
         capsys.readouterr()
         assert make() == 2
         assert shard.name in the_error(capsys)
-        shard.unlink()  # the advice
+        shard.unlink()  # as the message advises
         assert make() == 0
         assert contents(folder) == before
 
@@ -175,7 +175,7 @@ def test_exit_0_means_that_all_is_there(
 def test_a_shard_that_somebody_removes(
     tools: Tools, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The process that made it notices, on one machine and on several."""
+    """The worker that wrote it notices, on one machine and on several."""
     finish = StoreWriter.finish
 
     def removing(writer: object, *arguments: object, **more: object) -> bool:
@@ -218,7 +218,7 @@ def test_a_full_disk(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """An error of one line that names a file; the same command goes on."""
+    """The error is one line that names a file; rerunning the command resumes."""
     count = 0
     sync = os.fsync
 
@@ -240,7 +240,7 @@ def test_a_full_disk(
 
 
 def damaged(folder: Path) -> list[Path]:
-    """Copies of a store, each damaged in its own way."""
+    """Make copies of a store, each damaged in a different way."""
     result = []
 
     def copy(name: str) -> Path:
@@ -271,7 +271,7 @@ def test_damaged_stores_give_no_traceback(
         if not harmless:
             with pytest.raises((ValueError, OSError)):
                 EmbeddingStore(folder)
-    # as if the proposals were embeddings
+    # declares the proposals as embeddings
     manifest = tools.folder("p") / MANIFEST
     whole = manifest.read_text(encoding="utf-8")
     manifest.write_text(whole.replace('"kind":"proposals"', '"kind":"embeddings"'))
@@ -288,7 +288,7 @@ def test_damaged_stores_give_no_traceback(
 
 
 def _main(tool: ModuleType, arguments: list[object]) -> None:
-    torch.set_num_threads(1)  # of this child: threads do not survive a fork
+    torch.set_num_threads(1)  # in this child, because threads do not survive a fork
     sys.argv = [tool.__name__, *map(str, arguments)]
     sys.exit(tool.main())
 
@@ -307,7 +307,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 
 def kill_and_resume(tools: Tools, tool: ModuleType, kills: int, machines: int) -> None:
-    """Kill at random moments, then finish: the store is that of an undisturbed run."""
+    """Kill at random moments, then finish; the store equals that of an undisturbed run."""
     assert tools(tool, "whole") == 0
     expected = contents(tools.folder("whole"))
     draw, folder = np.random.default_rng(kills), tools.folder("killed")
@@ -330,7 +330,7 @@ def kill_and_resume(tools: Tools, tool: ModuleType, kills: int, machines: int) -
             child.join()
         for path in folder.glob("shard_*"):
             assert path.read_bytes() == expected[path.name]
-        if draw.random() < 0.3:  # somebody removes a shard
+        if draw.random() < 0.3:  # remove a shard
             for path in sorted(folder.glob("shard_*"))[:1]:
                 path.unlink()
     assert tools(tool, "killed") == 0
@@ -359,7 +359,7 @@ def test_killed_and_resumed_embeddings(tools: Tools, machines: int) -> None:
 
 @needs_fork
 def test_the_same_command_twice_at_once(tools: Tools, capfd: pytest.CaptureFixture[str]) -> None:
-    """One of them is told; the store is that of one process."""
+    """One of them fails with a message; the store equals that of one process."""
     assert tools.propose(out="whole") == 0
     children = [start(tools, extract_proposals, "twice") for _ in range(2)]
     for child in children:

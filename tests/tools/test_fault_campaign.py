@@ -1,4 +1,4 @@
-"""The campaign of faults itself: its faults strike, its cases run, and it finds what is wrong."""
+"""The fault campaign: faults are injected, cases run, and broken guarantees are found."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vild.data.files import atomic_path
 
 from .. import forked
 
-# a part each; what they need is made in seconds
+# one case per part, with fixtures that are made in seconds
 CHEAP = (
     "kills/text embeddings/random-0",
     "kills/text embeddings/boundary-3",
@@ -78,7 +78,7 @@ def test_a_kill_strikes_at_every_boundary(tmp_path: Path) -> None:
         outcome = run(lambda: write(file, "new"), tmp_path, Boundaries(tmp_path, number))
         assert outcome.was_killed
         assert len(outcome.boundaries) == number + 1
-        # a run removes what the one before has left, so that their boundaries differ
+        # a run removes leftovers of the previous one, so that their boundaries differ
         renamed = any(line.startswith("rename") for line in outcome.boundaries[:-1])
         assert file.read_text(encoding="utf-8") == ("new" if renamed else "old")
         left += leftovers(tmp_path)
@@ -132,7 +132,7 @@ def test_damage_changes_the_bytes_and_follows_from_the_seed() -> None:
     assert all(data != original for data, _ in found)
     assert len(found) > 150
     assert damage(original, Random(7)) == damage(original, Random(7))
-    for mutation in MUTATIONS:  # of a single byte, too
+    for mutation in MUTATIONS:  # also for a single byte
         mutation(bytearray(b"x"), Random(0))
 
 

@@ -1,4 +1,4 @@
-"""The experiment on shapes: its commands, its table and its verdict."""
+"""The experiment on shapes: commands, table and verdict."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def configuration(stage: Stage, repository: Path) -> Any:
 def test_every_configuration_of_a_seed_is_of_that_seed(repository: Path) -> None:
     folder = Path("output/x/seed7")
     stages = {s.name: s for s in all_stages(Pipeline(folder, 7, prefix="p_"))}
-    StageRunner(list(stages.values()), "unused")  # in an order in which they can run
+    StageRunner(list(stages.values()), "unused")  # checks the order of dependencies
     trainings = [s for s in stages.values() if s.command[0] == TRAIN_NET]
     assert len(trainings) > 20
     outputs = set()
@@ -129,7 +129,7 @@ def test_the_quickstart_is_made_of_the_configs_own_paths(repository: Path) -> No
             assert cfg.MODEL.VILD.TEXT_EMBEDDINGS == "output/shapes/text.safetensors"
             assert cfg.DATASETS.TRAIN == ("shapes_train_base",)
     assert sum(stage.seconds for stage in stages) < 9 * 60
-    # reads the packaged teacher; all other embeddings come after it
+    # reads the shipped teacher; all other embeddings depend on this stage
     assert [s.name for s in stages if s.version == teacher_version()] == ["text_embeddings"]
 
 
@@ -192,7 +192,7 @@ def test_the_benchmark_runs_three_seeds_that_are_not_those_of_the_settings() -> 
 
 
 def three_seeds(**base: tuple[float, float, float]) -> dict[str, dict[str, dict[str, float]]]:
-    """The same figure in every column; a tuple has one a seed."""
+    """Make results with the same figure in every column; a tuple has one per seed."""
     return {
         name: {str(n): dict.fromkeys(METRICS, v) for n, v in enumerate(values)}
         for name, values in base.items()
@@ -211,7 +211,7 @@ def test_a_claim_holds_beyond_the_deviation_or_not_at_all(
     assert first.claim.text.startswith("APr of ViLD / APr of ViLD-text")
     assert first.margins == pytest.approx([v / 10 - 1.4 for v in vild])
     assert first.verdict == verdict
-    # claims about methods that were not run are left out
+    # claims about methods that were not run are omitted
     assert all(set(f.claim.methods) <= {"vild", "text"} for f in findings)
     assert f"| {verdict} |" in claims_to_markdown(findings)
 

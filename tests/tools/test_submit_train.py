@@ -1,4 +1,4 @@
-"""Training by submitit, with its executor for this very machine."""
+"""Training with submitit, using its local executor."""
 
 from __future__ import annotations
 

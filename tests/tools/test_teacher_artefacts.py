@@ -1,4 +1,4 @@
-"""From pictures to embeddings by the tools themselves: proposals, embeddings, verification."""
+"""The tools from images to embeddings: proposals, embeddings, verification."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_machines_share_the_work(
         assert propose("p2", "--num-machines", 2, "--machine-rank", machine) == 0
         assert embed("e2", "--num-machines", 2, "--machine-rank", machine) == 0
         assert ("others are not finished" in capsys.readouterr().out) == (machine == 1)
-    for rank in (0, 1):  # as under torchrun
+    for rank in (0, 1):  # like torchrun
         place = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": 1}
         for key, value in {**place, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}.items():
             monkeypatch.setenv(key, str(value))
@@ -146,7 +146,7 @@ def test_machines_share_the_work(
 
 
 def embed_by_two(small: SmallData, *more: object) -> tuple[int | None, str]:
-    """The command line, as a process that starts two; its exit code and its output."""
+    """Run the command line with two workers; return exit code and output."""
     command = [
         *("tools/extract_image_embeddings.py", "--model", "vild-shapes", "--num-processes", 2),
         *("--out-dir", small.folder / "two", "--regions", 10, "--images-per-shard", 2),
@@ -180,10 +180,10 @@ def test_unreadable_pictures(
     assert embed() == 3
     assert "no proposals" in capsys.readouterr().out
     small.make_picture(3)
-    assert propose() == 3  # what is recorded stays until it is asked for
+    assert propose() == 3  # failures stay recorded until a retry is requested
     assert propose("p", "--retry-failed") == 0
     assert list(ProposalStore(small.folder / "p" / small.split)) == list(range(1, 8))
-    # the proposals are others now, so the embeddings have to be made anew
+    # the proposals have changed, so the embeddings must be recomputed
     assert embed("e", "--retry-failed") == 2
     assert "source.proposals.digest" in capsys.readouterr().err
     assert embed("e2") == 0
@@ -242,7 +242,7 @@ def test_strange_pictures_give_no_warning(small: SmallData, propose: Run, embed:
         small.picture(3)
     )
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying on its side
+    exif[0x0112] = 6  # EXIF orientation: rotated
     pictures[4].rotate(90, expand=True).save(small.picture(4), "JPEG", exif=exif)
     pictures[5].convert("P").save(small.picture(5))
     with warnings.catch_warnings():
@@ -327,7 +327,7 @@ def test_photographs_pass_without_a_warning(
 
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("error")
-        # not ours: pycocotools on numpy 2, torch's announcements
+        # from dependencies: pycocotools on numpy 2, torch's deprecations
         warnings.filterwarnings("ignore", message="__array__ implementation")
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
         patch.setattr(vild.data, "register_from_arguments", register_some)

@@ -1,4 +1,4 @@
-"""The precision of the teacher: by default that of the machine, and recorded in the store."""
+"""The teacher's precision: by default chosen by machine, and recorded in the store."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_store_of_another_machine_s_precision(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """It is refused, and the message names the option that continues it."""
+    """It is refused, and the message names the option to continue it."""
     own = ["--images-per-shard", 4, *small.arguments]
     propose = ["--config-file", detector, "--topk", 10, "--no-recall", "--out-dir"]
     assert run(extract_proposals, *propose, small.folder / "p", *own) == 0

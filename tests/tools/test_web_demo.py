@@ -1,4 +1,4 @@
-"""The web page, as a browser shows it, and what it does with what visitors send."""
+"""The web page in a browser, and its handling of visitors' input."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vild.inference.web import Limits, PageDetector
 from .. import malformed, small_shapes
 from .pages import CONFIG, ServedPage, status
 
-PATIENCE = 120_000  # ms; two cores may be busy with other tests
+PATIENCE = 120_000  # ms; other tests may keep the cores busy
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_every_picture_gets_a_message(name: str, detector: PageDetector, tmp_pat
     answer = detector.answer(str(tmp_path / name), "crow, owl", 0.05)
     assert message in answer.message
     assert name in answer.message
-    assert str(tmp_path) not in answer.message  # where the server keeps files is its own affair
+    assert str(tmp_path) not in answer.message  # do not reveal the server's paths
     assert (answer.picture is not None) == (message == malformed.FINE)
 
 
@@ -104,7 +104,7 @@ def test_a_failure_of_the_server_is_no_more_than_a_message(
     assert malformed.FINE in detector.answer(str(picture), "a new word", 0.3).message
 
 
-# the rest is about the page as it is served
+# the remaining tests are about the served page
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ FIRST = "Drop an image first."
 
 
 def answer_to(page: Any, picture: Path) -> str:
-    """Drop a picture, in place of the one that is there; returns the page's message."""
+    """Replace the uploaded image and return the page's message."""
     if page.locator("#message textarea").count() and page.input_value("#message textarea"):
         page.click("#picture button[aria-label='Clear']")
         wait_for(page, "said === given", FIRST)
@@ -125,7 +125,7 @@ def answer_to(page: Any, picture: Path) -> str:
 
 
 def wait_for(page: Any, condition: str, given: str) -> str:
-    """Wait for the message to be so; returns it."""
+    """Wait until the message meets a condition, and return it."""
     page.wait_for_function(
         f"""given => {{
             const said = document.querySelector('#message textarea').value;
@@ -138,7 +138,7 @@ def wait_for(page: Any, condition: str, given: str) -> str:
 
 
 def is_error(message: Any) -> bool:
-    """Whether a console message is an error, such as something that the page's policy blocks."""
+    """Return whether a console message is an error, such as a violation of the page's policy."""
     return message.type == "error" or "Content Security Policy" in message.text
 
 
@@ -177,7 +177,7 @@ def test_in_a_browser(server: str, browser: Any, picture: Path, tmp_path: Path) 
     page.close()
 
 
-# browsers do not send the first, and take minutes to lay out the other
+# browsers cannot send the first, and take minutes to lay out the second
 NOT_TYPED = ("half a character", "empty lines")
 
 
@@ -204,7 +204,7 @@ def test_no_file_of_the_server_is_given_away(server: str, opts: list[str]) -> No
     for path in ("/etc/passwd", weights, "../../../../etc/passwd", "log", "%2e%2e/log"):
         assert status(f"{server}/gradio_api/file={path}") in (403, 404), path
         assert status(f"{server}/file={path}") in (403, 404), path
-    # a picture's path may not be one that was not uploaded
+    # the path of an image must be that of an upload
     body = {
         "fn_index": 0,
         "session_hash": "a",

@@ -1,4 +1,4 @@
-"""Several visitors at once, hostile requests, and what a page leaves behind."""
+"""Concurrent visitors, hostile requests, and files that a page leaves behind."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_visitor_does_not_wait_for_the_words_of_another(
         return embed(self, vocabulary, *more)
 
     monkeypatch.setattr(CachedTextEncoder, "embed", slow)
-    many = ", ".join(f"slow {number}" for number in range(1000))  # 16 slices
+    many = ", ".join(f"slow {number}" for number in range(1000))  # 16 chunks
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(detector.answer, str(picture), many, 0.05)
         assert begun.wait(30)
@@ -76,7 +76,7 @@ def test_no_image_is_decoded_while_the_model_is_locked(
     detector: PageDetector, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert malformed.FINE in detector.answer(str(picture), "crow", 0.05).message
-    with detector._model, ThreadPoolExecutor(1) as pool:  # another visitor's image is in the model
+    with detector._model, ThreadPoolExecutor(1) as pool:  # another visitor is using the model
         message = pool.submit(detector.answer, __file__, "crow", 0.05).result(30).message
     assert "no picture of a kind" in message
 
@@ -97,7 +97,7 @@ def test_long_strips_are_refused_by_their_header(
 def test_rare_formats_are_not_opened(
     detector: PageDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An icon holds a PNG of any size, which Pillow decodes when it opens the icon."""
+    """An icon may contain a PNG of any size, which Pillow decodes when it opens the icon."""
     icon = tmp_path / "icon.png"
     Image.new("RGB", (64, 64)).save(icon, "ICO")
     monkeypatch.setattr(IcoImagePlugin.IcoFile, "getimage", lambda *_: 1 / 0)
@@ -113,7 +113,7 @@ def test_an_impossible_threshold(threshold: float, detector: PageDetector, pictu
 
 @pytest.mark.slow
 def test_many_visitors_at_once(detector: PageDetector, picture: Path, tmp_path: Path) -> None:
-    """Answers do not mix: every visitor gets the words that were asked for."""
+    """Responses are not mixed up: every visitor gets the requested words."""
     files = [picture, *malformed.write_pictures(tmp_path / "malformed").values()]
     words = [*malformed.WORDS.values(), ("crow", malformed.FINE), ("owl, emu", malformed.FINE)]
     draw = np.random.default_rng(0)
@@ -195,7 +195,7 @@ def test_every_response_has_security_headers(page: ServedPage) -> None:
 
 
 def ask(page: ServedPage, session: str, data: list[object]) -> str:
-    """Run the page's detection over HTTP; returns the server's events as text."""
+    """Run the page's detection over HTTP and return the server's events as text."""
     body = json.dumps({"fn_index": 0, "session_hash": session, "data": data})
     connection = http.client.HTTPConnection("127.0.0.1", page.port, timeout=120)
     kind = {"Content-Type": "application/json"}

@@ -49,7 +49,7 @@ def is_ignored(path: Path) -> bool:
 
 
 def digest(file: Path, folder: Path) -> str:
-    """Return the digest of a file: of its tensors if equal tensors may have different bytes."""
+    """Return the digest of a file, or of its tensors where equal tensors can differ in bytes."""
     if file.suffix == ".pth":
         content = torch.load(file, map_location="cpu", weights_only=False)
         return tree_digest(content)
@@ -58,10 +58,10 @@ def digest(file: Path, folder: Path) -> str:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             return tree_digest({"header": opened.metadata(), "tensors": tensors})
     data = file.read_bytes()
-    if file.suffix == ".ts":  # a zip with times of writing
+    if file.suffix == ".ts":  # a zip with timestamps
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             inner = {n.partition("/")[2]: archive.read(n) for n in archive.namelist()}
-        skipped = ("debug_pkl", "serialization_id")  # file names and times
+        skipped = ("debug_pkl", "serialization_id")  # contain file names and times
         kept = {n: value for n, value in inner.items() if not n.endswith(skipped)}
         return tree_digest(kept)
     return hashlib.sha256(data.replace(str(folder).encode(), b"FOLDER")).hexdigest()

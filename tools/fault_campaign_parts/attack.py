@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MARKER = "CODE_RAN"
-ELSEWHERE = "elsewhere"  # a folder outside of the one that a command writes to
+ELSEWHERE = "elsewhere"  # a folder outside the command's output folder
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,12 @@ class Attack:
     """A hostile file and the command that reads it.
 
     Attributes:
-        name: of the case.
+        name: name of the case.
         subject: row of the table.
-        make: writes the files; gets the folder.
-        target: reads them; gets the folder.
+        make: writes the files into the given folder.
+        target: reads them from the given folder.
         may_succeed: whether reading it as plain data is allowed.
-        check: returns what is wrong with the output, or "".
+        check: returns a problem with the output, or "".
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Fixtures: images, a detector, stores and text embeddings, made by the project's own commands.
+"""Fixtures: images, a detector, stores and text embeddings, made by the project's commands.
 
 Cases only read them; each case writes to a separate folder.
 """
@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAIN_NET = "projects/ViLD/train_net.py"
 TRAIN, VAL = "shapes_train_base", "shapes_val"
 TRAIN_IMAGES, VAL_IMAGES = 8, 4
-SHARD = 2  # images a shard: several shards of few images
+SHARD = 2  # images per shard, so that few images make several shards
 
-# the detector of the benchmark with thin heads, on small images
+# the benchmark's detector with narrow heads, on small images
 SMALL = (
     *("MODEL.DEVICE", "cpu", "MODEL.ROI_BOX_HEAD.CONV_DIM", "32", "MODEL.ROI_BOX_HEAD.FC_DIM"),
     *("64", "MODEL.ROI_MASK_HEAD.CONV_DIM", "32", "MODEL.RPN.POST_NMS_TOPK_TEST", "20"),
@@ -213,7 +213,7 @@ class Bench:
 def prepare(folder: Path) -> Bench:
     """Register the datasets of a fixture folder in this process, before the first fork."""
     os.environ["DETECTRON2_DATASETS"] = str(folder)
-    # what many commands import when they need it: once here, not in each child
+    # imported lazily by many commands: once here instead of in each child
     for name in ("detectron2.utils.visualizer", "lvis", "open_clip"):
         importlib.import_module(name)
     from vild.data import register_from_arguments

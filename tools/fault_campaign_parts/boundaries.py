@@ -19,12 +19,12 @@ _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os
 
 
 class Boundaries:
-    """Counter of the changes that a child makes to files below a folder, with a fault at one.
+    """A counter of the file changes of a child below a folder, which injects a fault at one.
 
     Args:
         scope: the folder.
-        strike_at: number of the change before which the fault comes, from 0; None: no fault.
-        full_disk: instead of a SIGKILL, fail this change and all later ones as a full disk does.
+        strike_at: index of the change before which the fault is injected, from 0; None: no fault.
+        full_disk: instead of a SIGKILL, let this change and all later ones fail with a full disk.
             Removals succeed, as on a full disk.
     """
 
@@ -66,7 +66,7 @@ class Boundaries:
             self._passing(event.removeprefix("os."), path)
 
     def _passing(self, kind: str, path: str) -> None:
-        # not the hook's own writes, nor those of helper processes
+        # ignore writes of this hook and of helper processes
         if self._inside or os.getpid() != self._owner:
             return
         path = os.path.abspath(path)

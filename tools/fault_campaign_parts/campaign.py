@@ -1,4 +1,4 @@
-"""Runs the cases, a few at a time, each in a separate process and folder."""
+"""The runner of the cases, several at a time, each in a separate process and folder."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def all_cases(bench: Bench, parts: Sequence[str], names: Sequence[str] = ()) -> 
 
     Args:
         bench: the fixtures.
-        parts: of ``PARTS``.
+        parts: a selection of ``PARTS``.
         names: cases to run; all by default.
 
     Raises:
@@ -76,7 +76,7 @@ def all_cases(bench: Bench, parts: Sequence[str], names: Sequence[str] = ()) -> 
 
 
 def measure(commands: Sequence[Command], bench: Bench) -> dict[str, Reference]:
-    """Run commands without faults, to compare with.
+    """Run commands without faults, as references.
 
     Raises:
         ValueError: one of them fails.
@@ -95,13 +95,13 @@ def run_cases(cases: Sequence[Case], seed: int, jobs: int, folder: Path) -> list
     """Run cases.
 
     Args:
-        cases: what to run.
-        seed: each case draws from the seed and its name.
-        jobs: processes at a time.
+        cases: cases to run.
+        seed: random numbers of a case depend on the seed and its name.
+        jobs: number of parallel processes.
         folder: parent of the cases' folders, which are removed.
 
     Returns:
-        part, subject, name and result of each case, in order.
+        Part, subject, name and result of each case, in order.
     """
     folder.mkdir(parents=True, exist_ok=True)
     gc.freeze()  # otherwise each child copies the memory pages of all imports

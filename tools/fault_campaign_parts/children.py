@@ -1,7 +1,7 @@
-"""Runs commands in forked children, which can be killed or made to fail at a chosen moment.
+"""Forked children that run commands and can be killed or made to fail at a chosen moment.
 
-Importing torch takes seconds, so the campaign imports everything once and forks; a child starts in
-a few hundredths of a second. The parent must not start threads or compute with tensors.
+Importing torch takes seconds, so the campaign imports everything once and forks; a child then
+starts in some 0.03 s. The parent must not start threads or compute with tensors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from fault_campaign_parts.boundaries import Boundaries
 
 Target = Callable[[], int | None]
-TIMEOUT = 180.0  # seconds; a command of the campaign takes 10 at most
+TIMEOUT = 180.0  # seconds; commands of the campaign take at most 10
 _numbers = itertools.count()
 
 
@@ -33,8 +33,8 @@ class Outcome:
         code: exit code; negative for a signal, as in ``subprocess``.
         text: standard output and standard error.
         seconds: how long it ran.
-        timed_out: whether it was ended because it did not end.
-        boundaries: changes of files that it made, in order; see :class:`Boundaries`.
+        timed_out: whether it was killed after the time limit.
+        boundaries: its file changes, in order; see :class:`Boundaries`.
     """
 
     code: int
@@ -45,15 +45,15 @@ class Outcome:
 
     @property
     def was_killed(self) -> bool:
-        """Whether SIGKILL ended it (and not the time limit)."""
+        """Return whether SIGKILL ended it (and not the time limit)."""
         return self.code == -signal.SIGKILL and not self.timed_out
 
     def last_line(self) -> str:
-        """Return the beginning of the last line of output, where errors are."""
+        """Return the start of the last line of output, which contains the error."""
         return (self.text.strip().splitlines() or [""])[-1][:300]
 
     def complaint(self) -> str:
-        """Return what is wrong with the way a failure was reported, or "".
+        """Return a problem with the way a failure was reported, or "".
 
         An error must be the last line, without a traceback; log lines may precede it.
         """
@@ -88,7 +88,7 @@ class Gate:
         os.read(self._wait, 1)  # ends when the parent closes the other end
 
     def release(self, children: int) -> None:
-        """Wait in the parent until so many children have arrived, then open the gate."""
+        """Wait in the parent until this many children have arrived, then open the gate."""
         for _ in range(children):
             os.read(self._ready, 1)
         for descriptor in (self._open, self._wait, self._ready, self._here):
@@ -99,10 +99,10 @@ class Child:
     """A running child.
 
     Args:
-        target: function that it runs; returns an exit code, or raises like a script.
-        folder: its output goes to a file beside this folder, until it has ended.
-        boundaries: records its changes of files, and may strike.
-        gate: waits here before it begins.
+        target: function to run; returns an exit code, or raises like a script.
+        folder: its output goes to a file next to this folder until it ends.
+        boundaries: records its file changes, and may inject a fault.
+        gate: barrier to wait at before starting.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Child:
             os._exit(code & 0xFF)
 
     def ended(self, seconds: float) -> bool:
-        """Wait at most so many seconds; return whether it has ended."""
+        """Wait at most this many seconds and return whether it has ended."""
         poll = select.poll()
         poll.register(self._descriptor, select.POLLIN)
         return bool(poll.poll(max(0.0, seconds) * 1000))
@@ -163,7 +163,7 @@ class Child:
             os.killpg(self.pid, signal.SIGKILL)
 
     def wait(self, kill_after: float | None = None) -> Outcome:
-        """Wait for its end, or kill it after so many seconds."""
+        """Wait for its end, or kill it after this many seconds."""
         timed_out = False
         if kill_after is not None:
             if not self.ended(kill_after):
@@ -173,7 +173,7 @@ class Child:
             self.kill()
         _, status = os.waitpid(self.pid, 0)
         took = time.monotonic() - self._began
-        self.kill()  # helper processes that outlived it
+        self.kill()  # remaining helper processes
         os.close(self._descriptor)
         passed = self._passed.read_text().splitlines() if self._passed.exists() else []
         text = self._log.read_text(errors="replace") if self._log.exists() else ""

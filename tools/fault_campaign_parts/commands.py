@@ -1,4 +1,4 @@
-"""The commands that are killed and run on full disks."""
+"""The commands to kill and to run on full disks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ARCHIVES = {"annotations": ("a.json", "b.json"), "images": ("1.jpg", "2.jpg")}
 VOCABULARIES = (("red circle", "blue square"), ("blue square", "green star"), ("a", "b", "c"))
 
 
-# the detections of each process are joined, and then removed
+# the files of each rank are merged, then removed
 EVALUATION = ("config.yaml", "*.part*.json")
 
 
@@ -37,12 +37,12 @@ class Command:
     """One command of the project.
 
     Attributes:
-        name: in reports.
-        make: returns the targets for an output folder, one for each process.
+        name: name in reports.
+        make: returns the targets for an output folder, one per process.
         kills: number of cases with kills at random moments.
-        changing: files that a killed run may leave in another state, because they change while it
-            runs or are removed at its end.
-        starved: whether it is also run on full disks.
+        changing: files that a killed run may leave in another state, because they change during
+            the run or are removed at its end.
+        starved: whether to run it on full disks too.
     """
 
     name: str
@@ -182,7 +182,7 @@ class serving:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        # a client that breaks off is expected here
+        # aborted connections are expected here
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
 
     def __enter__(self) -> str:

@@ -1,4 +1,4 @@
-"""Damaged files of every kind: the damage must be found, or be harmless."""
+"""Damaged files of every kind: the damage must be detected or harmless."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def damage_copies(kind: Kind, count: int, folder: Path, random: Random) -> Resul
 
 
 def judge(kind: Kind, expected: str, found: str, outcome: Outcome) -> str:
-    """Return how the damage ended."""
+    """Classify the outcome of reading a damaged file."""
     if complaint := outcome.complaint():
         return complaint
     if outcome.code:

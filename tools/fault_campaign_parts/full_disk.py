@@ -1,7 +1,6 @@
 """Full disks: small file systems in memory, and injected errors.
 
-Mounting takes a Linux user namespace. Where the kernel does not allow one, only the injected errors
-remain.
+Mounting needs a Linux user namespace. If the kernel does not allow one, only errors are injected.
 """
 
 from __future__ import annotations
@@ -95,7 +94,7 @@ def _mount(folder: str, size: int, again: bool = False) -> None:
 def on_a_small_disk(
     command: Command, own: Reference, share: float, folder: Path, random: Random
 ) -> Result:
-    """Run with a share of the space that is needed, then with enough."""
+    """Run with a fraction of the required space, then with enough."""
     result, disk = Result(), folder / "disk"
     disk.mkdir()
     _enter_namespace()
@@ -134,7 +133,7 @@ def over_earlier_files(command: Command, own: Reference, folder: Path, random: R
 def with_errors(
     command: Command, own: Reference, number: int, folder: Path, random: Random
 ) -> Result:
-    """Run with every change of a file failing from one of them on, then without errors."""
+    """Run with all file changes failing from a given one on, then without errors."""
     result, disk = Result(), folder / "disk"
     disk.mkdir()
     (target,) = command.make(disk)
@@ -156,7 +155,7 @@ def _note(result: Result, own: Reference, disk: Path, outcomes: Sequence[Outcome
         result.notes.append(outcome.last_line())
     try:
         found = digests(disk)
-    except Exception as error:  # a file that its own format's reader cannot read, or any other
+    except Exception as error:  # any error of a reader
         result.problems.append(f"an artefact cannot be read: {error!r:.200}")
         return
     if not failed:

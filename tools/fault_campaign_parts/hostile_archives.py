@@ -1,4 +1,4 @@
-"""Archives with members outside of their folder, and decompression bombs."""
+"""Archives with members outside their folder, and decompression bombs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OUTSIDE = (f"../{ELSEWHERE}/x", f"a/../../{ELSEWHERE}/x", f"..\\{ELSEWHERE}\\x")
 
 
 def archives(bench: Bench) -> list[Attack]:
-    """Return archives with members outside of their folder."""
+    """Return archives with members outside their folder."""
 
     def zipped(member: str, link: bool = False) -> Callable[[Path], None]:
         def make(folder: Path) -> None:
@@ -70,7 +70,7 @@ def archives(bench: Bench) -> list[Attack]:
 
 
 def bombs(bench: Bench) -> list[Attack]:
-    """Return small files that ask for much memory or disk space."""
+    """Return small files that expand to much memory or disk space."""
 
     def nested(name: str) -> Callable[[Path], None]:
         text = '{"images": ' + "[" * 200_000 + "]" * 200_000 + "}"
@@ -114,7 +114,7 @@ def bombs(bench: Bench) -> list[Attack]:
                 file.write(bytes(64 << 20))
 
     def great_zip(folder: Path) -> None:
-        """Write a zip whose directory gives its member 4 GB."""
+        """Write a zip whose directory declares a member of 4 GB."""
         with zipfile.ZipFile(folder / "a.zip", "w") as archive:
             archive.writestr("x", "x")
         data = bytearray((folder / "a.zip").read_bytes())

@@ -42,7 +42,7 @@ def _as_tar(bench: Bench, file: Path) -> None:
 
 
 def _as_false_torchscript(bench: Bench, file: Path) -> None:
-    """Write a pickle of torch that looks like TorchScript at a glance."""
+    """Write a torch pickle disguised as TorchScript."""
     _as_zip(bench, file)
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr("other/constants.pkl", b"\x80\x02).")
@@ -107,7 +107,7 @@ def pickles(bench: Bench) -> list[Attack]:
 
 
 def _always(name: str, form: str, bench: Bench) -> Callable[[Path], None]:
-    """Return a writer of a form under another file name."""
+    """Return a writer of a format under another file name."""
     return lambda folder: FORMS[form][1](bench, folder / name)
 
 

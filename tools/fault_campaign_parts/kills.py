@@ -1,4 +1,4 @@
-"""SIGKILL at random moments and before every change of a file, then a run to the end."""
+"""SIGKILL at random moments and before every file change, then a run to the end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fault_campaign_parts.children import Child, Outcome
 from fault_campaign_parts.commands import Command
 from fault_campaign_parts.report import Case, Result
 
-MOST_KILLS = 3  # of one command before it may end
+MOST_KILLS = 3  # per command, before it may finish
 _WAIT = "another run is at work there"  # a stage outlives its killed runner
 
 
@@ -26,11 +26,11 @@ class Reference:
     """Result of a run without faults.
 
     Attributes:
-        seconds: how long it took.
-        boundaries: of its first process.
-        artefacts: digests.
-        bytes: size of all files.
-        problems: empty if it went well.
+        seconds: duration.
+        boundaries: file changes of its first process.
+        artefacts: digests of its files.
+        bytes: total size of its files.
+        problems: empty on success.
     """
 
     seconds: float
@@ -84,7 +84,7 @@ def kill_cases(commands: list[Command], references: Mapping[str, Reference]) -> 
         if len(command.make(Path())) > 1:
             continue
         for boundary, change in enumerate(own.boundaries):
-            if "events.out.tfevents" in change:  # opened again for every line of TensorBoard's
+            if "events.out.tfevents" in change:  # TensorBoard reopens it for every line
                 continue
             run = partial(kill_at_boundary, command, own, boundary)
             cases.append(add(f"kills/{command.name}/boundary-{boundary}", run, 2 * own.seconds))
@@ -108,7 +108,7 @@ def kill_at_random(command: Command, own: Reference, folder: Path, random: Rando
 def kill_at_boundary(
     command: Command, own: Reference, number: int, folder: Path, random: Random
 ) -> Result:
-    """Kill right before one change of a file, then run to the end."""
+    """Kill right before one file change, then run to the end."""
     result = Result()
     (target,) = command.make(folder)
     outcome = Child(target, folder, Boundaries(folder, number)).wait()
@@ -125,13 +125,13 @@ def _note(
     """Record a kill; no file with a final name may be incomplete."""
     for outcome in outcomes:
         result.counts["kills" if outcome.was_killed else "too late to kill"] += 1
-        # a process beside a killed one may fail, in one line
+        # other processes of the command may fail, with a one-line error
         if not outcome.was_killed and _WAIT not in outcome.text and outcome.complaint():
             result.problems.append(f"a process beside a killed one: {outcome.complaint()}")
         result.notes.append(f"ended by {outcome.code} after {outcome.seconds:.3f} s")
     try:
         found = digests(folder)
-    except Exception as error:  # a file that its own format's reader cannot read, or any other
+    except Exception as error:  # any error of a reader
         result.problems.append(f"after the kill an artefact cannot be read: {error!r:.200}")
         return
     for name, value in found.items():

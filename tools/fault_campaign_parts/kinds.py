@@ -60,15 +60,15 @@ class Kind:
     """One kind of file.
 
     Attributes:
-        name: in reports.
+        name: name in reports.
         make: writes intact files into a folder.
-        files: pattern of those that are damaged.
+        files: pattern of the files to damage.
         read: returns the digest of what the project reads. Raises ValueError, OSError or
-            SystemExit where damage is found. May write to the folder.
+            SystemExit if it detects damage. May write to the folder.
         count: number of damaged copies.
-        group: ``OWN``: damage must be found or harmless. ``OTHERS``: it must not end in a
-            traceback; without a checksum, a changed digit cannot be noticed.
-        keep_times: keep the modification time, as a failing disk does.
+        group: ``OWN``: damage must be detected or harmless. ``OTHERS``: it must not cause a
+            traceback; without a checksum, a changed digit cannot be detected.
+        keep_times: keep the modification time, like a failing disk.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Hostile files and names: no code may run, and nothing may be written outside of the output."""
+"""Hostile files and names: no code may run, and nothing may be written outside the output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fault_campaign_parts.hostile_names import names, yamls
 from fault_campaign_parts.hostile_pickles import arrays, pickles
 from fault_campaign_parts.report import Case, Result
 
-MEMORY = 3 << 30  # bytes that a command may allocate; the bombs ask for more
+MEMORY = 3 << 30  # bytes that a command may allocate; the bombs need more
 
 
 def malicious_cases(bench: Bench) -> list[Case]:

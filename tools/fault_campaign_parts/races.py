@@ -1,4 +1,4 @@
-"""Processes that work on the same files at the same time."""
+"""Races of processes that work on the same files at the same time."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Race:
     Attributes:
         name: row of the report.
         make: returns the targets for a folder.
-        promise: ``ALL``, ``ANY`` or ``ONE``. The other processes must fail in one line, and the
-            artefacts must equal those of one of the processes alone.
+        promise: which processes must succeed: ``ALL``, ``ANY`` or ``ONE``. The others must fail
+            with a one-line error, and the artefacts must equal those of one process alone.
         repeats: number of races.
         prepare: writes files before the race.
-        alone: targets that are run one by one to compare with; ``make`` by default.
+        alone: targets to run one by one for comparison; ``make`` by default.
         after: checks the files after the race; returns an exit code.
     """
 
@@ -126,7 +126,7 @@ def race_cases(races: Sequence[Race]) -> list[Case]:
 
 
 def hold(race: Race, number: int, folder: Path, random: Random) -> Result:
-    """Run one race; in every second one the processes start up to one run's length apart."""
+    """Run one race; in every second one, the processes start up to one run's duration apart."""
     result = Result()
     alone: list[dict[str, str]] = []
     took = 0.1
@@ -193,7 +193,7 @@ def judge(
         result.problems.append(f"{len(succeeded)} of {len(outcomes)} succeed: {last}"[:400])
     if not alone:
         return
-    # if the processes write different content, it must be that of one that succeeded
+    # if the processes write different content, it must be that of a successful one
     possible = [alone[number] for number in succeeded if number < len(alone)] or alone
     if found in possible:
         result.counts["identical"] += 1

@@ -1,4 +1,4 @@
-"""What the project reads of each kind of file, as a digest."""
+"""Readers of each kind of file, which return a digest of what the project reads."""
 
 from __future__ import annotations
 

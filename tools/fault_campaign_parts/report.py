@@ -20,7 +20,7 @@ class Case:
     """One experiment, repeatable by its name and the seed.
 
     Attributes:
-        part: of the campaign.
+        part: part of the campaign.
         subject: row of the report.
         name: unique.
         run: runs it in an empty folder.
@@ -39,9 +39,9 @@ class Result:
     """Outcome of a case.
 
     Attributes:
-        counts: injected faults, and how they ended.
-        problems: broken promises, one line each.
-        notes: details for the reader of the report, such as where a kill struck.
+        counts: injected faults and their outcomes.
+        problems: broken guarantees, one line each.
+        notes: details for the reader of the report, such as the moment of a kill.
     """
 
     counts: Counter[str] = field(default_factory=Counter)

@@ -42,7 +42,7 @@ def unfinished(bench: Bench) -> Callable[[Path], None]:
 
 
 def plain_weights(bench: Bench) -> Callable[[Path], None]:
-    """Return a writer of the detector's weights as anybody's safetensors."""
+    """Return a writer of the detector's weights as plain safetensors."""
 
     def make(folder: Path) -> None:
         weights = torch.load(bench.detector, weights_only=False)["model"]

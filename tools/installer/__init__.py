@@ -1,4 +1,4 @@
-"""What `make setup` is made of: choosing the environment and mending two third-party packages.
+"""Implementation of `make setup`: choosing the environment and patching third-party packages.
 
 Standard library only: this code runs before anything is installed.
 """

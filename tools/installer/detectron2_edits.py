@@ -1,7 +1,7 @@
-"""What Detectron2 v0.6 needs on today's Python, torch, numpy, Pillow and setuptools.
+"""Patches of Detectron2 v0.6 for current Python, torch, numpy, Pillow and setuptools.
 
-Each entry is tested by its behaviour in tests/detectron2_stack/. Upstream's main branch has since
-made changes to the same effect; the wording here is our own.
+The effect of each patch is tested in tests/detectron2_stack/. Upstream's main branch has since made
+equivalent changes; the wording here is our own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _EXTENSION = "the compiled extension is optional: importing must work without it
 
 
 def _numpy_alias(file: str, *lines: str) -> tuple[Edit, ...]:
-    """Edits that replace the removed numpy aliases in ``lines`` by the Python types they meant."""
+    """Return edits that replace the removed numpy aliases in ``lines`` by Python types."""
     edits = []
     for line in lines:
         new = line

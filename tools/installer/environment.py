@@ -1,11 +1,11 @@
-"""Chooses, makes and fills the Python environment of this checkout.
+"""Selection and creation of the Python environment of this checkout.
 
 Three cases, in this order:
 
-1. The active environment has this checkout and all it needs: it is used as it is.
+1. The active environment has this checkout and all requirements: it is used as it is.
 2. It has torch and torchvision, or a Detectron2: ``.venv`` is layered on top of it. ``.venv`` sees
-   its packages and receives what is missing; the environment below is never written to.
-3. Otherwise ``.venv`` stands alone and receives everything.
+   its packages, and missing ones are installed into ``.venv``; the other is never written to.
+3. Otherwise ``.venv`` is isolated and everything is installed into it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / ".venv"
 MIN_FREE_GB = 8  # torch's CUDA build takes 5.4 GB, and pip needs room to unpack it
 
-# Modules that the project's commands import; each must be found for an environment to be complete.
+# Modules that the project's commands import; a complete environment has all of them.
 REQUIRED = (
     *("torch", "torchvision", "detectron2", "lvis", "fvcore", "iopath", "pycocotools", "open_clip"),
     *("ftfy", "regex", "safetensors", "cv2", "tqdm", "matplotlib", "tensorboard", "vild"),
@@ -45,13 +45,13 @@ _LAYER = "vild-layer.pth"
 
 
 def prepare(venv: Path = VENV) -> Path:
-    """Make sure that an environment with everything is there.
+    """Make sure that a complete environment exists.
 
     Returns:
-        its Python interpreter.
+        Its Python interpreter.
 
     Raises:
-        SetupError: it can't be made; what was begun is removed again.
+        SetupError: the environment can't be created; a partial one is removed.
     """
     active = Path(sys.prefix).resolve() != venv.resolve()
     if active and _is_complete(Path(sys.executable)) and _belongs_to_checkout(Path(sys.executable)):
@@ -91,7 +91,7 @@ def _prepare_venv(venv: Path) -> Path:
         _write_stamp(
             venv, {"finished": True, "inputs": _inputs_digest(), "layered_on": _layer(venv)}
         )
-    except BaseException:  # Ctrl-C too: nothing half-made stays behind
+    except BaseException:  # also Ctrl-C: remove a partial environment
         if made_here:
             shutil.rmtree(venv, ignore_errors=True)
         raise
@@ -101,9 +101,9 @@ def _prepare_venv(venv: Path) -> Path:
 def _create(venv: Path) -> None:
     below = _packages_below()
     logger.info("making %s%s", venv, f" on top of {sys.prefix}" if below else "")
-    # The base interpreter, so that a .venv made from within another one does not depend on it.
+    # the base interpreter, so that a .venv created from another one does not depend on it
     base = Path(getattr(sys, "_base_executable", None) or sys.executable)
-    # pip comes later: where ensurepip is missing (Debian), venv would fail half-way
+    # pip is installed later: without ensurepip (Debian), venv would fail half-way
     command = [str(base), "-m", "venv", "--without-pip", str(venv)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
@@ -130,21 +130,21 @@ def _fill(python: Path) -> None:
     pip = Pip(python)
     if _runs(python, "-m", "pip", "--version") or _runs(python, "-m", "ensurepip"):
         pip.run("install", "--quiet", "pip>=24", doing="updating pip")
-    else:  # Debian's Python has no ensurepip: its own pip, of whatever version, puts one there
+    else:  # Debian's Python has no ensurepip: its pip, of any version, installs one
         outside = Pip(python, (sys.executable, "-m", "pip"))
         target = _site_packages(python.parent.parent)
         outside.run(
             *("install", "--quiet", "--target", str(target), "pip>=24"),
             doing="installing pip into .venv",
         )
-    # setuptools builds the wheels below; torch bounds its version, so both in one call
+    # setuptools builds the wheels below; torch limits its version, so install both in one call
     pip.run(
         *("install", "setuptools>=77", "wheel", *torch_specs),
         doing="installing torch, torchvision and setuptools",
     )
     if not torch_specs:
-        # What was built against each other stays together: from here on pip has to find versions
-        # that go with the torch, torchvision and numpy that are there.
+        # Keep packages that were built against each other: from here on, pip must choose versions
+        # compatible with the installed torch, torchvision and numpy.
         pip.constraints = python.parent.parent / "vild-constraints.txt"
         pip.constraints.write_text(
             "".join(
@@ -159,7 +159,7 @@ def _fill(python: Path) -> None:
         *("install", "--no-build-isolation", "--editable", f"{ROOT}[dev]"),
         doing="installing the project and what it depends on",
     )
-    # not vild itself: it imports Detectron2, and one that somebody else installed is their affair
+    # not vild, which imports Detectron2: an existing Detectron2 is the user's responsibility
     modules = [name for name in REQUIRED if name != "vild"]
     state = probe(python, *modules)
     faults = [
@@ -173,14 +173,14 @@ def _fill(python: Path) -> None:
 
 
 def _packages_below() -> list[str]:
-    """Site folders of the active environment, if it has what is worth keeping; else none."""
+    """Return the site folders of the active environment if it should be layered, else none."""
     if Path(sys.prefix).resolve() == VENV.resolve():
         return []
     on_path = {os.path.abspath(p) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p}
 
     def has(name: str) -> bool:
         spec = importlib.util.find_spec(name)
-        # what PYTHONPATH brings is seen by .venv without being layered
+        # packages on PYTHONPATH are visible to .venv without layering
         return bool(spec and spec.origin) and str(Path(spec.origin).parents[1]) not in on_path
 
     if not (has("torch") and has("torchvision")) and not has("detectron2"):
@@ -193,7 +193,7 @@ def _packages_below() -> list[str]:
 
 
 def _is_complete(python: Path) -> bool:
-    """Whether every required module is found (not imported, which would take seconds)."""
+    """Return whether every required module is found (without importing it, which takes seconds)."""
     program = (
         "import importlib.util, sys; "
         "sys.exit(any(importlib.util.find_spec(name) is None for name in sys.argv[1:]))"
@@ -216,7 +216,7 @@ def _runs(python: Path, *args: str) -> bool:
 
 
 def _inputs_digest() -> str:
-    """Digest of the files that decide what is installed."""
+    """Return a digest of the files that determine what is installed."""
     digest = hashlib.sha256()
     files = [
         ROOT / "setup.py",
@@ -253,7 +253,7 @@ def _write_stamp(venv: Path, stamp: dict) -> None:
 
 @contextmanager
 def _lock(file: Path) -> Iterator[None]:
-    """Let one set-up of this checkout run at a time."""
+    """Allow only one set-up of this checkout at a time."""
     try:
         import fcntl
     except ImportError:  # Windows

@@ -1,5 +1,5 @@
-"""The one error that the set-up reports to its user."""
+"""The error that the set-up reports to the user."""
 
 
 class SetupError(Exception):
-    """The set-up can't go on. The message says what is wrong and what to do about it."""
+    """Raised when the set-up can't continue; the message says what is wrong and what to do."""

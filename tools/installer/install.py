@@ -1,4 +1,4 @@
-"""Installs Detectron2, lvis and clip, mended, into an environment that lacks a working one."""
+"""Installation of patched Detectron2, lvis and clip where no working version is installed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ logger = logging.getLogger("setup")
 
 
 def install_mended_packages(pip: Pip) -> None:
-    """Install Detectron2, lvis and clip where they are missing; leave alone what works.
+    """Install Detectron2, lvis and clip if they are missing; do not change working versions.
 
-    A ``detectron2`` that imports is reported and never changed.
+    A ``detectron2`` that can be imported is reported and never changed.
 
     Raises:
         SetupError: torch is missing or unusable, or one of the packages can't be built.
@@ -42,7 +42,7 @@ def install_mended_packages(pip: Pip) -> None:
             wheel = build_wheel(package, pip, Path(folder))
             doing = f"installing {package.name}"
             pip.run("install", "--quiet", str(wheel), doing=doing)
-            if outdated:  # the version is the same: pip has left the old one there
+            if outdated:  # pip kept the old build, which has the same version
                 pip.run(
                     *("install", "--quiet", "--no-deps", "--force-reinstall", str(wheel)),
                     doing=doing,

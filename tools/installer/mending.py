@@ -14,10 +14,10 @@ class Edit:
 
     Attributes:
         file: path of the file inside the package, with forward slashes.
-        old: text that must stand in the file exactly ``count`` times.
-        new: text that takes its place.
-        why: the reason, one line; goes into the built package's list of changes.
-        count: how often ``old`` is expected.
+        old: text that must occur in the file exactly ``count`` times.
+        new: replacement text.
+        why: the reason, one line, for the built package's list of changes.
+        count: expected number of occurrences of ``old``.
     """
 
     file: str
@@ -33,10 +33,10 @@ def apply_edits(package_dir: Path, edits: tuple[Edit, ...], notice: str) -> list
     All edits are checked before the first file is written, so a mismatch changes nothing.
 
     Returns:
-        the changed files, relative to ``package_dir``, in order of first appearance.
+        The changed files, relative to ``package_dir``, in order of first appearance.
 
     Raises:
-        SetupError: a file or a text is not there, or there more or less often than expected.
+        SetupError: a file is missing, or a text does not occur as often as expected.
     """
     texts: dict[str, str] = {}
     for edit in edits:

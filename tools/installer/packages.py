@@ -1,4 +1,4 @@
-"""The packages that are taken from the index, mended and installed as wheels."""
+"""The packages that are downloaded from the index, patched and installed as wheels."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from installer.mending import Edit
 
 @dataclass(frozen=True)
 class MendedPackage:
-    """A distribution on the index and the wheel that is made of it.
+    """A distribution on the index and the wheel built from it.
 
     Attributes:
         name: name of the distribution.
         module: the top-level package that the wheel installs.
-        version: version of the wheel; the local part says that it is not upstream's own.
+        version: version of the wheel; the local part marks it as not upstream's.
         summary: one line for the wheel's metadata.
-        source: requirement that the package index is asked for.
-        sha256: checksum of the one accepted file.
-        upstream: home of the original project.
+        source: requirement to download from the package index.
+        sha256: checksum of the only accepted file.
+        upstream: home page of the original project.
         license_file: path of the licence inside the unpacked file.
         edits: replacements, relative to the folder of ``module``.
         requires: the wheel's dependencies.
-        extra_packages: folders of the source that become sub-packages (dotted name -> path).
+        extra_packages: source folders that become sub-packages (dotted name -> path).
         added_files: new files in the package (path -> text).
-        data: patterns of the files in ``module`` that are not Python but belong to it.
+        data: patterns of data files in ``module``.
     """
 
     name: str
@@ -45,7 +45,7 @@ class MendedPackage:
 
     @property
     def recipe(self) -> str:
-        """Digest of all the above: an older build of ours has another one."""
+        """Return a digest of all attributes; it differs for an older build."""
         return hashlib.sha256(repr(self).encode()).hexdigest()
 
 
@@ -59,8 +59,8 @@ DETECTRON2 = MendedPackage(
     upstream="https://github.com/facebookresearch/detectron2",
     license_file="LICENSE",
     edits=DETECTRON2_EDITS,
-    # v0.6's own list without what it pins needlessly (black, iopath < 0.1.10) and what only its
-    # caffe2 exporter used (future, pydot). torch stays out, as upstream leaves it to the user.
+    # v0.6's list without needless pins (black, iopath < 0.1.10) and without packages that only its
+    # caffe2 exporter used (future, pydot). Like upstream, it leaves torch to the user.
     requires=(
         "Pillow>=10",
         "cloudpickle",
@@ -105,7 +105,7 @@ LVIS = MendedPackage(
         )
         for name in ("tp", "fp")
     ),
-    # opencv-python needs libGL on the machine; the headless build has all that lvis calls
+    # opencv-python needs libGL; the headless build has everything that lvis calls
     requires=("matplotlib", "numpy>=1.18.2", "opencv-python-headless>=4.1", "pycocotools>=2.0.2"),
 )
 

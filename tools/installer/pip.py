@@ -1,4 +1,4 @@
-"""Runs the ordinary pip client and turns its failures into one sentence each."""
+"""A wrapper of the pip client that turns its failures into one sentence each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from installer.errors import SetupError
 
-# What pip writes -> what it means for the user. The first match counts.
+# pip's output -> explanation for the user; the first match is used
 _FAILURES = (
     (
         ("DO NOT MATCH THE HASHES", "Expected sha256"),
@@ -49,10 +49,9 @@ _FAILURES = (
 )
 
 
-# From this version on pip does not even download a distribution whose metadata names a direct
-# URL, as pb1-detectron2 does in an extra that nobody asks for. The download is pinned by checksum
-# and its metadata is replaced before anything is installed, so the last pip before that does the
-# download, from a folder of its own.
+# From this version on, pip refuses to download a distribution whose metadata contains a direct URL,
+# as pb1-detectron2 does in an unused extra. The download is pinned by checksum and its metadata is
+# replaced before installation, so an older pip in a separate folder does the download.
 _REFUSES_URLS = (26, 3)
 _DOWNLOADER = "pip==26.2.1"
 
@@ -61,13 +60,13 @@ class Pip:
     """pip working on one environment.
 
     Args:
-        python: interpreter of the environment that is installed into.
-        command: what starts pip; ``python -m pip`` by default.
+        python: interpreter of the target environment.
+        command: command that starts pip; ``python -m pip`` by default.
     """
 
     def __init__(self, python: Path, command: tuple[str, ...] | None = None) -> None:
         self.python = python
-        self.constraints: Path | None = None  # versions that every installation has to keep to
+        self.constraints: Path | None = None  # constraints for every installation
         self._command = command or (str(python), "-m", "pip")
 
     def run(self, *args: str, doing: str) -> None:
@@ -79,7 +78,7 @@ class Pip:
         with tempfile.TemporaryDirectory(prefix="vild-pip-") as folder:
             log = Path(folder, "pip.log")
             options = ("--disable-pip-version-check", "--log", str(log))
-            # a pip.conf that sets "user = true" would put packages outside of the environment
+            # "user = true" in a pip.conf would install outside the environment
             environ = {**os.environ, "PIP_USER": "0", "PIP_ROOT_USER_ACTION": "ignore"}
             if args[0] == "install" and self.constraints:
                 args = (*args, "--constraint", str(self.constraints))
@@ -93,7 +92,7 @@ class Pip:
         raise SetupError(f"{doing}: pip failed with exit code {code}; its own message is above.")
 
     def for_downloads(self, work_dir: Path) -> Pip:
-        """This client, or one in ``work_dir`` of a version that downloads what we need."""
+        """Return this client, or one in ``work_dir`` of a version that can do the downloads."""
         done = subprocess.run([*self._command, "--version"], capture_output=True, text=True)
         version = tuple(int(number) for number in re.findall(r"\d+", done.stdout)[:2])
         if version < _REFUSES_URLS:

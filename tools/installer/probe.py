@@ -1,4 +1,4 @@
-"""Looks into an environment by asking its own interpreter."""
+"""Inspection of an environment with that environment's interpreter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from installer.errors import SetupError
 
-# Runs in the environment that is looked at. Prints one JSON line; never raises.
+# Runs in the inspected environment. Prints one JSON line; never raises.
 _PROGRAM = r"""
 import importlib, importlib.util, json, os, sys, warnings
 from importlib import metadata
@@ -68,13 +68,13 @@ def probe(python: Path, *modules: str) -> dict[str, Any]:
     """Import ``modules`` with ``python`` and report on each.
 
     Returns:
-        per module None (not there), ``{"version", "origin"}`` or ``{"error"}`` (does not import,
+        Per module None (missing), ``{"version", "origin"}`` or ``{"error"}`` (does not import,
         or, for ``lvis``, can't evaluate on the installed numpy); with ``torchvision`` also a key
         ``"pair"``: whether either was built for CUDA, and an ``"error"`` if torchvision's
         operators do not run.
 
     Raises:
-        SetupError: the interpreter itself does not run.
+        SetupError: the interpreter does not run.
     """
     try:
         done = subprocess.run(
@@ -89,12 +89,12 @@ def check_torch_pair(found: dict[str, Any], where: str) -> None:
     """Refuse a torch and a torchvision that were not built for each other.
 
     Args:
-        found: what :func:`probe` said of ``torch`` and ``torchvision``.
+        found: result of :func:`probe` for ``torch`` and ``torchvision``.
         where: the environment, for the message.
 
     Raises:
-        SetupError: torchvision's operators do not run; says so if one is built for CUDA and the
-            other is not.
+        SetupError: torchvision's operators do not run; the message says if only one of the two was
+            built for CUDA.
     """
     pair = found["pair"]
     if "error" not in pair:

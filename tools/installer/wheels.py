@@ -1,4 +1,4 @@
-"""Builds the wheel of a :class:`~installer.packages.MendedPackage`."""
+"""Building of the wheel of a :class:`~installer.packages.MendedPackage`."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ BUILD_NOTE = "CHANGES_OF_THIS_BUILD.md"  # in the package's folder; marks a buil
 
 
 def is_outdated(package: MendedPackage, origin: Path) -> bool:
-    """Whether the package installed at ``origin`` is ours, but of an older recipe."""
+    """Return whether the package installed at ``origin`` is our build of an older recipe."""
     note = origin / BUILD_NOTE
     return note.is_file() and package.recipe not in note.read_text(encoding="utf-8")
 
 
 def build_wheel(package: MendedPackage, pip: Pip, work_dir: Path) -> Path:
-    """Download, check, mend and pack ``package``.
+    """Download, check, patch and pack ``package``.
 
     Args:
-        package: what to build.
-        pip: client of an environment that has setuptools, wheel and, for Detectron2, torch.
-        work_dir: an empty folder; everything that is made stays below it.
+        package: package to build.
+        pip: client of an environment with setuptools, wheel and, for Detectron2, torch.
+        work_dir: an empty folder for all files.
 
     Returns:
-        path of the wheel.
+        Path of the wheel.
 
     Raises:
         SetupError: the download failed, its checksum differs, or an edit does not fit.
@@ -62,8 +62,8 @@ def _download(package: MendedPackage, pip: Pip, work_dir: Path) -> Path:
         "download",
         "--quiet",
         "--no-deps",
-        # pip looks at the metadata of what it downloads: in this environment, which has torch,
-        # instead of in a fresh one
+        # pip reads the metadata of its downloads in this environment, which has torch, instead of
+        # in an isolated one
         "--no-build-isolation",
         "--require-hashes",
         "--dest",
@@ -85,14 +85,14 @@ def _unpack(archive: Path, out_dir: Path) -> Path:
     with tarfile.open(archive) as tar_file:
         if hasattr(tarfile, "data_filter"):
             tar_file.extractall(out_dir, filter="data")
-        else:  # Python 3.10 before its 12th patch; the checksum vouches for the contents
+        else:  # Python before 3.10.12; the checksum protects the contents
             tar_file.extractall(out_dir)
     (root,) = out_dir.iterdir()
     return root
 
 
 def _stage(package: MendedPackage, source: Path, stage: Path) -> Path:
-    """Lay out a buildable project: mended sources, licence, list of changes, pyproject.toml."""
+    """Create a buildable project: patched sources, licence, list of changes, pyproject.toml."""
     target = stage / "src" / package.module
     if not (source / package.module).is_dir():
         raise SetupError(f"{package.source}: expected a folder {package.module} in its archive")

@@ -1,1 +1,1 @@
-"""The paper's experiment on `shapes`, as stages: what the quickstart and the benchmark run."""
+"""The paper's experiment on `shapes` as stages, for the quickstart and the benchmark."""

@@ -1,4 +1,4 @@
-"""The paper's claims about its methods, put as differences that a seed either shows or not."""
+"""The paper's claims about its methods, as differences that are positive if the claim holds."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from statistics import fmean, stdev
 from shapes_experiment.table import Results
 
 Figures = Mapping[str, Mapping[str, float]]  # method -> metric -> percent
-GAIN = 1.4  # what distillation has to multiply the AP of novel classes by
+GAIN = 1.4  # factor by which distillation must raise the AP of novel classes
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim.
+    """A claim about the methods.
 
     Attributes:
-        text: in words.
-        margin: of the figures of one seed; positive where the claim holds.
-        methods: whose figures it takes.
+        text: the claim in words.
+        margin: computes the margin from one seed's figures; positive if the claim holds.
+        methods: methods whose figures it uses.
     """
 
     text: str
@@ -29,11 +29,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the seeds say of a claim.
+    """The evidence for a claim over all seeds.
 
     Attributes:
         claim: the claim.
-        margins: one a seed.
+        margins: one per seed.
     """
 
     claim: Claim
@@ -51,7 +51,7 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """Whether the claim holds by more than the deviation over the seeds."""
+        """Return whether the claim holds by more than the deviation over the seeds."""
         if abs(self.mean) <= self.deviation:
             return "undecided"
         return "holds" if self.mean > 0 else "does not hold"
@@ -67,7 +67,7 @@ def _gain(method: str) -> tuple[Callable[[Figures], float], tuple[str, ...]]:
     return lambda f: f[method]["APr"] / f["text"]["APr"] - GAIN, (method, "text")
 
 
-_OTHERS = ("clip", "text", "image", "vild")  # what the ensemble is made of, and compared with
+_OTHERS = ("clip", "text", "image", "vild")  # compared with the ensemble
 _WEIGHTS = ("vild_0", "vild_0.1", "vild", "vild_1")
 
 CLAIMS = (
@@ -102,7 +102,7 @@ CLAIMS = (
 
 
 def judge(results: Results) -> list[Finding]:
-    """What the results say of every claim whose methods are all there."""
+    """Evaluate every claim for whose methods there are results."""
     seeds = list(next(iter(results.values())))
     findings = []
     for claim in CLAIMS:
@@ -113,7 +113,7 @@ def judge(results: Results) -> list[Finding]:
 
 
 def claims_to_markdown(findings: list[Finding]) -> str:
-    """The claims as a Markdown table."""
+    """Format the claims as a Markdown table."""
     lines = ["| margin of the claim | mean ± deviation | |", "| --- | ---: | --- |"]
     for finding in findings:
         digits = 2 if "/" in finding.claim.text else 1

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from shapes_experiment.pipeline import Pipeline
 from vild.engine.stages import Stage
 
-# The L1 norm of a difference of unit vectors grows with the root of D. The paper's w is for CLIP's
-# D = 512; the teacher of shapes has 64, so the same w is sqrt(512 / 64) times as much here.
+# The L1 norm of a difference of unit vectors grows with sqrt(D). The paper's w is for CLIP's
+# D = 512; the teacher of shapes has D = 64, so the same w is scaled by sqrt(512 / 64) here.
 W_SCALE = (512 / 64) ** 0.5
 
 
 def distill(w: float) -> tuple[str, str]:
-    """The configuration's weight for a w of the paper."""
+    """Return the configuration option for a w of the paper."""
     return "MODEL.VILD.DISTILL.WEIGHT", f"{w * W_SCALE:.3f}"
 
 
@@ -22,11 +22,11 @@ class Method:
     """A row of the table.
 
     Attributes:
-        label: in the table.
-        config: file in configs/shapes, without its ending.
+        label: label in the table.
+        config: file in configs/shapes, without its extension.
         options: KEY VALUE pairs.
-        scores: stage of the training whose checkpoint it scores; empty: it is trained itself.
-        novel_labelled: whether it is trained on annotations of novel classes too.
+        scores: training stage whose checkpoint is evaluated; empty if the method has its own.
+        novel_labelled: whether it is also trained on annotations of novel classes.
     """
 
     label: str
@@ -36,7 +36,7 @@ class Method:
     novel_labelled: bool = False
 
     def stages(self, pipeline: Pipeline, name: str) -> list[Stage]:
-        """Its training, unless it scores that of another method, and its evaluation."""
+        """Return the training stage, unless another's checkpoint is used, and the evaluation."""
         title = f"{self.label}, seed {pipeline.seed}"
         if self.scores:
             trained = self.scores
@@ -56,12 +56,12 @@ class Method:
 
 
 def training(method: str) -> str:
-    """Stage, and folder, of a method's training."""
+    """Return the name of a method's training stage, which is also its folder."""
     return f"{method}_training"
 
 
 def fused(label: str, base: float, novel: float) -> Method:
-    """The trained ensemble with other weights of its text head, for base and for novel classes."""
+    """Return the trained ensemble with other fusion weights for base and for novel classes."""
     weights = ("MODEL.VILD.FUSION_WEIGHTS", f"[{base}, {novel}]")
     return Method(label, "vild_ensemble", weights, scores=training("ensemble"))
 
@@ -86,6 +86,6 @@ METHODS = {
     "ensemble": Method("ViLD-ensemble, w = 0.5", "vild_ensemble", distill(0.5)),
     "text_head": fused("- its text head alone", 1.0, 1.0),
     "image_head": fused("- its image head alone", 0.0, 0.0),
-    # not of the paper: what the text head does to novel classes in the fusion
+    # not in the paper: shows the effect of the text head on novel classes in the fusion
     "image_for_novel": fused("- novel classes by its image head alone", 0.6667, 0.0),
 }

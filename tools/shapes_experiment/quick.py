@@ -1,4 +1,4 @@
-"""The experiment in short, as `make quickstart` runs it: less of everything than the recipes."""
+"""The short experiment of `make quickstart`: fewer images and iterations than the recipes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shapes_experiment.pipeline import Pipeline
 from vild.engine.stages import Stage
 from vild.precision import resolve_precision
 
-# rows of the table: names of the stages that evaluate them
+# rows of the table -> names of their evaluation stages
 ROWS = {
     "both_heads": "ViLD-ensemble",
     "text_head": "its text head alone (ViLD-text)",
@@ -29,7 +29,7 @@ def quick_pipeline(
     prefix: str = "",
     images: tuple[int, int] = IMAGES,
 ) -> Pipeline:
-    """Return a pipeline with fewer images, in bf16 where the processor computes in it."""
+    """Return a pipeline with fewer images, in bf16 if the processor supports it."""
     precision = resolve_precision("auto", "cpu")
     return Pipeline(folder, seed, options, prefix, images, precision, REGIONS)
 

@@ -13,10 +13,10 @@ Results = Mapping[str, Mapping[str, Mapping[str, float]]]  # method -> seed -> m
 
 
 def collect(pipelines: Sequence[Pipeline], methods: Sequence[str]) -> Results:
-    """Box AP of each method and seed.
+    """Collect the box AP of each method and seed.
 
     Raises:
-        ValueError: a method without figures of boxes.
+        ValueError: a method has no box metrics.
     """
     results: dict[str, dict[str, dict[str, float]]] = {}
     for method in methods:
@@ -28,13 +28,13 @@ def collect(pipelines: Sequence[Pipeline], methods: Sequence[str]) -> Results:
 
 
 def summary(results: Results, method: str, column: str) -> tuple[float, float]:
-    """Mean and sample standard deviation over the seeds; of one seed the deviation is 0."""
+    """Return mean and sample standard deviation over the seeds; 0 for one seed."""
     values = [figures[column] for figures in results[method].values()]
     return fmean(values), stdev(values) if len(values) > 1 else 0.0
 
 
 def to_markdown(results: Results, labels: Mapping[str, str]) -> str:
-    """The table, as Markdown; ``labels`` are of its rows, by method."""
+    """Format the table as Markdown; ``labels`` maps methods to row labels."""
     seeds = next(iter(results.values()))
     lines = [
         f"| box AP on `shapes_seed{{{','.join(seeds)}}}_val` | {' | '.join(COLUMNS)} |",

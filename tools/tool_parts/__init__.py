@@ -1,1 +1,1 @@
-"""What the larger tools do, each in a module of its name, imported once arguments are parsed."""
+"""Implementations of the larger tools, in modules of the same names, imported after parsing."""

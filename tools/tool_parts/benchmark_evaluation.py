@@ -28,7 +28,7 @@ LVIS_PICTURES, LIMIT_GIB = 19_809, 24
 
 
 def benchmark(args: argparse.Namespace) -> int:
-    """Print the measurements that the command line asks for; returns the exit code."""
+    """Print the requested measurements and return the exit code."""
     torch.set_num_threads(1)
     if args.step:
         steps = {"write": write, "evaluate": evaluate, "official": official}
@@ -57,8 +57,8 @@ def benchmark(args: argparse.Namespace) -> int:
 
 
 def encoding(number: int, repeats: int = 7) -> None:
-    """Time the run lengths of an image's masks, ours and pycocotools's in turn."""
-    height, width = 800, 1216  # of LVIS's images after resizing: the largest that are pasted
+    """Time the encoding of an image's masks, by this project and pycocotools alternately."""
+    height, width = 800, 1216  # a large LVIS image after resizing
     rng = np.random.default_rng(0)
     masks = np.zeros((number, height, width), bool)
     for mask in masks:
@@ -91,7 +91,7 @@ def encoding(number: int, repeats: int = 7) -> None:
 
 
 def run(args: argparse.Namespace, folder: Path, pictures: int) -> float:
-    """All steps for some pictures; returns the peak memory of the evaluation in GiB."""
+    """Run all steps for some images and return the evaluation's peak memory in GiB."""
     print(f"{pictures} pictures:")
     (folder / "annotations.json").write_text(json.dumps(annotations(args, pictures)), "utf-8")
     given = [f"--{name}={getattr(args, name)}" for name in ("detections", "classes")]
@@ -107,14 +107,14 @@ def run(args: argparse.Namespace, folder: Path, pictures: int) -> float:
             abs(metrics["evaluate"][task][name] - value)
             for task, values in metrics["official"].items()
             for name, value in values.items()
-            if value >= 0  # else there is no such class
+            if value >= 0  # negative: no such class
         ]
         print(f"    largest difference of {len(apart)} metrics to the official: {max(apart):.1e}")
     return peaks["evaluate"]
 
 
 def write(args: argparse.Namespace) -> dict[str, Any]:
-    """Stream the detections to the file."""
+    """Write the detections to the results file."""
     contents = json.loads((args.folder / "annotations.json").read_text("utf-8"))
     looked_for = {i["id"]: list(i["neg_category_ids"]) for i in contents["images"]}
     for item in contents["annotations"]:
@@ -137,7 +137,7 @@ def write(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure the file."""
+    """Evaluate the results file."""
     novel = {category_id: category_id % 4 == 0 for category_id in range(1, args.classes + 1)}
     files = (args.folder / "annotations.json", args.folder / "results.json")
     start = time.perf_counter()
@@ -150,7 +150,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def official(args: argparse.Namespace) -> dict[str, Any]:
-    """The official package by itself, one task after the other in one process."""
+    """Evaluate with the plain official package, one task after the other in one process."""
     logging.getLogger("lvis").setLevel(logging.ERROR)
     start, metrics = time.perf_counter(), {}
     for task in ("bbox", "segm"):
@@ -167,7 +167,7 @@ def official(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def annotations(args: argparse.Namespace, pictures: int) -> dict[str, Any]:
-    """Objects of random classes, the frequent ones first, with the lists of absent classes."""
+    """Make annotations of random classes, frequent ones first, with lists of absent classes."""
     rng = np.random.RandomState(0)
     odds = 1 / np.arange(1, args.classes + 1)
     odds /= odds.sum()
@@ -201,13 +201,13 @@ def annotations(args: argparse.Namespace, pictures: int) -> dict[str, Any]:
 
 
 def random_box(rng: np.random.RandomState) -> list[float]:
-    """XYWH inside the picture."""
+    """Make a random XYWH box inside the image."""
     w, h = rng.uniform(10, 300, 2)
     return [rng.uniform(0, WIDTH - w), rng.uniform(0, HEIGHT - h), w, h]
 
 
 def random_masks(number: int, rng: np.random.RandomState) -> torch.Tensor:
-    """(R, H, W) bool: ellipses with ragged rims, as networks draw them."""
+    """Make masks (R, H, W) bool: ellipses with ragged edges, like predicted masks."""
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     masks = np.zeros((number, HEIGHT, WIDTH), bool)
     for mask in masks:
@@ -220,7 +220,7 @@ def random_masks(number: int, rng: np.random.RandomState) -> torch.Tensor:
 def random_detections(
     masks: torch.Tensor, looked_for: list[int], classes: int, rng: np.random.RandomState
 ) -> Instances:
-    """The masks in another order, with classes, half of them among those that count."""
+    """Make detections from shuffled masks, half of them of classes that count."""
     masks = masks[torch.from_numpy(rng.permutation(len(masks)))]
     rows = rng.randint(0, classes, len(masks))
     counted = rng.rand(len(masks)) < 0.5
@@ -236,5 +236,5 @@ def random_detections(
 
 
 def peak_gib() -> float:
-    """Most memory that this process has held."""
+    """Return the peak memory of this process in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -25,7 +25,7 @@ Extract = Callable[[ProposalExtractor, StoreWriter, dict[int, str], int], None]
 
 
 class StandIn(ProposalExtractor):
-    """Waits instead of running a detector, as the main thread waits for a GPU."""
+    """An extractor that waits instead of running a detector, as the main thread waits for a GPU."""
 
     seconds = 0.0
 
@@ -39,7 +39,7 @@ class StandIn(ProposalExtractor):
 def resized_between(
     extractor: ProposalExtractor, writer: StoreWriter, files: dict[int, str], threads: int
 ) -> None:
-    """Read ahead, but resize and convert each image when the detector is done with the last."""
+    """Read images ahead, but resize and convert each after the detector finished the last one."""
     for number in writer.pending():
         with writer.shard(number) as builder:
             reading = map_ahead(read_image, [files[image] for image in builder.images], threads)
@@ -52,12 +52,12 @@ def resized_between(
 def resized_ahead(
     extractor: ProposalExtractor, writer: StoreWriter, files: dict[int, str], threads: int
 ) -> None:
-    """Extract as the tool does."""
+    """Extract like tools/extract_proposals.py."""
     extract_proposals(extractor, writer, files, threads=threads, progress=False)
 
 
 def benchmark(args: argparse.Namespace) -> int:
-    """Print the measurements that the command line asks for; returns the exit code."""
+    """Print the requested measurements and return the exit code."""
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.machine()
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}")

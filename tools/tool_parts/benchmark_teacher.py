@@ -1,4 +1,4 @@
-"""Measurements of tools/benchmark_teacher.py, and what tools/benchmark_proposals.py shares."""
+"""Measurements of tools/benchmark_teacher.py, and helpers shared with other benchmarks."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PICTURE = (480, 640)
 def random_boxes(
     count: int, draw: np.random.Generator, sides: tuple[float, float] = (12, 400)
 ) -> np.ndarray:
-    """Boxes with sides between two lengths, even in the logarithm: (R, 4) xyxy float32."""
+    """Make boxes (R, 4) xyxy float32, with log-uniform sides between two lengths."""
     height, width = PICTURE
     side = np.exp(draw.uniform(*np.log(sides), (count, 1)))
     side = side * np.exp(draw.uniform(-0.4, 0.4, (count, 2)))
@@ -55,13 +55,13 @@ def random_boxes(
 
 
 def random_picture(draw: np.random.Generator) -> Image.Image:
-    """A picture with as much detail as a photograph."""
+    """Make an image with as much detail as a photograph."""
     small = draw.integers(0, 255, (PICTURE[0] // 8, PICTURE[1] // 8, 3), np.uint8)
     return Image.fromarray(small).resize(PICTURE[::-1], Image.Resampling.BICUBIC)
 
 
 def alternate(rounds: int, **jobs: Callable[[], Any]) -> dict[str, float]:
-    """Median seconds of each job; they take turns, after a first time that does not count."""
+    """Return the median seconds of each job, run alternately after a warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(rounds + 1):
         for name, job in jobs.items():
@@ -75,7 +75,7 @@ def alternate(rounds: int, **jobs: Callable[[], Any]) -> dict[str, float]:
 
 
 def make_inputs(folder: Path, pictures: int, regions: int) -> tuple[dict[int, str], ProposalStore]:
-    """JPEG pictures and a store of their proposals."""
+    """Make JPEG images and a store of their proposals."""
     draw = np.random.default_rng(0)
     images = list(range(pictures))
     files = {image: str(folder / f"{image}.jpg") for image in images}
@@ -94,7 +94,7 @@ def make_inputs(folder: Path, pictures: int, regions: int) -> tuple[dict[int, st
 def embedding_writer(
     folder: Path, images: list[int], dimension: int, per_shard: int
 ) -> StoreWriter:
-    """A new store of embeddings."""
+    """Open a new store of embeddings for writing."""
     teacher = {"name": "random", "fingerprint": "", "dimension": dimension}
     source = embedding_source(teacher, CropRule(), {"digest": ""}, 300, 256)
     split = SplitImages("benchmark", dict.fromkeys(images, ""), "")
@@ -103,7 +103,7 @@ def embedding_writer(
 
 
 def crops(args: argparse.Namespace) -> None:
-    """Our crops against PIL's crop and open_clip's preprocess, box by box."""
+    """Compare this project's crops with PIL's crop and open_clip's preprocessing, box by box."""
     draw = np.random.default_rng(0)
     picture = random_picture(draw)
     pixels = torch.from_numpy(np.array(picture)).to(args.device)
@@ -133,7 +133,7 @@ def crops(args: argparse.Namespace) -> None:
 
 
 def extraction(args: argparse.Namespace, folder: Path) -> None:
-    """The whole extraction against the encoder alone on crops that are ready."""
+    """Compare the whole extraction with the encoder alone on prepared crops."""
     files, proposals = make_inputs(folder, args.pictures, args.regions)
     torch.manual_seed(0)
     teacher = Teacher.load("ViT-B-32", None, args.device, args.precision)
@@ -172,7 +172,7 @@ def extraction(args: argparse.Namespace, folder: Path) -> None:
 
 
 def store(folder: Path) -> None:
-    """Size and random reads of the store against one npz an image and one zip of pth files."""
+    """Compare size and random reads of the store with one npz per image and a zip of pth files."""
     images, regions = list(range(512)), 300
     draw = np.random.default_rng(0)
     writer = embedding_writer(folder / "store", images, DIMENSION, 256)
@@ -240,7 +240,7 @@ print(f"opening {len(store)} images: {seconds:.2f} s; {resident() - before:.0f} 
 
 
 def opening(folder: Path) -> None:
-    """A store of 100,000 images, opened in a process of its own."""
+    """Measure opening a store of 100,000 images, in a separate process."""
     images = list(range(100_000))
     writer = embedding_writer(folder / "many", images, 8, 256)
     rows = {
@@ -259,19 +259,19 @@ def opening(folder: Path) -> None:
 
 
 def stub(batch: Tensor) -> Tensor:
-    """An encoder that takes no time."""
+    """Return embeddings at once, in place of an encoder."""
     return functional.normalize(torch.ones(len(batch), DIMENSION), dim=1)
 
 
 def _share(rank: int, world_size: int, folder: Path, pictures: int, gate: Any, times: Any) -> None:
-    torch.set_num_threads(1)  # a process is one worker here
+    torch.set_num_threads(1)  # one thread per worker
     files = {image: str(folder / f"{image}.jpg") for image in range(pictures)}
     writer = embedding_writer(folder / f"shared{world_size}", list(files), DIMENSION, 4)
     proposals = ProposalStore(folder / "proposals")
     cropper = RegionCropper(
         proposals, files, CropRule(), limit=300, size=SIZE, batch_size=256, threads=1
     )
-    gate.wait()  # imports do not count
+    gate.wait()  # imports are not timed
     start = time.perf_counter()
     extract_embeddings(cropper, stub, writer, rank=rank, world_size=world_size, progress=False)
     times.put(time.perf_counter() - start)
@@ -279,7 +279,7 @@ def _share(rank: int, world_size: int, folder: Path, pictures: int, gate: Any, t
 
 
 def processes(folder: Path) -> None:
-    """Reading, cropping and storing by one and by two processes, the encoder stubbed."""
+    """Measure reading, cropping and storing with one and two workers, with a stub encoder."""
     pictures = 64
     make_inputs(folder, pictures, 100)
     context = multiprocessing.get_context("spawn")
@@ -310,7 +310,7 @@ def processes(folder: Path) -> None:
 
 
 def benchmark(args: argparse.Namespace, parts: Sequence[str]) -> int:
-    """Print the measurements of some parts; returns the exit code."""
+    """Print the measurements of the given parts and return the exit code."""
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     args.precision = args.precision or default_precision(args.device)
     name = torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.machine()

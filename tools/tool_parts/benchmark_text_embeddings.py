@@ -14,7 +14,7 @@ from vild.embeddings import Teacher, embed_vocabulary
 
 
 class TimedTeacher(Teacher):
-    """A teacher that adds up the time its text encoder takes."""
+    """A teacher that sums the time of its text encoder."""
 
     seconds = 0.0
 
@@ -30,7 +30,7 @@ class TimedTeacher(Teacher):
 
 
 def benchmark(args: argparse.Namespace) -> int:
-    """Print the measurements that the command line asks for; returns the exit code."""
+    """Print the requested measurements and return the exit code."""
     lvis = Vocabulary.from_dataset("lvis_v1_val")
     step = max(1, len(lvis) // args.classes)
     vocabulary = Vocabulary.from_names(lvis.names[::step][: args.classes])
@@ -40,7 +40,7 @@ def benchmark(args: argparse.Namespace) -> int:
     teacher._embed_tokens(padded)
     teacher.seconds = 0.0
     start = time.perf_counter()
-    # the fingerprint of the weights is part of the job
+    # includes the time to compute the fingerprint of the weights
     embed_vocabulary(teacher, vocabulary, "vild", synonyms=False, progress=True)
     wall = time.perf_counter() - start
     prompts = len(vocabulary) * 63

@@ -1,4 +1,4 @@
-"""What tools/demo.py does: detect in images, a video or a webcam's frames."""
+"""Implementation of tools/demo.py: detection in images, a video or a webcam's frames."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 VIDEO_OUTPUTS = (".mp4", ".mkv", ".avi")
 
 
-# of a video's frames: containers announce their number from the duration
+# fraction of the announced frames; containers estimate their number from the duration
 _LEAST_READ = 0.9
 
 
 def detect(args: argparse.Namespace) -> list[str]:
-    """Detect in what the command line names; return what failed, a line each.
+    """Detect in the inputs of the command line; return the failures, one line each.
 
     Raises:
-        ValueError: see the functions that this calls.
+        ValueError: see the called functions.
         OSError: an output cannot be written.
     """
     failed: list[str] = []
@@ -58,14 +58,14 @@ def detect(args: argparse.Namespace) -> list[str]:
 
 
 def check_outputs(args: argparse.Namespace, files: list[Path]) -> None:
-    """Check before the model is loaded that what is found can be written.
+    """Check, before the model is loaded, that the outputs can be written.
 
     Args:
-        args: of the command line.
+        args: parsed arguments.
         files: the images; empty for a video.
 
     Raises:
-        ValueError: an ending of another kind, an input that would be overwritten, or a place that
+        ValueError: an extension is not supported, an input would be overwritten, or an output
             cannot be written.
     """
     if args.results is not None:
@@ -117,7 +117,7 @@ def _is_same_file(one: Path, other: Path) -> bool:
 
 
 def _targets(folder: Path, files: list[Path]) -> dict[Path, Path]:
-    """Return the file in the folder for each image."""
+    """Return the output file for each image."""
     names = _unique_names(files)
     return {file: folder / f"{safe_stem(names[file])}.jpg" for file in files}
 
@@ -150,7 +150,7 @@ def detect_pictures(
 def _picture_writer(
     predictor: OpenVocabularyPredictor, args: argparse.Namespace, files: list[Path]
 ) -> Callable[[Path, Instances], None] | None:
-    """Return a function that draws the detections of an image, if ``--output`` asks for it."""
+    """Return a function that draws the detections of an image, if ``--output`` is given."""
     output, threshold = args.output, args.confidence_threshold
     if output is None:
         return None
@@ -174,7 +174,7 @@ def _picture_writer(
 
 
 def _unique_names(files: list[Path]) -> dict[Path, str]:
-    """The stem of each file; where two are alike, their whole paths."""
+    """Return the stem of each file, or the full path if stems are not unique."""
     count = Counter(file.stem for file in files)
     return {file: file.stem if count[file.stem] == 1 else str(file) for file in files}
 
@@ -193,7 +193,7 @@ def detect_video(
     """Detect in a video or a webcam's frames; return what is missing, if the video ended early.
 
     Raises:
-        ValueError: it cannot be opened, or has no frame.
+        ValueError: the video cannot be opened, or has no frames.
         OSError: the video with the detections cannot be written.
     """
     source = 0 if args.webcam else str(args.video_input)
@@ -244,14 +244,14 @@ def _frames(capture: cv2.VideoCapture, limit: int | None) -> Iterator[np.ndarray
 
 @contextmanager
 def _video_writer(path: Path, rate: float):  # type: ignore[no-untyped-def]
-    """Yield a function that appends a frame (H, W, 3) BGR; all have the size of the first."""
+    """Yield a function that appends a frame (H, W, 3) BGR; all frames get the first one's size."""
     opened: list[cv2.VideoWriter] = []
     frames = [0]
     with atomic_path(path) as temporary:
 
         def write(frame: np.ndarray) -> None:
             height, width = frame.shape[:2]
-            # the coders want even numbers
+            # codecs need even sizes
             size = (width // 2 * 2, height // 2 * 2)
             if not opened:
                 code = cv2.VideoWriter_fourcc(*"mp4v")
@@ -270,10 +270,10 @@ def _video_writer(path: Path, rate: float):  # type: ignore[no-untyped-def]
 
 
 def _check_video(temporary: Path, path: Path, frames: int) -> None:
-    """Check that the frames are in the file: OpenCV does not report that a disk is full.
+    """Check that all frames were written, because OpenCV does not report a full disk.
 
     Raises:
-        OSError: they are not.
+        OSError: frames are missing.
     """
     capture = cv2.VideoCapture(str(temporary))
     found = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0

@@ -1,4 +1,4 @@
-"""Sections of the page that tools/result_page.py writes."""
+"""Sections of the page of tools/result_page.py."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Runs = dict[str, Path]
 
 
 def table_section(runs: list[Run], data: str, task: str) -> tuple[PageSection, str]:
-    """The table in the paper's form, and a sentence about the first run."""
+    """Make the table in the paper's layout, and a sentence about the first run."""
     tables = build_tables([run for run in runs if run.data == data], task)
     (table,) = tables
     rows = tuple(
@@ -54,7 +54,7 @@ def table_section(runs: list[Run], data: str, task: str) -> tuple[PageSection, s
 
 
 def picture_section(folder: Path, args: argparse.Namespace) -> PageSection:
-    """The first pictures that have novel objects, ground truth beside detections."""
+    """Make the section of the first images with novel objects, ground truth beside detections."""
     records = find_split(args.dataset)
     vocabulary = Vocabulary.from_dataset(args.dataset)
     rows = MetadataCatalog.get(args.dataset).thing_dataset_id_to_contiguous_id
@@ -92,7 +92,7 @@ def picture_section(folder: Path, args: argparse.Namespace) -> PageSection:
 
 
 def class_section(folders: Runs, args: argparse.Namespace) -> PageSection:
-    """A bar a class."""
+    """Make the section with one bar per class."""
     (label, folder), *others = folders.items()
     file = f"{args.dataset}_per_class.csv"
     classes = read_class_ap(folder / file, args.task)
@@ -107,7 +107,7 @@ def class_section(folders: Runs, args: argparse.Namespace) -> PageSection:
 
 
 def similarity_section(args: argparse.Namespace) -> PageSection:
-    """Heat maps of the teacher's and of the detector's regions."""
+    """Make the section of heat maps for the teacher's and the detector's regions."""
     options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", args.weights, *args.opts]
     cfg = read_config(args.config_file, options)
     store = EmbeddingStore(args.regions)
@@ -135,7 +135,7 @@ def similarity_section(args: argparse.Namespace) -> PageSection:
 
 
 def stage_section(stages: list[Record]) -> PageSection:
-    """Commands, times and memory."""
+    """Make the section of commands with times and memory."""
     rows = [(s.title, s.command, shown_time(s.seconds), shown_size(s.peak_bytes)) for s in stages]
     total = sum(s.seconds for s in stages)
     peak = max((s.peak_bytes for s in stages), default=0)
@@ -151,7 +151,7 @@ def write_result_page(folders: Runs, args: argparse.Namespace) -> None:
     """Write the page to ``--out``.
 
     Raises:
-        ValueError: see the functions that this calls.
+        ValueError: see the called functions.
     """
     require_writable_file(args.out, "--out")
     register_from_arguments(args)

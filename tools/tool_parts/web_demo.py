@@ -1,4 +1,4 @@
-"""The page that tools/web_demo.py serves."""
+"""The web page of tools/web_demo.py."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ except ImportError:
 
 TITLE = "ViLD: detect anything you can name"
 COLUMNS = ("name", "class", "score", "x", "y", "width", "height")
-# nothing is fetched from elsewhere: the page works without a network
+# system fonts only, so that the page works without a network
 FONTS = ["system-ui", "sans-serif"]
 
 
 def build_page(
     detector: PageDetector, words: str, threshold: float, examples: list[Path]
 ) -> gr.Blocks:
-    """The page."""
+    """Build the page."""
 
     def detect(file: str | None, text: str, threshold: float) -> tuple[object, ...]:
         got = detector.answer(file, text, threshold)
@@ -42,7 +42,7 @@ def build_page(
         return got.message, got.picture, list(got.words), rows, download
 
     limits = detector.limits
-    # files of visitors are removed after an hour
+    # visitors' files are removed after an hour
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(f"# {TITLE}")
         with gr.Row():
@@ -105,13 +105,13 @@ def build_page(
 
 
 def in_url(host: str) -> str:
-    """Return a host as URLs and gradio have it."""
+    """Return a host in the form used in URLs and by gradio."""
     return f"[{host}]" if ":" in host else host
 
 
 def serve(page: gr.Blocks, limits: Limits, hosts: ServedHosts, args: argparse.Namespace) -> None:
     """Serve the page until Ctrl-C or SIGTERM."""
-    # one file and what a form adds to it, or words
+    # one file with its form data, or words
     gate = Middleware(Gate, hosts=hosts, max_bytes=(limits.upload_mb + 1) * 2**20)
     page.queue(max_size=32)
     page.launch(
@@ -133,31 +133,31 @@ def run_page(args: argparse.Namespace) -> None:
     """Load the detector and serve the page until Ctrl-C or SIGTERM.
 
     Raises:
-        ValueError: see the functions that this calls.
-        KeyboardInterrupt: it was stopped.
+        ValueError: see the called functions.
+        KeyboardInterrupt: the server was stopped.
     """
     limits = Limits(args.max_upload_mb, args.max_megapixels, words=args.max_words)
     cfg = read_config(args.config_file, args.opts)
     register_datasets(cfg)
-    # other words come with every visitor
+    # the initial words; every visitor sends others
     words = Vocabulary.load(args.words) if args.words.strip() else None
     if words is not None and len(words) > limits.words:
         raise ValueError(
             f"expected at most {limits.words} words on this page, got {len(words)}: raise "
             "--max-words"
         )
-    args.host = args.host.strip("[]")  # of an IPv6 address
+    args.host = args.host.strip("[]")  # brackets of an IPv6 address
     hosts = ServedHosts(args.host, args.allowed_host)
     require_free_address(args.host, args.port)
     examples = find_pictures(args.examples) if args.examples else []
     predictor = OpenVocabularyPredictor(cfg, words, precision=args.precision)
     text = join_words(words.names) if words is not None else ""
-    # end as by Ctrl-C, so that the folder is removed
+    # handle SIGTERM like Ctrl-C, so that the folder is removed
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with private_folder(os.environ.get("GRADIO_TEMP_DIR")) as folder:
         tempfile.tempdir = str(folder)
         os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")
-        os.environ["GRADIO_RUN_HISTORY"] = "False"  # browsers need not keep visitors' images
+        os.environ["GRADIO_RUN_HISTORY"] = "False"  # do not keep visitors' images in the browser
         detector = PageDetector(predictor, folder / "found", limits)
         page = build_page(detector, text, args.confidence_threshold, examples)
         print(f"http://{in_url(args.host)}:{args.port} (Ctrl-C ends it)", flush=True)

@@ -1,4 +1,4 @@
-"""Running the parts: processes, the training loop and its hooks."""
+"""The engine: launching of processes, the training loop, its hooks and loaders."""
 
 from vild.engine.agreement import require_same_config
 from vild.engine.launching import EXIT_CTRL_C, explained, launch

@@ -1,19 +1,19 @@
-"""All processes of a job have to be told the same."""
+"""A check that all processes of a job use the same configuration."""
 
 from __future__ import annotations
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-# may well be another path on another machine
+# this path may differ between machines
 _OWN = ("OUTPUT_DIR",)
 
 
 def require_same_config(cfg: CfgNode) -> None:
-    """Compare the configurations of all processes.
+    """Check that all processes use the same configuration.
 
     Raises:
-        ValueError: on every process, if any differs; the keys are named.
+        ValueError: on every process, if any differs; the message lists the keys.
     """
     own = {key: value for key, value in _flat(cfg).items() if key not in _OWN}
     every = comm.all_gather(own)

@@ -1,4 +1,4 @@
-"""What a training does around its steps: seeds, stops, evaluations, reports of divergence."""
+"""Hooks of the training loop: seeding, stopping on signals, evaluation, divergence reports."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from torch import distributed, nn
 logger = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-_ONE_SIGNAL = 0.5  # seconds in which several are one that arrived by several ways
+_ONE_SIGNAL = 0.5  # seconds within which several signals count as one
 
 
 class StepSeeds(HookBase):
-    """Random numbers of each step follow from the seed, the step and the process.
+    """A hook that seeds each step from the training's seed, the iteration and the rank.
 
-    So a training that is resumed draws what it would have drawn.
+    A resumed training therefore draws the same random numbers as an uninterrupted one.
 
     Args:
-        seed: of the training.
+        seed: seed of the training.
     """
 
     def __init__(self, seed: int) -> None:
@@ -44,15 +44,15 @@ class StepSeeds(HookBase):
         numbers = np.random.SeedSequence([self.seed, self.trainer.iter, comm.get_rank()])
         first, second, third = (int(n) for n in numbers.generate_state(3))
         random.seed(first)
-        np.random.seed(second)  # noqa: NPY002  (Detectron2 draws from it)
+        np.random.seed(second)  # noqa: NPY002  (Detectron2 uses it)
         torch.manual_seed(third)
 
 
 @contextmanager
 def stop_signals_held() -> Iterator[None]:
-    """Let signals wait for the end of the block; processes that it starts never receive them.
+    """Defer signals to the end of the block; processes started in it never receive them.
 
-    Ctrl-C and clusters send them to the loader's workers, too, whose end would be an error.
+    Ctrl-C and clusters also signal the loader's workers, and losing a worker would be an error.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
@@ -62,12 +62,12 @@ def stop_signals_held() -> Iterator[None]:
 
 
 class CheckpointAndStop(HookBase):
-    """A signal ends the training after the current step, with a checkpoint to resume from.
+    """A hook that writes a checkpoint and stops after the current step when a signal arrives.
 
-    SIGINT is Ctrl-C; SIGTERM and SIGUSR1 are what clusters send before they take a machine away.
-    All processes stop after the same step, whichever of them were told. A second signal ends the
-    process at once. Whoever listened before (submitit, which submits the job again) is told after
-    the checkpoint.
+    SIGINT is Ctrl-C; clusters send SIGTERM or SIGUSR1 before they reclaim a machine. All ranks stop
+    after the same step, whichever of them received the signal. A second signal ends the process at
+    once. A previously installed handler (such as submitit's, which resubmits the job) is called
+    after the checkpoint.
 
     Args:
         checkpointer: writes the checkpoint.
@@ -80,29 +80,29 @@ class CheckpointAndStop(HookBase):
         self._group: distributed.ProcessGroup | None = None
 
     def before_train(self) -> None:
-        """Listen."""
+        """Install the signal handlers."""
         self._process = os.getpid()
-        if comm.get_world_size() > 1:  # of CPUs, so that no process waits for its GPU
+        if comm.get_world_size() > 1:  # on CPUs, so that no rank waits for its GPU
             self._group = distributed.new_group(backend="gloo")
         self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
 
     def after_train(self) -> None:
-        """Listen no more."""
+        """Restore the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     @contextmanager
     def evaluation(self, is_last: bool) -> Iterator[None]:
-        """Evaluate in this context, so that a signal need not wait for the end of it.
+        """Return a context for an evaluation that a signal may interrupt.
 
-        Several processes can only leave the last evaluation at once. In another one they would have
-        to agree on it first, and they wait for its end.
+        With several ranks, only the last evaluation can be interrupted. In any other the ranks
+        would first have to agree to stop, so they wait for its end.
 
         Args:
-            is_last: whether the training is done, so that no checkpoint is needed.
+            is_last: whether training is finished, so that no checkpoint is needed.
 
         Raises:
-            SystemExit: in the last evaluation, with 128 + the signal's number.
+            SystemExit: in the last evaluation, with 128 + the signal number.
         """
         self._interruptible = is_last or comm.get_world_size() == 1
         try:
@@ -115,11 +115,11 @@ class CheckpointAndStop(HookBase):
             self._interruptible = False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a worker of a loader, which ends with this process
+        if os.getpid() != self._process:  # a loader's worker, which ends with this process
             return
         now = time.monotonic()
         if self.received:
-            # Ctrl-C reaches a process from its terminal and from its launcher
+            # Ctrl-C arrives both from the terminal and from the launcher
             if now - self._at > _ONE_SIGNAL:
                 os._exit(128 + number)
             return
@@ -130,10 +130,10 @@ class CheckpointAndStop(HookBase):
         logger.warning("%s: a checkpoint follows this step; a second one ends at once", name)
 
     def after_step(self) -> None:
-        """Stop if any process was told to.
+        """Stop if any rank received a signal.
 
         Raises:
-            SystemExit: with 128 + the signal's number, as shells have it.
+            SystemExit: with 128 + the signal number, like shells.
         """
         number = self.received
         if comm.get_world_size() > 1:
@@ -145,7 +145,7 @@ class CheckpointAndStop(HookBase):
         name = f"model_{self.trainer.iter:07d}"
         self.checkpointer.save(name, iteration=self.trainer.iter)
         logger.warning("stopped after iteration %d; --resume goes on", self.trainer.iter)
-        comm.synchronize()  # the others wait until the file is there
+        comm.synchronize()  # all ranks wait until the file exists
         self._leave(number)
 
     def _leave(self, number: int) -> None:
@@ -156,16 +156,16 @@ class CheckpointAndStop(HookBase):
 
 
 class _Stopped(BaseException):
-    """A signal came during an evaluation."""
+    """Raised by a signal during an evaluation."""
 
 
 class Evaluation(EvalHook):
-    """Detectron2's hook, which a signal interrupts; only a training that is done is evaluated last.
+    """Detectron2's EvalHook, interruptible by signals, with a final evaluation only on completion.
 
     Args:
-        period: iterations between evaluations; 0 for none before the last.
+        period: iterations between evaluations; 0 evaluates only at the end.
         evaluate: returns the metrics.
-        stop: receives the signals.
+        stop: the hook that receives the signals.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class Evaluation(EvalHook):
     def after_train(self) -> None:
         """Evaluate, unless an error or a signal ended the training.
 
-        Detectron2's own would evaluate after those of the last step, too.
+        Detectron2's hook would also evaluate if they occurred in the last step.
         """
         if self._is_done():
             super().after_train()
@@ -191,13 +191,13 @@ class Evaluation(EvalHook):
 
 
 class DivergenceGuard:
-    """Name the images of a training step that diverges, wherever it shows first.
+    """A guard that reports the images of a training step that diverges.
 
-    Losses are checked after each forward pass of the model in training. Detectron2's proposal
-    network and training loop have checks of their own, which know no images.
+    It checks the losses after each forward pass in training. Detectron2's RPN and training loop
+    also check, but their errors do not name the images.
 
     Args:
-        model: one of Detectron2's; its training output is a dictionary of losses.
+        model: a Detectron2 model, which returns a dictionary of losses in training.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -207,11 +207,11 @@ class DivergenceGuard:
 
     @contextmanager
     def explain(self) -> Iterator[None]:
-        """Run a training step in this context.
+        """Return a context for a training step.
 
         Raises:
-            FloatingPointError: the step raised one; the image ids, the process and what to do are
-                added to its message.
+            FloatingPointError: the step raised one; the image ids, the rank and advice are added
+                to its message.
         """
         try:
             yield

@@ -1,7 +1,7 @@
-"""Start the processes of a job, or join those that torchrun or srun has started.
+"""The launcher, which starts the processes of a job or joins those of torchrun or srun.
 
-As Detectron2's launcher, and: the device decides how processes speak, a process may see its own GPU
-alone, errors are one line, signals reach the processes, and the process group is taken down.
+Compared with Detectron2's launcher, it chooses the backend by device, supports processes that see
+only one GPU, reports errors in one line, forwards signals and destroys the process group.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from vild.engine.ranks import RESTARTED, Place, gpu_of, launched_place
 
 logger = logging.getLogger(__name__)
 
-EXIT_ERROR = 2  # a message for the user has been given
+EXIT_ERROR = 2  # the user has been shown a message
 EXIT_CTRL_C = 128 + signal.SIGINT
-# how torch words that a process of the group is gone or silent
+# torch's messages for a rank that has exited or does not respond
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out",
          "timed out", "NCCL", "Socket Timeout")  # fmt: skip
 
@@ -48,24 +48,24 @@ def launch(
 ) -> None:
     """Run ``main(*args)`` in every process of a job.
 
-    Under torchrun and under srun this process is one of them, and the numbers here are not looked
-    at. Otherwise they are started on this machine.
+    Under torchrun or srun this process is one of them, and the numbers given here are ignored.
+    Otherwise the processes of this machine are started.
 
     Args:
-        main: function of a module (it is pickled).
-        num_processes: on this machine; 0 or 1 on a single machine run in this very process.
+        main: a module-level function (it is pickled).
+        num_processes: processes on this machine; 0 or 1 on a single machine run in this process.
         num_machines: machines of the job.
-        machine_rank: which of them this is, from 0.
-        dist_url: where they meet, such as ``tcp://first-machine:29500``; ``auto`` is for one
+        machine_rank: index of this machine, from 0.
+        dist_url: rendezvous address, such as ``tcp://first-machine:29500``; ``auto`` for one
             machine.
         args: positional arguments of ``main``.
-        timeout: how long processes wait for each other, at the start and in every exchange.
-        device: ``cpu`` for processes that speak by gloo, whatever GPUs there are; otherwise by NCCL
-            if there is a GPU.
+        timeout: for the rendezvous and for every collective operation.
+        device: ``cpu`` selects gloo even if there are GPUs; otherwise NCCL is used if there is a
+            GPU.
 
     Raises:
-        ValueError: impossible numbers, no meeting at ``dist_url``, or a process that failed; its
-            own message is above.
+        ValueError: the numbers are invalid, the rendezvous at ``dist_url`` failed, or a process
+            failed, which has printed its message.
         SystemExit: the processes were stopped by a signal, after a checkpoint.
     """
     on_gpus = device != "cpu" and torch.cuda.is_available()
@@ -104,7 +104,7 @@ def launch(
 def _started(
     local_rank: int, processes: int, machines: int, machine: int, url: str, *job: Any
 ) -> None:
-    """Be one of the processes that :func:`launch` has started."""
+    """Run as one of the processes started by :func:`launch`."""
     rank, world_size = machine * processes + local_rank, machines * processes
     _join(Place(rank, world_size, local_rank, processes, machine, url), *job)
 
@@ -116,7 +116,7 @@ def _join(
     main: Callable[..., Any],
     args: Sequence[Any],
 ) -> None:
-    """Meet the other processes and run ``main(*args)``, as Detectron2's worker does."""
+    """Join the process group and run ``main(*args)``, like Detectron2's worker."""
     gpu = gpu_of(place.local_rank, place.per_machine) if on_gpus else None
     dist.init_process_group(
         "nccl" if on_gpus else "gloo",
@@ -128,16 +128,16 @@ def _join(
     _group_by_machine(place)
     if gpu is not None:
         torch.cuda.set_device(gpu)
-    comm.synchronize()  # as there: the first exchange may take longer than later ones
+    comm.synchronize()  # like Detectron2: the first collective may take longer
     _run(main, *args)
 
 
 def _group_by_machine(place: Place) -> None:
-    """Make the groups behind ``comm.get_local_rank``."""
+    """Create the process groups behind ``comm.get_local_rank``."""
     if hasattr(comm, "create_local_process_group"):
         comm.create_local_process_group(place.per_machine)
         return
-    # v0.6 does this in the middle of its worker
+    # Detectron2 v0.6 does this inside its worker
     for first in range(0, place.world_size, place.per_machine):
         group = dist.new_group(list(range(first, first + place.per_machine)))
         if first == place.machine * place.per_machine:
@@ -145,28 +145,28 @@ def _group_by_machine(place: Place) -> None:
 
 
 def _run(main: Callable[..., Any], *args: Any) -> None:
-    """One process of several: its errors are told by itself."""
+    """Run one of several processes, which reports its own errors."""
     rank = dist.get_rank()
     try:
         main(*args)
     except KeyboardInterrupt:
-        os._exit(EXIT_CTRL_C)  # torch's start of processes would take it for success
+        os._exit(EXIT_CTRL_C)  # torch's launcher would take it for success
     except Exception as error:
         message = explained(error)
         if message is None:
             raise
         _tell(rank, message)
-    # Not after an error: the others may never come.
+    # not after an error: the other ranks may never arrive
     dist.destroy_process_group()
     if multiprocessing.parent_process() is not None:
         _leave()
 
 
 def _leave() -> None:
-    """End a started process that did its work, without the interpreter's own end.
+    """Exit a finished process without the interpreter's shutdown.
 
-    There threads of torch's libraries now and then abort it (SIGABRT, on busy machines), and the
-    whole job would count as failed.
+    During shutdown, threads of torch's libraries sometimes abort the process (SIGABRT, on busy
+    machines), which would make the whole job fail.
     """
     logging.shutdown()
     sys.stdout.flush()
@@ -175,10 +175,10 @@ def _leave() -> None:
 
 
 def explained(error: Exception) -> str | None:
-    """What to tell the user of an error; None where only a traceback would do."""
+    """Return a message for the user, or None if the error needs a traceback."""
     if isinstance(error, ValueError | OSError | FloatingPointError):
         return str(error)
-    # on the CPU torch has no type for it
+    # torch has no exception type for this on the CPU
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
         return (
             f"out of memory ({str(error).splitlines()[0] if str(error) else 'no more is given'}). "
@@ -195,15 +195,15 @@ def explained(error: Exception) -> str | None:
 def _tell(rank: int, message: str) -> None:
     sys.stderr.write(f"error: process {rank}: {message}\n")
     sys.stderr.flush()
-    # without the interpreter's end, where the process group waits for those that are gone
+    # skips the interpreter's shutdown, where the process group would wait for lost ranks
     os._exit(EXIT_ERROR)
 
 
 def _meet_again(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[dist.Store, int, int]]:
-    """As env://, with the keys of every restart apart.
+    """Join the job like env://, with separate keys for every restart.
 
-    torchrun's store outlives the processes, and those that it starts again would find the addresses
-    of the ones that are gone, and wait for them.
+    torchrun's store outlives the processes. Restarted processes would otherwise find the addresses
+    of the previous ones and wait for them.
     """
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     for store, rank, world_size in dist.rendezvous("env://", timeout=timeout):
@@ -215,10 +215,10 @@ dist.register_rendezvous_handler(RESTARTED, _meet_again)
 
 @contextmanager
 def _signals_passed_on() -> Iterator[None]:
-    """Pass signals on to the processes of the job, for this one only waits for them.
+    """Forward signals to the processes of the job, for which this process only waits.
 
     Raises:
-        SystemExit: one came; with 128 + its number.
+        SystemExit: after a signal, with 128 + its number.
     """
     received = []
 

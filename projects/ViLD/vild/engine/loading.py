@@ -1,4 +1,4 @@
-"""Loaders from the configuration: data sets, mapper and stores put together."""
+"""Loaders, built from the configuration: datasets, mapper and stores."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ from vild.proposals import ProposalStore
 
 
 def build_region_source(cfg: CfgNode) -> EmbeddingStore | ProposalStore | None:
-    """The store that ``MODEL.VILD.DISTILL`` names; None where the model learns from none.
+    """Open the store named by ``MODEL.VILD.DISTILL``; None if the model is not distilled.
 
     Raises:
-        ValueError: an unknown source, no whole store there, one of another teacher, dimension or
-            crop rule than the configuration's, or more than one training set.
+        ValueError: the source is unknown, the store is missing or incomplete or has another
+            teacher, dimension or crop rule than the configuration, or there are several training
+            sets.
     """
     distill = cfg.MODEL.VILD.DISTILL
     if not is_distilled(cfg):
@@ -57,25 +58,25 @@ def build_region_source(cfg: CfgNode) -> EmbeddingStore | ProposalStore | None:
 
 
 def is_distilled(cfg: CfgNode) -> bool:
-    """Whether training needs the teacher's region embeddings."""
+    """Return whether training needs the teacher's region embeddings."""
     return is_vild(cfg) and cfg.MODEL.VILD.VARIANT in DISTILLED
 
 
 def is_vild(cfg: CfgNode) -> bool:
-    """Whether the RoI heads are those of ViLD, which need text embeddings."""
+    """Return whether the RoI heads are ViLD's, which need text embeddings."""
     return issubclass(ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME), ViLDROIHeads)
 
 
 def build_online_embedder(cfg: CfgNode, field: str) -> OnlineEmbedder:
-    """The teacher that runs beside the model (``MODEL.VILD.TEACHER``, ``DISTILL.SOURCE: online``).
+    """Load the teacher to run online (``MODEL.VILD.TEACHER``, ``DISTILL.SOURCE: online``).
 
     Args:
         cfg: configuration.
-        field: of a mapped image, whose regions are meant.
+        field: field of a mapped image that holds the regions to embed.
 
     Raises:
-        ValueError: no such teacher, or one of another dimension or other weights than the one that
-            made the text embeddings.
+        ValueError: the teacher is unknown, or has another dimension or other weights than the
+            teacher that made the text embeddings.
     """
     model, pretrained = cfg.MODEL.VILD.TEACHER
     teacher = Teacher.load(model, pretrained or None, cfg.MODEL.DEVICE)
@@ -95,18 +96,18 @@ def build_online_embedder(cfg: CfgNode, field: str) -> OnlineEmbedder:
 def build_proposal_source(
     cfg: CfgNode, is_train: bool, index: int = 0
 ) -> EmbeddingStore | ProposalStore | None:
-    """The store of precomputed proposals that replaces the RPN (``MODEL.LOAD_PROPOSALS``).
+    """Open the store of precomputed proposals that replaces the RPN (``MODEL.LOAD_PROPOSALS``).
 
-    Variants that detect with the teacher's help take one of region embeddings, unless the teacher
-    runs online.
+    Variants that need the teacher at inference require a store of region embeddings, unless the
+    teacher runs online.
 
     Args:
         cfg: configuration; ``DATASETS.PROPOSAL_FILES_TRAIN`` and ``_TEST`` name folders.
-        is_train: which of the two.
-        index: which of the data sets.
+        is_train: whether to use the training or the test option.
+        index: index of the dataset.
 
     Raises:
-        ValueError: nothing named, or not a store.
+        ValueError: no folder is configured, or it is not a store.
     """
     if not cfg.MODEL.LOAD_PROPOSALS:
         return None
@@ -136,10 +137,10 @@ def _embedding_store(cfg: CfgNode, folder: str) -> EmbeddingStore:
 
 
 def crop_rule(cfg: CfgNode) -> CropRule:
-    """How the teacher crops regions (``MODEL.VILD.CROP_MODE``, at the scales of the paper).
+    """Return how the teacher crops regions (``MODEL.VILD.CROP_MODE``, at the paper's scales).
 
     Raises:
-        ValueError: an unknown mode.
+        ValueError: the mode is unknown.
     """
     return CropRule(cfg.MODEL.VILD.CROP_MODE)
 
@@ -149,13 +150,13 @@ def _detects_with_teacher(cfg: CfgNode) -> bool:
 
 
 def build_train_loader(cfg: CfgNode) -> TrainingLoader:
-    """Training images, mapped, with the regions that the model learns from.
+    """Build a loader of mapped training images, with the regions to distil from.
 
-    What is drawn follows from ``cfg.SEED`` (0 where it is negative) and the place in the stream.
+    The images depend only on ``cfg.SEED`` (0 if negative) and the position in the stream.
 
     Raises:
-        ValueError: stores, teacher or class lists that do not fit the configuration, or a store
-            that was made from other images or lacks some of the training set.
+        ValueError: the stores, the teacher or the classes do not match the configuration, or a
+            store was made from other images or lacks images of the training set.
     """
     for name in cfg.DATASETS.TRAIN:
         require_split(name, "a registered split in DATASETS.TRAIN")
@@ -165,7 +166,7 @@ def build_train_loader(cfg: CfgNode) -> TrainingLoader:
             text.check_classes(MetadataCatalog.get(name).thing_classes, f"the data set {name}")
     regions, proposals = build_region_source(cfg), build_proposal_source(cfg, True)
     mapper = ViLDDatasetMapper(cfg, True, regions=regions, proposals=proposals)
-    # given here, since Detectron2 would read DATASETS.PROPOSAL_FILES_TRAIN as pickles
+    # loaded here, because Detectron2 would read DATASETS.PROPOSAL_FILES_TRAIN as pickles
     every = _records(cfg.DATASETS.TRAIN)
     records = every
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
@@ -188,19 +189,19 @@ def build_train_loader(cfg: CfgNode) -> TrainingLoader:
 
 
 def _records(names: Sequence[str]) -> list[dict[str, Any]]:
-    """The records of registered splits.
+    """Load the records of registered splits.
 
     Raises:
-        ValueError: one of them has no images.
+        ValueError: a split has no images.
     """
     try:
         return get_detection_dataset_dicts(names, filter_empty=False)
-    except AssertionError as error:  # Detectron2's for an empty list
+    except AssertionError as error:  # raised by Detectron2 for an empty list
         raise ValueError(f"expected images in {tuple(names)}: {error}") from None
 
 
 def _require_objects(cfg: CfgNode, records: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a training set without objects, and heads that would learn masks from boxes."""
+    """Refuse a training set without objects, or without masks that the RoI heads require."""
     objects = [a for r in records for a in r.get("annotations", ()) if not a.get("iscrowd")]
     if not objects:
         raise ValueError(
@@ -219,7 +220,7 @@ def _require_objects(cfg: CfgNode, records: Sequence[Mapping[str, Any]]) -> None
 
 
 def _sampler(cfg: CfgNode, records: list[dict[str, Any]]) -> TrainingSampler:
-    """Detectron2's sampler of ``DATALOADER.SAMPLER_TRAIN``, with a seed of its own."""
+    """Make the Detectron2 sampler named by ``DATALOADER.SAMPLER_TRAIN``, seeded separately."""
     name, seed = cfg.DATALOADER.SAMPLER_TRAIN, max(cfg.SEED, 0)
     if name == "TrainingSampler":
         return TrainingSampler(len(records), seed=seed)
@@ -235,7 +236,7 @@ def _sampler(cfg: CfgNode, records: list[dict[str, Any]]) -> TrainingSampler:
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> Any:
-    """Detectron2's test loader for one of ``DATASETS.TEST`` with this project's mapper.
+    """Build Detectron2's test loader for one of ``DATASETS.TEST`` with this project's mapper.
 
     Raises:
         ValueError: see :func:`build_test_proposals`.
@@ -255,18 +256,18 @@ def build_test_loader(cfg: CfgNode, name: str) -> Any:
 def build_test_proposals(
     cfg: CfgNode, name: str, records: Sequence[Mapping[str, Any]]
 ) -> EmbeddingStore | ProposalStore | None:
-    """The store of precomputed proposals of one of ``DATASETS.TEST``, checked against its images.
+    """Open the precomputed proposals of one of ``DATASETS.TEST`` and check them.
 
     Args:
         cfg: configuration.
-        name: of the test set.
-        records: of the test set.
+        name: name of the test set.
+        records: records of the test set.
 
     Returns:
-        the store; None without ``MODEL.LOAD_PROPOSALS``.
+        The store; None without ``MODEL.LOAD_PROPOSALS``.
 
     Raises:
-        ValueError: no store named, or one that was made from other images or lacks some of them.
+        ValueError: no store is configured, or it was made from other images or lacks some.
     """
     if not cfg.MODEL.LOAD_PROPOSALS:
         return None
@@ -291,7 +292,7 @@ def _require_one_training_set(cfg: CfgNode, key: str) -> None:
 
 
 class _Completed:
-    """A loader whose mapped images go through one more step in this very process."""
+    """A loader that applies one more step to the mapped images, in the main process."""
 
     def __init__(self, loader: Any, step: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         self.loader, self.step = loader, step

@@ -1,4 +1,4 @@
-"""Locks that keep two processes from writing one folder, and that end with their process."""
+"""File locks that keep two processes from writing to one folder, released on process exit."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from vild.data.files import require_writable_folder
 
 logger = logging.getLogger(__name__)
 
-_TRAINING = ".training.lock"  # in OUTPUT_DIR; it stays there, for removing it would be a race
+_TRAINING = ".training.lock"  # in OUTPUT_DIR; never removed, which would be a race
 _held: set[int] = set()
 
 
 @contextmanager
 def exclusive(file: Path, busy: str) -> Iterator[int]:
-    """Hold a lock, which the system releases when the process ends, however it ends.
+    """Hold a lock, which the operating system releases however the process ends.
 
     Args:
-        file: of the lock; it is made, and says who holds it.
-        busy: the error where another process holds it; ``{owner}`` is replaced by which.
+        file: lock file; it is created and records the owner.
+        busy: error message if another process holds the lock; ``{owner}`` is replaced.
 
     Yields:
-        the descriptor: a child process that is given it keeps the lock for as long as it runs.
+        The file descriptor. A child process that inherits it keeps the lock while it runs.
 
     Raises:
         ValueError: another process holds the lock.
-        OSError: the file cannot be made.
+        OSError: the file cannot be created.
     """
     lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     _held.add(lock)
@@ -59,13 +59,13 @@ def _take(lock: int, file: Path, busy: str) -> None:
         )
         return
     owner = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}\n"
-    with suppress(OSError):  # a full disk; the lock holds all the same
+    with suppress(OSError):  # a full disk; the lock is held anyway
         os.ftruncate(lock, 0)
         os.pwrite(lock, owner.encode(), 0)
 
 
 def _forget() -> None:
-    """Close the locks of the parent in a forked child, which may outlive it for some seconds."""
+    """Close the parent's locks in a forked child, which may outlive the parent for seconds."""
     while _held:
         os.close(_held.pop())
 
@@ -75,15 +75,15 @@ os.register_at_fork(after_in_child=_forget)
 
 @contextmanager
 def only_training(folder: str) -> Iterator[None]:
-    """Keep other trainings out of ``OUTPUT_DIR``; call it in all processes of the job.
+    """Allow only one training in ``OUTPUT_DIR``; call this in all processes of the job.
 
-    Evaluations are let in: they only read checkpoints.
+    Evaluations are allowed, because they only read checkpoints.
 
     Args:
-        folder: ``OUTPUT_DIR``, made if missing. The main process holds the lock.
+        folder: ``OUTPUT_DIR``, created if missing. The main process holds the lock.
 
     Raises:
-        ValueError: in every process: another training runs there, or it cannot be written.
+        ValueError: in every process, if another training runs there or the folder is not writable.
     """
     with ExitStack() as stack:
         problem = ""

@@ -1,4 +1,4 @@
-"""Checks before anything long: whatever is wrong with a run's inputs is said at its start."""
+"""Preflight checks, which report problems with a run's inputs before anything slow starts."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from vild.modeling import load_text_embeddings
 
 
 def check_before_training(cfg: CfgNode, resume: bool = False) -> None:
-    """Check all that a training and its evaluations need and that is known before it.
+    """Check the inputs of a training run and its evaluations before it starts.
 
-    The training set's stores are checked by :func:`vild.engine.build_train_loader`, checkpoints
-    when they are loaded; both come before the first step, too.
+    The stores of the training set are checked by :func:`vild.engine.build_train_loader`, and
+    checkpoints when they are loaded, both before the first step.
 
     Args:
-        cfg: configuration; the data sets that it lists are registered.
-        resume: whether to continue from a checkpoint of ``OUTPUT_DIR`` if there is one. Then
+        cfg: configuration; its datasets are registered.
+        resume: whether to continue from a checkpoint in ``OUTPUT_DIR`` if there is one, so that
             ``MODEL.WEIGHTS`` is not needed.
 
     Raises:
-        ValueError: numbers out of range; splits that are not registered, have no annotations or
-            have other classes than the model; text embeddings or proposals that are missing or do
-            not fit; no such ``MODEL.WEIGHTS``; or a folder that cannot be written.
+        ValueError: a number is out of range; a split is not registered, has no annotations or has
+            other classes than the model; text embeddings or proposals are missing or do not match;
+            ``MODEL.WEIGHTS`` does not exist; or a folder is not writable.
     """
     check_ranges(cfg)
     if not cfg.DATASETS.TRAIN:
@@ -51,8 +51,8 @@ def check_test_sets(cfg: CfgNode) -> None:
     """Check that every split of ``DATASETS.TEST`` is registered and can be evaluated.
 
     Raises:
-        ValueError: it is not registered, or its metadata or annotations are missing or cannot be
-            used by its evaluation.
+        ValueError: a split is not registered, or its metadata or annotations are missing or
+            unusable for its evaluation.
     """
     for name in cfg.DATASETS.TEST:
         require_split(name, "a registered split in DATASETS.TEST")
@@ -61,7 +61,7 @@ def check_test_sets(cfg: CfgNode) -> None:
 
 
 def check_test_proposals(cfg: CfgNode) -> None:
-    """Check the precomputed proposals of every split of ``DATASETS.TEST``, where they are used.
+    """Check the precomputed proposals of every split of ``DATASETS.TEST``, if they are used.
 
     Raises:
         ValueError: see :func:`vild.engine.loading.build_test_proposals`.
@@ -72,15 +72,15 @@ def check_test_proposals(cfg: CfgNode) -> None:
 
 
 def check_classes(cfg: CfgNode, splits: Sequence[str]) -> None:
-    """Check that the classes of the model are those of the splits, in the same order.
+    """Check that the model and the splits have the same classes in the same order.
 
     Args:
-        cfg: configuration. Class-agnostic detectors (one class) take any split to train on.
+        cfg: configuration. Class-agnostic detectors (one class) accept any training split.
         splits: registered names.
 
     Raises:
-        ValueError: another number of classes, other names or another order; or text embeddings
-            that cannot be read.
+        ValueError: number, names or order of the classes differ, or the text embeddings cannot be
+            read.
     """
     names = {split: MetadataCatalog.get(split).get("thing_classes") for split in splits}
     for name, classes in names.items():
@@ -103,7 +103,7 @@ def check_classes(cfg: CfgNode, splits: Sequence[str]) -> None:
 
 
 def _check_novel(split: str, vocabulary: Vocabulary) -> None:
-    """Raise ValueError unless the novel classes of the text embeddings are those of the split."""
+    """Raise ValueError unless text embeddings and split have the same novel classes."""
     flags = MetadataCatalog.get(split).get("novel") or vocabulary.novel
     for name, own, given in zip(vocabulary.names, flags, vocabulary.novel, strict=True):
         if bool(own) != given:

@@ -1,4 +1,4 @@
-"""How far an experiment of several commands is, for a terminal."""
+"""A progress bar for experiments of several commands."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from tqdm import tqdm
 
 
 class StageBar:
-    """One progress bar over all stages, in seconds as they were estimated.
+    """One progress bar for all stages, in units of estimated seconds.
 
     Args:
-        total: seconds of all stages.
-        done: seconds of those that are done.
-        shown: whether to show it; it never is where the standard error is no terminal.
+        total: estimated seconds of all stages.
+        done: estimated seconds of the finished stages.
+        shown: whether to show the bar; it is always hidden unless stderr is a terminal.
     """
 
     def __init__(self, total: float, done: float, shown: bool) -> None:
@@ -27,7 +27,7 @@ class StageBar:
         self.estimated, self.took = 0.0, 0.0
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Close the bar at its current position."""
         self.bar.close()
 
     def say(self, text: str) -> None:
@@ -36,28 +36,28 @@ class StageBar:
         sys.stdout.flush()
 
     def finished(self, title: str, estimate: float, seconds: float) -> None:
-        """A command is done.
+        """Record that a command has finished.
 
         Args:
-            title: of its stage.
-            estimate: seconds that it was thought to take.
-            seconds: that it took.
+            title: title of its stage.
+            estimate: estimated seconds.
+            seconds: actual seconds.
         """
         self.done += estimate
         self.estimated, self.took = self.estimated + estimate, self.took + seconds
         self.say(f"    {title}: {shown_time(seconds)}")
 
     def show(self, running: Sequence[tuple[float, float]], words: str) -> None:
-        """Show how far the estimates say that the running commands are.
+        """Update the bar with the estimated progress of the running commands.
 
         Args:
-            running: (seconds so far, seconds that it was thought to take) of each.
-            words: what one of them said last.
+            running: (elapsed seconds, estimated seconds) of each.
+            words: the last line that one of them printed.
         """
-        # never quite done before it is
+        # cap at 98 % until finished
         part = sum(min(so_far, 0.98 * estimate) for so_far, estimate in running)
         self.bar.n = min(self.done + part, self.total)
-        # this machine against the one of the estimates, as far as has been seen
+        # speed of this machine relative to the estimates, as observed so far
         estimated = self.estimated + part
         took = self.took + sum(so_far for so_far, _ in running)
         pace = took / estimated if estimated > 20 else 1.0
@@ -66,6 +66,6 @@ class StageBar:
 
 
 def shown_time(seconds: float) -> str:
-    """Seconds for people: ``8 s``, ``2 min 5 s``."""
+    """Format seconds: ``8 s``, ``2 min 5 s``."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,4 +1,4 @@
-"""The place that torchrun or srun has given this process; the only reading of their variables."""
+"""Ranks assigned by torchrun or srun; only this module reads their environment variables."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import NamedTuple
 import torch
 
 RESTARTED = "vild-restarted"  # scheme of a URL; see vild.engine.launching
-# SLURM's numbers for what is no step of srun: batch scripts, interactive shells and the like
+# SLURM step ids from here on are not srun steps but batch scripts, interactive shells etc.
 _NO_STEP = 0xFFFFFFF0
 
 
 class Place(NamedTuple):
-    """Where in a job a launcher has put this process.
+    """The place of this process in a job, as assigned by the launcher.
 
     Attributes:
-        rank: among all processes of the job.
-        world_size: number of them.
-        local_rank: among the processes of this machine.
-        per_machine: number of these.
-        machine: which machine this is, from 0.
-        url: where the processes meet; None if the launcher does not say.
+        rank: global rank.
+        world_size: number of processes in the job.
+        local_rank: rank among the processes of this machine.
+        per_machine: number of processes on this machine.
+        machine: index of this machine, from 0.
+        url: rendezvous address; None if the launcher does not set one.
     """
 
     rank: int
@@ -33,16 +33,15 @@ class Place(NamedTuple):
 
 
 def launched_place() -> Place | None:
-    """Return the place that torchrun or srun gives; None where neither has started this process.
+    """Return the place assigned by torchrun or srun; None if neither started this process.
 
-    A batch script or a shell on a cluster has SLURM's numbers, too: it is one process, whatever
-    they say.
+    Batch scripts and shells on a cluster also have SLURM's variables, but are a single process.
     """
     environ = os.environ
     if "TORCHELASTIC_RUN_ID" in environ:
         per_machine, world_size = int(environ["LOCAL_WORLD_SIZE"]), int(environ["WORLD_SIZE"])
         local, machine = int(environ["LOCAL_RANK"]), int(environ["GROUP_RANK"])
-        # with several machines each counts its own restarts: torch's way is the only common one
+        # each machine counts its own restarts, so several machines can only share env://
         scheme = "env" if world_size > per_machine else RESTARTED
         rank = int(environ["RANK"])
         return Place(rank, world_size, local, per_machine, machine, f"{scheme}://")
@@ -58,17 +57,17 @@ def launched_place() -> Place | None:
 
 
 def gpu_of(local_rank: int, per_machine: int) -> int:
-    """Return the index of a process's GPU among those that it sees.
+    """Return the index of a process's GPU among the visible ones.
 
     Args:
-        local_rank: of the process.
-        per_machine: processes of its machine.
+        local_rank: local rank of the process.
+        per_machine: processes on its machine.
 
     Raises:
-        ValueError: it sees several, but fewer than there are processes.
+        ValueError: several GPUs are visible, but fewer than there are processes.
     """
     seen = torch.cuda.device_count()
-    if seen == 1:  # of its own, as by srun's --gpus-per-task=1
+    if seen == 1:  # each process sees only its GPU, as with srun's --gpus-per-task=1
         return 0
     if seen < per_machine:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a trained detector's region embeddings have in common with the teacher's."""
+"""Comparison of a trained detector's region embeddings with the teacher's."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from vild.modeling import ViLDROIHeads, load_weights
 def compare_regions(
     cfg: CfgNode, dataset_name: str, store: EmbeddingStore, limit: int | None = None
 ) -> tuple[SimilarityMeter, SimilarityMeter]:
-    """Compare region embeddings of teacher and detector with the text embeddings.
+    """Compare the region embeddings of teacher and detector with the text embeddings.
 
-    Both see the same regions: those of the store that cover an annotated object.
+    Both use the same regions: those of the store that cover an annotated object.
 
     Args:
-        cfg: of a detector with RoI heads of ViLD, ``MODEL.WEIGHTS`` its checkpoint.
-        dataset_name: a registered data set with all its classes annotated.
-        store: the teacher's region embeddings of this data set.
-        limit: most images; None: all.
+        cfg: configuration of a detector with ViLD's RoI heads; ``MODEL.WEIGHTS`` is its checkpoint.
+        dataset_name: a registered dataset in which all classes are annotated.
+        store: the teacher's region embeddings of this dataset.
+        limit: maximum number of images; None uses all.
 
     Returns:
-        the teacher's figures and the detector's.
+        The teacher's figures and the detector's.
 
     Raises:
-        ValueError: another model, a checkpoint that does not fit it, or a store of another split
-            or teacher.
+        ValueError: the model has other RoI heads, the checkpoint does not match it, or the store is
+            of another split or teacher.
     """
     dataset = find_split(dataset_name)
     store.check_split(dataset_name, dataset)
@@ -77,7 +77,7 @@ def compare_regions(
 
 
 def _objects(record: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Boxes (M, 4) xyxy float32 and classes (M,) of a record without its crowds."""
+    """Return boxes (M, 4) xyxy float32 and classes (M,) of a record, without crowds."""
     own = [a for a in record.get("annotations", ()) if not a.get("iscrowd")]
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in own]
     return (

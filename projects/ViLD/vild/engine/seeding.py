@@ -1,4 +1,4 @@
-"""One seed for all processes of a training, and for its continuation."""
+"""The seed shared by all processes of a training and by its resumption."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ FILE = "seed.txt"
 
 
 def resolve_seed(cfg: CfgNode, resume: bool) -> None:
-    """Replace a ``SEED`` below 0, which asks for any, by one that all processes share.
+    """Replace a ``SEED`` below 0, which means any, by a random one that all processes share.
 
-    It is kept in ``OUTPUT_DIR/seed.txt``, and a training that is resumed takes it from there.
+    It is stored in ``OUTPUT_DIR/seed.txt``, and a resumed training reads it from there.
 
     Args:
-        cfg: changed in place.
-        resume: whether a run in ``OUTPUT_DIR`` goes on.
+        cfg: modified in place.
+        resume: whether the run in ``OUTPUT_DIR`` is resumed.
 
     Raises:
         ValueError: ``seed.txt`` is damaged.

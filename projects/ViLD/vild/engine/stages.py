@@ -1,10 +1,9 @@
-"""Runs an experiment that is made of commands: each once, after those that it needs.
+"""A runner for experiments of several commands, which runs each once, in order of dependency.
 
-A stage is a command with the files that it makes. A finished stage leaves a record; it is skipped
-the next time, unless its command, a configuration that it names, its version or a stage that it
-needs is another one since. An interrupted stage is started again with its files as it left them,
-for the commands of this project go on from there; after any other change its files are removed
-first.
+A stage is a command with its output files. A finished stage leaves a record and is skipped the next
+time, unless its command, a configuration that the command names, its version or a stage that it
+depends on has changed. An interrupted stage is restarted with its files in place, because the
+commands of this project resume; after any other change, its files are removed first.
 """
 
 from __future__ import annotations
@@ -32,28 +31,28 @@ from vild.data.files import atomic_path
 from vild.engine.locking import exclusive
 from vild.engine.progress import StageBar
 
-_POLL = 0.2  # seconds between looks at the running commands
-_PATIENCE = 60  # seconds that a command has to write its checkpoint when it is told to stop
-_GRACE = 5  # seconds that a killed one has to be gone
+_POLL = 0.2  # seconds between polls of the running commands
+_PATIENCE = 60  # seconds for a stopped command to write its checkpoint
+_GRACE = 5  # seconds for a killed command to exit
 
 
 class StageFailed(RuntimeError):
-    """A command ended with another exit code than 0."""
+    """Raised when a command ends with a nonzero exit code."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One command.
+    """One command of an experiment.
 
     Attributes:
-        name: unique; names its record and its log.
-        title: what it does, for people.
+        name: unique; also the name of its record and its log.
+        title: description for the user.
         command: arguments of Python; the first is a script.
-        outputs: files and folders that are there afterwards and that no other stage writes.
+        outputs: files and folders that it creates and that no other stage writes.
         after: names of the stages whose outputs it reads.
-        seconds: about how long it takes, for the time that is left.
-        keep: whether the command itself sees to outputs that are out of date.
-        version: of what it reads from the package, such as weights.
+        seconds: estimated duration, for the remaining time.
+        keep: whether the command itself handles outdated outputs.
+        version: version of what it reads from the package, such as weights.
     """
 
     name: str
@@ -73,17 +72,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class Record:
-    """What a finished stage left.
+    """The record of a finished stage.
 
     Attributes:
         identity: command, its configurations, its version, and the runs of the stages that it
-            needed.
-        run: differs between any two runs.
-        seconds: wall time over all its attempts.
-        peak_bytes: largest resident memory of one of its processes.
-        title: of the stage.
-        number: its place among the stages, from 0.
-        cpu_seconds: processor time of the attempt that finished.
+            depends on.
+        run: unique id of the run.
+        seconds: wall time of all attempts.
+        peak_bytes: peak resident memory of its largest process.
+        title: title of the stage.
+        number: index of the stage, from 0.
+        cpu_seconds: CPU time of the attempt that finished.
     """
 
     identity: dict[str, Any]
@@ -110,16 +109,16 @@ class _Running:
 
 
 class StageRunner:
-    """Runs stages, some of them side by side.
+    """A runner of stages, several at a time.
 
     Args:
-        stages: each after all that it needs.
-        folder: for records and logs; it is made. Two runners in one folder are refused.
-        jobs: commands that run at a time; the cores are shared among them.
-        progress: show a progress bar.
+        stages: in order of dependency.
+        folder: folder of records and logs, created if missing. A second runner in it is refused.
+        jobs: commands to run at a time; they share the cores.
+        progress: whether to show a progress bar.
 
     Raises:
-        ValueError: names that are there twice, or a stage before one that it needs.
+        ValueError: a name occurs twice, or a stage precedes one that it depends on.
     """
 
     def __init__(
@@ -148,17 +147,17 @@ class StageRunner:
 
     @property
     def records(self) -> Mapping[str, Record]:
-        """Records of the stages that are done, by name."""
+        """Return the records of the finished stages, by name."""
         return self._records
 
     def run(self) -> bool:
-        """Run what is not done yet.
+        """Run the unfinished stages.
 
         Returns:
-            whether there was anything to do.
+            Whether there was anything to do.
 
         Raises:
-            StageFailed: a command failed; the message has its log's end.
+            StageFailed: a command failed; the message has the end of its log.
             KeyboardInterrupt: Ctrl-C or SIGTERM, after the commands have stopped.
             ValueError: another process runs stages in the folder.
         """
@@ -171,7 +170,7 @@ class StageRunner:
             return self._run()
 
     def _run(self) -> bool:
-        # in order, so that a stage sees whether those before it stay as they are
+        # in order, so that a stage sees whether its dependencies will run again
         self._records = {}
         for stage in self.stages:
             record = self._read(stage)
@@ -234,9 +233,9 @@ class StageRunner:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=environ,
-                # Ctrl-C reaches the runner alone, which lets the command write a checkpoint
+                # Ctrl-C reaches only the runner, which lets the command write a checkpoint
                 start_new_session=True,
-                # a command that outlives a killed runner keeps others out until it ends
+                # a command that outlives a killed runner holds the lock until it ends
                 pass_fds=(self._lock,),
             )
         return _Running(stage, process, log, identity)
@@ -274,20 +273,20 @@ class StageRunner:
             bar.finished(stage.title, stage.seconds, took)
 
     def _stop(self) -> None:
-        """End the commands that still run; what they have done is kept."""
+        """Stop the running commands and keep their outputs."""
         for running in self._running:
             _signal(running.process, signal.SIGTERM)
         deadline = time.monotonic() + _PATIENCE
         for running in self._running:
             with suppress(subprocess.TimeoutExpired):
                 running.process.wait(max(0.1, deadline - time.monotonic()))
-            _signal(running.process, signal.SIGKILL)  # helpers that it started, too
+            _signal(running.process, signal.SIGKILL)  # also its child processes
             running.process.wait(_GRACE)
             self._file(running.stage, "spent").write_text(json.dumps(self._spent(running)))
         self._running = []
 
     def _spent(self, running: _Running) -> float:
-        """Seconds of this attempt and of those before."""
+        """Return the seconds of this and all earlier attempts."""
         before = float(_read_json(self._file(running.stage, "spent")) or 0.0)
         return before + time.monotonic() - running.began
 
@@ -309,13 +308,13 @@ class StageRunner:
         }
 
     def _read(self, stage: Stage) -> Record | None:
-        """The record of a stage that is done and up to date."""
+        """Read the record of a stage; None unless it is finished and up to date."""
         found = _read_json(self._file(stage, "json"))
         if not isinstance(found, dict) or any(name not in self._records for name in stage.after):
             return None
         try:
             record = Record(**found)
-        except TypeError:  # of another version
+        except TypeError:  # written by another version
             return None
         if record.identity != self._identity(stage):
             return None
@@ -327,7 +326,7 @@ class StageRunner:
 
 @contextmanager
 def _on_stop_signals(tell: Callable[[int], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM only tell, so that a run ends between two looks and leaves no command."""
+    """Call ``tell`` on SIGINT and SIGTERM, so that a run stops cleanly between two polls."""
 
     def note(number: int, frame: FrameType | None) -> None:
         tell(number)
@@ -341,14 +340,14 @@ def _on_stop_signals(tell: Callable[[int], None]) -> Iterator[None]:
 
 
 def run_or_exit(runner: StageRunner, again: str = "the same command") -> bool:
-    """Run stages for a program that has nothing else to do.
+    """Run stages and turn errors and interruptions into messages and exit codes.
 
     Args:
-        runner: of the stages.
-        again: what goes on after an interruption, for the message.
+        runner: runner of the stages.
+        again: how to resume after an interruption, for the message.
 
     Returns:
-        what :meth:`StageRunner.run` does.
+        The value of :meth:`StageRunner.run`.
 
     Raises:
         SystemExit: after a message, with 130 for Ctrl-C or SIGTERM and 1 for an error.
@@ -363,10 +362,10 @@ def run_or_exit(runner: StageRunner, again: str = "the same command") -> bool:
 
 
 def read_records(folder: str | os.PathLike[str]) -> list[Record]:
-    """Records of the stages that are finished in a runner's folder, in their order.
+    """Read the records of finished stages from a runner's folder, in their order.
 
     Raises:
-        ValueError: there are none, or one is damaged or of another version.
+        ValueError: there is no record, or one is damaged or of another version.
     """
     found = []
     for file in Path(folder).glob("*.json"):
@@ -380,7 +379,7 @@ def read_records(folder: str | os.PathLike[str]) -> list[Record]:
 
 
 def _with_bases(config: Path) -> Iterator[Path]:
-    """A configuration and those that it begins with."""
+    """Yield a configuration file and its ``_BASE_`` files."""
     yield config
     bases = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("_BASE_", [])
     for base in [bases] if isinstance(bases, str) else bases:

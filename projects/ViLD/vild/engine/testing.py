@@ -1,4 +1,4 @@
-"""Evaluation of a checkpoint: which classes, which files, which pictures."""
+"""Evaluation of a checkpoint: vocabulary, output files and drawn detections."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ def evaluate(
 
     Args:
         cfg: configuration.
-        tasks: ``bbox``, ``segm`` or both; None: what the model gives.
-        out: json of the detections; with several test sets the name of each goes into it.
-        show_dir: folder for pictures.
+        tasks: ``bbox``, ``segm`` or both; None: those that the model supports.
+        out: json of the detections; with several test sets, the name of each is added to it.
+        show_dir: folder for drawn detections.
         vocabulary: file of the classes to detect instead of the configuration's; see
             :func:`read_vocabulary`.
-        precision: see :func:`vild.precision.resolve_precision`; the metrics' file names it.
-        resume: take the last checkpoint of ``OUTPUT_DIR`` if there is one.
+        precision: see :func:`vild.precision.resolve_precision`; recorded with the metrics.
+        resume: use the last checkpoint of ``OUTPUT_DIR`` if there is one.
 
     Returns:
-        metrics by task (and by data set, where there are several) in the main process.
+        In the main process, metrics by task (and by dataset, if there are several).
 
     Raises:
-        ValueError: no test set, or one that is not registered; a checkpoint that is missing,
-            incomplete or of another model; masks that the model does not give; classes that are not
-            the data set's; or an unknown precision.
+        ValueError: there is no test set, or one is not registered; the checkpoint is missing,
+            incomplete or of another model; the model has no masks to evaluate; the classes are not
+            those of the dataset; or the precision is unknown.
     """
     if not cfg.DATASETS.TEST:
         raise ValueError("expected a test set in DATASETS.TEST to evaluate on, got none")
@@ -71,7 +71,7 @@ def evaluate(
     weights = cfg.MODEL.WEIGHTS
     if resume and last.has_checkpoint():
         weights = last.get_checkpoint_file()
-    # CLIP on crops takes no more than masks from a checkpoint
+    # CLIP on crops needs a checkpoint only for masks
     unused = ("roi_heads.box_", IMAGE_HEAD) if cfg.MODEL.VILD.VARIANT == "clip" else ()
     if weights or cfg.MODEL.VILD.VARIANT != "clip":
         load_weights(model, weights, unused)
@@ -101,15 +101,15 @@ def evaluate(
 
 
 def read_vocabulary(cfg: CfgNode, file: str) -> TextEmbeddings:
-    """Read the classes of a file and embed them, unless the file has their embeddings.
+    """Read the classes of a file and embed them, unless the file contains their embeddings.
 
     Args:
-        cfg: ``MODEL.VILD.TEACHER`` names the teacher.
-        file: ``.safetensors`` of tools/extract_text_embeddings.py, or what
-            :meth:`vild.data.Vocabulary.load` takes.
+        cfg: configuration; ``MODEL.VILD.TEACHER`` is the teacher.
+        file: ``.safetensors`` of tools/extract_text_embeddings.py, or a file for
+            :meth:`vild.data.Vocabulary.load`.
 
     Raises:
-        ValueError: the file is missing or of another kind, or the teacher cannot be loaded.
+        ValueError: the file is missing or of another type, or the teacher cannot be loaded.
     """
     if Path(file).suffix.lower() == ".safetensors":
         return TextEmbeddings.load(file)
@@ -120,7 +120,7 @@ def read_vocabulary(cfg: CfgNode, file: str) -> TextEmbeddings:
 
 
 class _Pictures(DatasetEvaluator):
-    """Writes a picture of each image's detections; measures nothing."""
+    """An evaluator that only draws the detections of each image to a file."""
 
     def __init__(self, folder: str, dataset_name: str) -> None:
         self.writer = PictureWriter(

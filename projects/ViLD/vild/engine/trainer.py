@@ -1,4 +1,4 @@
-"""The training loop: Detectron2's, made to resume exactly and to run on CPU processes."""
+"""The training loop: Detectron2's, with exact resumption and support for CPU processes."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ FINAL = "model_final"  # Detectron2's name of the last checkpoint
 class BFloat16Trainer(SimpleTrainer):
     """Detectron2's SimpleTrainer with a forward pass under bfloat16 autocast, on any device.
 
-    Parameters, gradients and losses are float32. Gradients are not scaled: bfloat16 has the range
-    of float32. Detectron2's own AMPTrainer needs a GPU, and only knows float16 in v0.6.
+    Parameters, gradients and losses are float32. Gradients are not scaled, because bfloat16 has the
+    range of float32. Detectron2's AMPTrainer needs a GPU and in v0.6 supports only float16.
     """
 
     def run_step(self) -> None:
@@ -61,18 +61,19 @@ class BFloat16Trainer(SimpleTrainer):
 class Trainer(DefaultTrainer):
     """Detectron2's DefaultTrainer with this project's loaders, evaluators and checkpoints.
 
-    What a step computes follows from the configuration, the seed and the iteration alone.
+    Each step depends only on the configuration, the seed and the iteration.
 
     Args:
-        cfg: with ``SEED`` of 0 or more.
+        cfg: configuration with ``SEED`` of 0 or more.
 
     Raises:
-        ValueError: float16 on the CPU, or what :func:`vild.engine.build_train_loader` refuses.
+        ValueError: float16 is requested on the CPU, or as for
+            :func:`vild.engine.build_train_loader`.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        # DefaultTrainer's own, but for processes on the CPU, which may not name a device, and for
-        # the checkpointer, which its hooks take hold of
+        # Copied from DefaultTrainer, except that DistributedDataParallel on the CPU must not be
+        # given a device, and for the checkpointer, which the hooks use.
         TrainerBase.__init__(self)
         self._precision = cfg.SOLVER.AMP.PRECISION if cfg.SOLVER.AMP.ENABLED else "fp32"
         if self._precision == "fp16" and cfg.MODEL.DEVICE == "cpu":
@@ -93,11 +94,12 @@ class Trainer(DefaultTrainer):
         self.checkpointer = AtomicCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
         self._resumed_from = ""  # path of the checkpoint
-        self._starts_workers = False  # whether the next step does, on which train() has to end them
+        # whether the next step starts workers, which train() must stop
+        self._starts_workers = False
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:
-        """Return Detectron2's, between seeds for each step and the answer to signals."""
+        """Return Detectron2's hooks, with seeding before and signal handling after them."""
         stop = CheckpointAndStop(self.checkpointer)
 
         def evaluate() -> dict[str, Any]:
@@ -109,10 +111,10 @@ class Trainer(DefaultTrainer):
         return [StepSeeds(max(self.cfg.SEED, 0)), *hooks, stop]
 
     def build_writers(self) -> list[EventWriter]:
-        """Return Detectron2's writers, whose errors name their files.
+        """Return Detectron2's writers, wrapped so that their errors name the file.
 
-        Lines of ``metrics.json`` that a kill or a full disk has cut off are removed first, for the
-        resumed training would go on in the middle of them.
+        A line of ``metrics.json`` truncated by a kill or a full disk is removed first; a resumed
+        training would otherwise append to it.
         """
         remove_cut_line(Path(self.cfg.OUTPUT_DIR, METRICS))
         return [NamedWriter(writer, self.cfg.OUTPUT_DIR) for writer in super().build_writers()]
@@ -122,11 +124,11 @@ class Trainer(DefaultTrainer):
 
         Args:
             resume: whether to continue from the last checkpoint.
-            file: continue from this one instead; a path, or a name in ``OUTPUT_DIR``.
+            file: continue from this checkpoint instead; a path, or a name in ``OUTPUT_DIR``.
 
         Raises:
-            ValueError: the checkpoint cannot be read, does not fit the model or was written by a
-                training of another variant; or there is no room for the next checkpoint.
+            ValueError: the checkpoint cannot be read, does not match the model or was written by a
+                training of another variant; or the disk has no room for the next checkpoint.
         """
         if file is not None:
             own = Path(self.cfg.OUTPUT_DIR, file)
@@ -155,22 +157,22 @@ class Trainer(DefaultTrainer):
     def _check_disk(self) -> None:
         """Raise ValueError unless the next checkpoint fits on the disk."""
         size = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        # the weights, and the momentum of as many numbers
+        # the weights and the momentum, which is as large
         needed = require_disk_space(self.cfg.OUTPUT_DIR, 2 * size)
         logger.info("a checkpoint %s", needed)
 
     def train(self) -> Any:
         """Train, and evaluate at the end.
 
-        A training whose last step was taken before is evaluated again; its last checkpoint becomes
-        ``model_final.pth`` where a kill or a full disk came between the two.
+        If all steps were already done, only the evaluation runs. If the run was killed or the disk
+        was full before ``model_final.pth`` was written, the last checkpoint becomes that file.
 
         Returns:
-            the metrics, as Detectron2's.
+            The metrics, in Detectron2's form.
 
         Raises:
             OSError: a file cannot be written.
-            SystemExit: a signal stopped it.
+            SystemExit: a signal stopped the training.
         """
         final = Path(self.cfg.OUTPUT_DIR, f"{FINAL}.pth").resolve()
         if self.start_iter == self.max_iter and Path(self._resumed_from).resolve() != final:
@@ -180,17 +182,17 @@ class Trainer(DefaultTrainer):
             return super().train()
 
     def after_train(self) -> None:
-        """Let all hooks finish; after an error, whatever they cannot write is not reported."""
+        """Let all hooks finish; after an error, their write errors are not reported."""
         failed = sys.exc_info()[0] is not None  # this runs in a `finally`
         self.storage.iter = self.iter
         for hook in self._hooks:
             with suppress(OSError) if failed else nullcontext():
                 hook.after_train()
-        # ends the loader's workers, which do not receive the SIGTERM of Python's exit
+        # stops the loader's workers, which do not receive the SIGTERM at Python's exit
         self._trainer._data_loader_iter.close()
 
     def run_step(self) -> None:
-        """Take a step; name its images if it diverges."""
+        """Take a step; report its images if it diverges."""
         held = stop_signals_held() if self._starts_workers else nullcontext()
         self._starts_workers = False
         with self._guard.explain(), held:
@@ -198,14 +200,14 @@ class Trainer(DefaultTrainer):
 
     @property
     def _variant(self) -> str:
-        """What the model learns: the variant of ViLD, or the name of other RoI heads."""
+        """Return the variant of ViLD, or the name of the RoI heads if they are others."""
         return self.cfg.MODEL.VILD.VARIANT if is_vild(self.cfg) else self.cfg.MODEL.ROI_HEADS.NAME
 
     @classmethod
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
-        """The evaluator that the data set's metadata names (``coco`` or ``lvis``)."""
+        """Build the evaluator named by the dataset's metadata (``coco`` or ``lvis``)."""
         tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
         return OpenVocabularyEvaluator(
             dataset_name=dataset_name, tasks=tasks, output_dir=output_folder or cfg.OUTPUT_DIR
@@ -213,16 +215,16 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """Training pictures with the regions and proposals that the configuration asks for."""
+        """Build the training loader, with the regions and proposals of the configuration."""
         return build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """Pictures of a test set, with precomputed proposals where they are asked for."""
+        """Build the loader of a test set, with precomputed proposals if configured."""
         return build_test_loader(cfg, dataset_name)
 
     def state_dict(self) -> dict[str, Any]:
-        """The trainer's state; v0.6 leaves out the optimizer's (upstream issue 4110)."""
+        """Return the trainer's state; v0.6 omits the optimizer's (Detectron2 issue 4110)."""
         state = super().state_dict()
         state.setdefault("_trainer", self._trainer.state_dict())
         state["variant"], state["processes"] = self._variant, comm.get_world_size()
@@ -230,10 +232,10 @@ class Trainer(DefaultTrainer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave.
+        """Restore the state of :meth:`state_dict`.
 
         Raises:
-            ValueError: it is of a training of another variant, which may have the same parameters.
+            ValueError: it belongs to another variant, which may have the same parameters.
         """
         iteration = state_dict.get("iteration") if isinstance(state_dict, dict) else None
         if not isinstance(iteration, int) or "_trainer" not in state_dict:
@@ -241,7 +243,7 @@ class Trainer(DefaultTrainer):
                 "cannot resume: the checkpoint has no training state of this project (iteration "
                 "and optimizer). To begin a training from it, pass it as MODEL.WEIGHTS"
             )
-        variant = state_dict.get("variant", self._variant)  # older checkpoints have none
+        variant = state_dict.get("variant", self._variant)  # older checkpoints lack it
         if variant != self._variant:
             raise ValueError(
                 f"cannot resume: the checkpoint is of a training of MODEL.VILD.VARIANT {variant!r},"
@@ -249,7 +251,7 @@ class Trainer(DefaultTrainer):
                 "another OUTPUT_DIR"
             )
         before, now = state_dict.get("processes"), comm.get_world_size()
-        if before not in (None, now):  # older checkpoints do not have it
+        if before not in (None, now):  # None in older checkpoints
             logger.warning(
                 "this training ran in %d processes and goes on in %d: the images of a step are the "
                 "same, what is drawn at random for them is not, so it will not end exactly as it "

@@ -1,6 +1,6 @@
-"""Processes that share work without speaking to each other: extraction over shards.
+"""Independent worker processes, for extraction over shards.
 
-No process group is needed, so machines may start at any time, and one that dies holds up no other.
+They need no process group, so machines may start at any time, and a failed one blocks no other.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def run_workers(
     """Run ``main(rank, world_size, device, *extra)`` in every process of this machine.
 
     Args:
-        main: function of a module (it is pickled).
-        args: with the arguments of :func:`vild_cli.arguments.add_worker_arguments`.
+        main: a module-level function (it is pickled).
+        args: arguments of :func:`vild_cli.arguments.add_worker_arguments`.
         extra: further positional arguments.
 
     Raises:
-        ValueError: impossible numbers of processes or machines, or a process that failed.
+        ValueError: the number of processes or machines is invalid, or a process failed.
     """
     place = launched_place()
     if place is not None:
@@ -73,7 +73,7 @@ def _worker(
     logging.basicConfig(level=logging.INFO, format=f"[{first + local}] %(message)s")
     try:
         main(first + local, world_size, _device(device, local), *extra)
-    except (ValueError, OSError) as error:  # for the user to read; anything else is traced
+    except (ValueError, OSError) as error:  # for the user; anything else gets a traceback
         logger.error("error: %s", error)
         sys.exit(2)
 

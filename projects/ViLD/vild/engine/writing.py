@@ -1,4 +1,4 @@
-"""What a training writes besides checkpoints, and its errors on a full or read-only disk."""
+"""Metrics and log files of a training, with clear errors on a full or read-only disk."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ LOGGERS = ("detectron2", "fvcore", "vild")
 
 
 class NamedWriter(EventWriter):
-    """A writer of metrics whose errors name its file, or its folder where it chooses the file.
+    """A writer of metrics whose errors name the file, or the folder if it chooses the file name.
 
     Args:
-        writer: writes the metrics.
+        writer: the writer to wrap.
         folder: ``OUTPUT_DIR``.
     """
 
@@ -35,10 +35,10 @@ class NamedWriter(EventWriter):
         self.path = Path(folder, METRICS) if isinstance(writer, JSONWriter) else Path(folder)
 
     def write(self) -> None:
-        """Write what is new.
+        """Write the new metrics.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         with write_errors_named(self.path):
             self.writer.write()
@@ -47,14 +47,14 @@ class NamedWriter(EventWriter):
         """Close the file.
 
         Raises:
-            OSError: the rest cannot be written.
+            OSError: the remaining metrics cannot be written.
         """
         with write_errors_named(self.path):
             self.writer.close()
 
 
 def remove_cut_line(path: Path) -> None:
-    """Remove the end of a file of lines that has no newline, left by a kill or a full disk."""
+    """Remove a last line without a newline, left by a kill or a full disk."""
     if not path.is_file():
         return
     content = path.read_bytes()
@@ -75,11 +75,11 @@ class _OneLine(logging.Filter):
 
 @contextmanager
 def write_errors_in_one_line() -> Iterator[None]:
-    """Report errors of the system without Detectron2's and TensorBoard's tracebacks."""
+    """Report operating system errors without the tracebacks of Detectron2 and TensorBoard."""
     logger, brief, hook = logging.getLogger(_LOOP), _OneLine(), threading.excepthook
 
     def report(failed: threading.ExceptHookArgs) -> None:
-        # TensorBoard's thread, whose error the next write raises again
+        # in TensorBoard's thread, whose error the next write raises again
         if not isinstance(failed.exc_value, OSError):
             hook(failed)
 
@@ -93,7 +93,7 @@ def write_errors_in_one_line() -> Iterator[None]:
 
 
 class _LogFile(logging.StreamHandler[TextIO]):
-    """Writes to a log file; one line says when it cannot be written, and nothing more is."""
+    """A log file handler that reports the first write error in one line and then stops writing."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
@@ -101,14 +101,14 @@ class _LogFile(logging.StreamHandler[TextIO]):
             super().handleError(record)
             return
         sys.stderr.write(f"{self.stream.name} cannot be written and ends here: {error}\n")
-        atexit.unregister(self.stream.close)  # of Detectron2's; it would fail in the same way
+        atexit.unregister(self.stream.close)  # set by Detectron2; would fail again
         self.setLevel(logging.CRITICAL + 1)
 
 
 def report_log_errors_once() -> None:
-    """Let a log file that cannot be written be reported in one line, instead of at every message.
+    """Report an unwritable log file once, in one line, instead of at every message.
 
-    For the handlers that Detectron2's ``setup_logger`` has added.
+    Replaces the handlers that Detectron2's ``setup_logger`` added.
     """
     found: dict[TextIO, _LogFile] = {}
     for name in LOGGERS:

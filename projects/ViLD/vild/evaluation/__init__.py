@@ -1,4 +1,4 @@
-"""Evaluation: results files, LVIS's and open-vocabulary COCO's metrics, Detectron2's evaluator."""
+"""Evaluation: results files, LVIS and open-vocabulary COCO metrics, and a Detectron2 evaluator."""
 
 from typing import Any
 

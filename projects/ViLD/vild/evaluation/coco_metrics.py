@@ -1,16 +1,16 @@
-"""COCO's metrics over the classes of a vocabulary, by pycocotools, with little memory.
+"""COCO metrics over the classes of a vocabulary, computed by pycocotools with little memory.
 
-The generalised protocol: base and novel classes compete in one classifier, and AP50 is reported
-over the novel ones, the base ones and all of them. The COCO json has 80 classes; only those of the
-vocabulary count, 65 in ``coco_2017_ovd``.
+This is the generalised protocol: base and novel classes compete in one classifier, and AP50 is
+reported for novel, base and all classes. The COCO json has 80 classes; only those of the vocabulary
+count, 65 in ``coco_2017_ovd``.
 
-pycocotools keeps an entry for every picture, class and size. No class depends on another, so here
-it evaluates one class at a time, over the pictures that have an object or a detection of it. The
-precisions of all classes then go back to it for its summary. Every figure is what ``COCOeval``
-with ``params.catIds`` set gives on the same files; a test compares them.
+pycocotools keeps an entry for every image, class and size. Classes are independent, so here it
+evaluates one class at a time, over the images with an object or a detection of that class. The
+precisions of all classes are then passed to its summary. All figures equal those of ``COCOeval``
+with ``params.catIds`` set; a test compares them.
 
-As there, the size of a detection that has both a box and a mask is that of its box, for APs, APm
-and APl of masks too.
+As in pycocotools, a detection with both a box and a mask has the size of its box, also for APs, APm
+and APl of masks.
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ def evaluate_coco_open_vocabulary(
     tasks: Sequence[str],
     novel: Mapping[Id, bool],
 ) -> dict[str, TaskFigures]:
-    """COCO's metrics of detections, for novel and base classes apart.
+    """Compute COCO metrics of detections, separately for novel and base classes.
 
     Args:
-        json_file: annotations in COCO's format.
-        results: a results file, or its contents. Detections of the json's other classes are left
-            out.
+        json_file: annotations in COCO format.
+        results: a results file, or its contents. Detections of classes outside the vocabulary are
+            ignored.
         tasks: ``bbox``, ``segm`` or both.
         novel: category id -> whether the class is novel, for every class of the vocabulary.
 
     Returns:
-        for each task: AP, AP50, AP75, APs, APm, APl over the vocabulary, AP-novel, AP-base,
-        AP50-novel, AP50-base and AP50-all, and the figures of the classes.
+        For each task: AP, AP50, AP75, APs, APm, APl over the vocabulary, AP-novel, AP-base,
+        AP50-novel, AP50-base and AP50-all, and the figures of each class.
 
     Raises:
-        ValueError: results that do not fit; see :meth:`Detections.read`.
+        ValueError: the results are invalid; see :meth:`Detections.read`.
     """
     truth = json_file if isinstance(json_file, GroundTruth) else GroundTruth.read(json_file, novel)
     found = results if isinstance(results, Detections) else Detections.read(results, truth)
     truth.check_tasks(tasks, found.tasks(), found.where)
-    with redirect_stdout(io.StringIO()):  # pycocotools prints, for every class
+    with redirect_stdout(io.StringIO()):  # pycocotools prints for every class
         return {task: _evaluate(truth, found, task, novel) for task in tasks}
 
 
@@ -81,7 +81,7 @@ def _evaluate(
     by_number = truth.by_number()
     for k, (category_id, category) in enumerate(truth.categories.items()):
         annotations = truth.of_task(category_id, task)
-        if not annotations:  # false positives alone make no precision
+        if not annotations:  # without objects there is no precision
             continue
         own = rows.get(category["id"], np.zeros(0, np.int64))
         items = found.items(own, by_number if task == "segm" else None)
@@ -113,7 +113,7 @@ def _evaluate(
 def _indexed(
     images: list[dict[str, Any]], category: dict[str, Any], annotations: list[dict[str, Any]]
 ) -> COCO:
-    """COCO annotations with contents that are in memory already."""
+    """Make a COCO object from annotations in memory."""
     coco = COCO()
     coco.dataset = {"images": images, "categories": [category], "annotations": annotations}
     coco.createIndex()

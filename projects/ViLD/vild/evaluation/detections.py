@@ -1,4 +1,4 @@
-"""Detections in columns, a tenth of the memory of the objects that the official packages want.
+"""Detections stored as columns, in a tenth of the memory of the official packages' objects.
 
 Those objects are made for one class at a time; see :mod:`vild.evaluation.lvis_metrics`.
 
@@ -26,15 +26,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Detections:
-    """All detections of a data set.
+    """All detections of a dataset.
 
     Attributes:
-        where: the file they came from, for messages.
-        image_ids: (N,) int64, numbers of :class:`GroundTruth`.
-        category_ids: (N,) int64, likewise.
+        where: source file, for messages.
+        image_ids: (N,) int64, image numbers of :class:`GroundTruth`.
+        category_ids: (N,) int64, category numbers of :class:`GroundTruth`.
         scores: (N,) float64.
-        boxes: (N, 4) float64, XYWH; None if they have none.
-        mask_counts: N compressed run lengths; None if they have no masks.
+        boxes: (N, 4) float64, XYWH; None without boxes.
+        mask_counts: N compressed run lengths; None without masks.
     """
 
     where: str
@@ -49,15 +49,15 @@ class Detections:
 
     @classmethod
     def read(cls, results: Results, truth: GroundTruth) -> Detections:
-        """From a results file, or from such objects in memory, which are not changed.
+        """Read a results file, or its contents in memory, which are not modified.
 
         Args:
             results: the file or its contents.
-            truth: annotations of the same data set.
+            truth: annotations of the same dataset.
 
         Raises:
-            ValueError: see :func:`~vild.evaluation.results.iterate_detections`; a mask that is not
-                of its image, or boxes or masks that some detections have and others lack.
+            ValueError: see :func:`~vild.evaluation.results.iterate_detections`; or a mask does not
+                fit its image, or only some of the detections have boxes or masks.
         """
         where = name_of(results)
         image_ids, category_ids, scores = array("q"), array("q"), array("d")
@@ -83,7 +83,7 @@ class Detections:
                         f"{item.image_id!r}): {error}"
                     ) from None
                 counts.append(str(to_rle(mask, *size).counts))
-            # found at the first that differs from those before it
+            # raised at the first detection that differs from the previous ones
             for key, number in (("bbox", len(boxes) // 4), ("segmentation", len(counts))):
                 if number not in (0, len(scores)):
                     raise ValueError(
@@ -106,12 +106,12 @@ class Detections:
         )
 
     def tasks(self) -> tuple[str, ...]:
-        """What can be evaluated: ``bbox``, ``segm``, or both; both too if there are none."""
+        """Return the tasks that can be evaluated; without detections, both."""
         found = (("bbox", self.boxes), ("segm", self.mask_counts))
         return tuple(task for task, values in found if values is not None)
 
     def best(self, limit: int) -> Detections:
-        """At most ``limit`` of each picture; of equal scores the earlier ones, as LVIS chooses."""
+        """Keep the best ``limit`` detections per image; ties keep the earlier ones, as in LVIS."""
         order = np.argsort(-self.scores, kind="stable")
         order = order[np.argsort(self.image_ids[order], kind="stable")]
         images = self.image_ids[order]
@@ -131,7 +131,7 @@ class Detections:
         )
 
     def rows_by_category(self) -> dict[int, npt.NDArray[np.int64]]:
-        """Category id -> indices of its detections, ascending."""
+        """Group by class: category id -> indices of its detections, ascending."""
         order = np.argsort(self.category_ids, kind="stable")
         ids, starts = np.unique(self.category_ids[order], return_index=True)
         return dict(zip(ids.tolist(), np.split(order, starts[1:]), strict=True)) if len(ids) else {}
@@ -139,11 +139,12 @@ class Detections:
     def items(
         self, rows: npt.NDArray[np.int64], images: Mapping[int, Mapping[str, Any]] | None = None
     ) -> list[dict[str, Any]]:
-        """Some detections as objects of the results format, which are the caller's.
+        """Convert some detections to new dicts of the results format.
 
         Args:
-            rows: their indices.
-            images: by number, for the sizes of the masks; None: without ``segmentation``.
+            rows: indices of the detections.
+            images: image number -> record with the image size, for masks; None omits
+                ``segmentation``.
         """
         found: list[dict[str, Any]] = [
             {"image_id": image, "category_id": category, "score": score}

@@ -1,7 +1,7 @@
-"""Masks of detections as COCO's run lengths.
+"""Fast encoding of masks as COCO run lengths.
 
-pycocotools reads each mask pixel by pixel, after a copy in column order. Most pixels are background
-around a small object, so the run lengths are taken from the part of the mask that has any.
+pycocotools copies each mask in column order and reads it pixel by pixel. Most pixels are background
+around a small object, so the run lengths are computed here from the object's bounding rectangle.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor
 
 
 def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
-    """Return masks as COCO's compressed run lengths, byte for byte those of pycocotools.
+    """Encode masks as COCO's compressed run lengths, byte for byte as pycocotools does.
 
     Args:
         masks: (R, H, W) bool, on any device.
 
     Returns:
-        ``{"size": [H, W], "counts": str}`` each.
+        ``{"size": [H, W], "counts": str}`` for each mask.
 
     Raises:
-        ValueError: another type or shape.
+        ValueError: ``masks`` has another type, dtype or shape.
     """
     if not isinstance(masks, Tensor) or masks.dtype != torch.bool or masks.ndim != 3:
         found = f"{masks.dtype} {tuple(masks.shape)}" if isinstance(masks, Tensor) else type(masks)
@@ -48,7 +48,7 @@ def _run_lengths(mask: npt.NDArray[np.bool_]) -> list[int]:
     top, bottom = int(rows[0]), int(rows[-1]) + 1
     columns = np.flatnonzero(mask[top:bottom].any(axis=0))
     left, right = int(columns[0]), int(columns[-1]) + 1
-    # columns of the object one after the other, each behind a pixel of background
+    # concatenated columns of the object, each preceded by a background pixel
     long = bottom - top + 1
     padded = np.zeros((right - left, long), bool)
     padded[:, 1:] = mask[top:bottom, left:right].T
@@ -58,7 +58,7 @@ def _run_lengths(mask: npt.NDArray[np.bool_]) -> list[int]:
         changes = np.append(changes, flat.size - 1)
     column, row = np.divmod(changes, long)
     places = (left + column) * height + top + row
-    if long > height:  # a run may go on at the top of the next column
+    if long > height:  # a run may continue at the top of the next column
         joined = np.flatnonzero(places[1:-1:2] == places[2::2])
         places = np.delete(places, np.concatenate([2 * joined + 1, 2 * joined + 2]))
     ends = [mask.size] if places[-1] < mask.size else []

@@ -1,4 +1,4 @@
-"""Evaluation of a detector on a registered data set, in Detectron2's loop or of a saved file."""
+"""Evaluation on a registered dataset, within Detectron2's test loop or from a results file."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _KINDS = ("lvis", "coco")
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a registered data set is evaluated.
+    """The evaluation protocol of a registered dataset.
 
     Attributes:
-        dataset_name: its name in Detectron2's catalogues.
+        dataset_name: name in Detectron2's catalogs.
         kind: ``lvis`` or ``coco``.
-        json_file: its annotations.
+        json_file: annotation file.
         dataset_ids: the category id of each row of the classifier.
         novel: category id -> whether the class is novel.
         frequency: category id -> ``r``, ``c`` or ``f``, where known.
@@ -54,11 +54,11 @@ class Protocol:
 
     @classmethod
     def of_dataset(cls, name: str) -> Protocol:
-        """From the catalogues.
+        """Read the protocol from Detectron2's catalogs.
 
         Raises:
-            ValueError: the data set is not registered, has another evaluator, or its metadata or
-                its json are missing.
+            ValueError: the dataset is not registered, has another evaluator type, or its metadata
+                or annotation file is missing.
         """
         if name not in DatasetCatalog:
             known = ", ".join(sorted(n for n in DatasetCatalog.list() if n.endswith("_val")))
@@ -94,14 +94,14 @@ class Protocol:
         )
 
     def read(self) -> GroundTruth:
-        """The annotations of its classes.
+        """Read the annotations of the dataset's classes.
 
         Raises:
-            ValueError: annotations that cannot be read, or that LVIS's evaluation cannot use.
+            ValueError: the annotations cannot be read, or LVIS evaluation cannot use them.
         """
         truth = GroundTruth.read(self.json_file, self.dataset_ids, self.crowds_are_objects)
         for category_id, frequency in self.frequency.items():
-            # of the training images, and "r" for the novel classes of a yaml that lists them
+            # from the training images; "r" for the novel classes listed in a yaml
             truth.categories[category_id]["frequency"] = frequency
         if self.kind == "lvis":
             truth.check_federated()
@@ -109,22 +109,21 @@ class Protocol:
 
 
 class OpenVocabularyEvaluator(DatasetEvaluator):
-    """Writes the detections of all processes to one file, then measures that file.
+    """An evaluator that writes the detections of all ranks to one file and computes its metrics.
 
-    Written are ``<dataset>_results.json``, ``<dataset>_per_class.csv`` and
-    ``<dataset>_metrics.json``. All processes must see the same folder. Annotations that name no
-    object, as those of a test set, give no metrics: only the results are written.
+    It writes ``<dataset>_results.json``, ``<dataset>_per_class.csv`` and
+    ``<dataset>_metrics.json``. All ranks must share the output folder. For annotations without
+    objects, as in a test set, only the results are written.
 
     Args:
-        dataset_name: a registered data set; its ``evaluator_type`` says whether LVIS's or COCO's
-            metrics are taken.
+        dataset_name: a registered dataset; its ``evaluator_type`` selects LVIS or COCO metrics.
         tasks: ``bbox``, ``segm`` or both. Masks are written only for ``segm``.
-        output_dir: folder of the files.
+        output_dir: folder of the output files.
         out: results file; ``<output_dir>/<dataset>_results.json`` by default.
-        precision: of the detector; recorded beside the metrics.
+        precision: numeric precision of the detector; recorded with the metrics.
 
     Raises:
-        ValueError: an unknown task or a data set that cannot be evaluated.
+        ValueError: a task is unknown, or the dataset cannot be evaluated.
     """
 
     def __init__(
@@ -147,7 +146,7 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
         self._pictures = 0
 
     def reset(self) -> None:
-        """Begin anew; whatever was not evaluated is dropped."""
+        """Start over and drop detections that were not evaluated."""
         if self._writer is not None:
             self._writer.abandon()
         part = self._part(comm.get_rank())
@@ -158,14 +157,15 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Write the detections of some pictures.
+        """Write the detections of some images.
 
         Args:
-            inputs: a dict a picture, with its ``image_id``.
-            outputs: a dict a picture with ``instances``; see :meth:`ResultsWriter.add`.
+            inputs: one dict per image, with ``image_id``.
+            outputs: one dict per image, with ``instances``; see :meth:`ResultsWriter.add`.
 
         Raises:
-            ValueError: no ``reset`` before, no masks for the task ``segm``, or see there.
+            ValueError: ``reset`` was not called, masks are missing for the task ``segm``, or as
+                for :meth:`ResultsWriter.add`.
         """
         if self._writer is None:
             raise ValueError("the evaluator has no file to write to: call reset() first")
@@ -180,19 +180,19 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
             self._pictures += 1
 
     def evaluate(self) -> Metrics:
-        """Join the files of all processes and measure the result, in the main process.
+        """Merge the files of all ranks and compute the metrics, in the main process.
 
         Returns:
-            task -> metric -> percent; empty in the other processes, and where nothing is annotated.
+            task -> metric -> percent; empty in other processes and without annotated objects.
 
         Raises:
-            ValueError: no ``reset`` before, or see :meth:`Detections.read`.
+            ValueError: ``reset`` was not called, or as for :meth:`Detections.read`.
         """
         if self._writer is None:
             raise ValueError("there is nothing to evaluate: call reset() and process() first")
         self._writer.close()
         self._writer = None
-        pictures = comm.gather(self._pictures)  # waits for the files of all
+        pictures = comm.gather(self._pictures)  # waits for the files of all ranks
         if not comm.is_main_process():
             return OrderedDict()
         parts = [self._part(rank) for rank in range(comm.get_world_size())]
@@ -215,20 +215,20 @@ def evaluate_results(
     tasks: Sequence[str] | None = None,
     output_dir: str | os.PathLike[str] | None = None,
 ) -> Metrics:
-    """The metrics of a saved results file, without the model.
+    """Compute the metrics of a results file, without a model.
 
     Args:
-        dataset_name: a registered data set.
-        results_file: detections in COCO's results format, from any detector.
+        dataset_name: a registered dataset.
+        results_file: detections in COCO results format, from any detector.
         tasks: ``bbox``, ``segm`` or both; by default those for which the file has boxes or masks.
-        output_dir: folder of the csv and the json; nothing is written by default.
+        output_dir: folder for the csv and the json; nothing is written by default.
 
     Returns:
         task -> metric -> percent.
 
     Raises:
-        ValueError: a data set that cannot be evaluated, or results that are malformed or not of
-            it; see :meth:`Detections.read`.
+        ValueError: the dataset cannot be evaluated, or the results are malformed or belong to
+            another dataset; see :meth:`Detections.read`.
     """
     folder = Path(output_dir) if output_dir is not None else None
     return _measure(Protocol.of_dataset(dataset_name), Path(results_file), tasks, folder)
@@ -242,7 +242,7 @@ def _measure(
     pictures: int | None = None,
     precision: str | None = None,
 ) -> Metrics:
-    """Measure a file; write and log the figures."""
+    """Compute the metrics of a results file; write and log them."""
     truth = protocol.read()
     if pictures is not None and pictures != len(truth.images):
         logger.warning(

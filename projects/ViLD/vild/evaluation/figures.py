@@ -1,4 +1,4 @@
-"""Metrics of one task: over all classes, over base and novel ones, and of each class.
+"""Metrics of one task: overall, for base and for novel classes, and per class.
 
 Legend: T IoU thresholds, R recall points, K classes.
 """
@@ -19,10 +19,10 @@ Precision = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TaskFigures:
-    """Average precisions in percent; NaN where no object could have been found.
+    """Average precisions in percent; NaN for classes or groups without objects.
 
     Attributes:
-        metrics: name -> figure, for example ``AP``, ``AP50``, ``APr``, ``AP-novel``.
+        metrics: name -> value, for example ``AP``, ``AP50``, ``APr``, ``AP-novel``.
         ap: category id -> AP over the IoU thresholds 0.5, 0.55, … 0.95.
         ap50: category id -> AP at the IoU threshold 0.5.
     """
@@ -33,11 +33,10 @@ class TaskFigures:
 
 
 def class_averages(precision: Precision) -> list[float]:
-    """AP of each class in percent.
+    """Compute the AP of each class in percent.
 
     Args:
-        precision: (T, R, K), -1 throughout for a class without objects, as both official packages
-            give it.
+        precision: (T, R, K), all -1 for a class without objects, as in both official packages.
     """
     found = []
     for values in np.moveaxis(precision, 2, 0):
@@ -47,13 +46,13 @@ def class_averages(precision: Precision) -> list[float]:
 
 
 def group_mean(averages: Mapping[Id, float], novel: Mapping[Id, bool], wanted: bool) -> float:
-    """Mean AP of the novel or the base classes that have objects; NaN if none has."""
+    """Average the AP of the novel or base classes that have objects; NaN if none has."""
     values = [a for i, a in averages.items() if novel[i] == wanted and not math.isnan(a)]
     return float(np.mean(values)) if values else math.nan
 
 
 def percent(value: float) -> float:
-    """In percent; NaN for the official packages' -1."""
+    """Convert to percent; the official packages' -1 becomes NaN."""
     return float(value) * 100 if value > -1 else math.nan
 
 
@@ -63,10 +62,10 @@ def with_groups(
     precision: Precision,
     novel: Mapping[Id, bool],
 ) -> TaskFigures:
-    """The official metrics with the figures of the classes and of the two groups.
+    """Extend the official metrics with AP per class and for the base and novel groups.
 
     Args:
-        metrics: name -> official figure as a fraction, -1 where there is none.
+        metrics: name -> official value as a fraction, -1 if undefined.
         category_ids: K ids.
         precision: (T, R, K) over all sizes; the first threshold is 0.5.
         novel: category id -> whether the class is novel.

@@ -1,4 +1,4 @@
-"""The annotations that detections are measured against, by class."""
+"""Ground truth annotations by class, for the official evaluation packages."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ TASKS = ("bbox", "segm")
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """Annotations of the classes that count, as the official packages want them.
+    """Annotations of the vocabulary's classes, in the form the official packages expect.
 
-    The packages take ids for numbers from 1 (annotation 0 counts as no match, text cannot be
-    compared with numbers), so images, classes and annotations are numbered here, in the order of
-    their ids. The keys of the dicts below are the ids of the json.
+    The packages need ids that are numbers from 1 (annotation 0 means no match, and text cannot be
+    compared with numbers), so images, classes and annotations are numbered here in the order of
+    their ids. The keys of the dicts below are the ids in the json.
 
     Attributes:
-        path: the json.
-        images: image id -> its entry, ascending; ``id`` in it is the number.
-        categories: category id -> its entry, ascending; those of the vocabulary alone.
+        path: annotation file.
+        images: image id -> its entry, ascending; ``id`` in the entry is the number.
+        categories: category id -> its entry, ascending; only classes of the vocabulary.
         annotations: category id -> its annotations in the json's order. The official packages
             modify these dicts.
-        numbers: category id -> number, also of classes outside of the vocabulary.
+        numbers: category id -> number, including classes outside the vocabulary.
     """
 
     path: str
@@ -47,20 +47,20 @@ class GroundTruth:
         """Read annotations in COCO or LVIS format.
 
         Args:
-            json_file: the annotations.
-            vocabulary: category ids that count. Objects of others are as if not annotated.
+            json_file: annotation file.
+            vocabulary: category ids to evaluate. Objects of other classes are ignored.
             crowds_are_objects: see :func:`vild.data.read_annotations`.
 
         Raises:
-            ValueError: see :func:`vild.data.read_annotations`; or a class of the vocabulary that
-                the json lacks.
+            ValueError: see :func:`vild.data.read_annotations`; or the json lacks a class of the
+                vocabulary.
         """
         return cls.of(read_annotations(json_file, crowds_are_objects), vocabulary)
 
     @classmethod
     @paused_collection()
     def of(cls, contents: Annotations, vocabulary: Collection[Id]) -> GroundTruth:
-        """From annotations that were read already; see :meth:`read`."""
+        """Make it from annotations that are already in memory; see :meth:`read`."""
         numbers = {category.id: n for n, category in enumerate(contents.categories, 1)}
         unknown = next((key for key in vocabulary if key not in numbers), None)
         if unknown is not None:
@@ -90,22 +90,22 @@ class GroundTruth:
         return sum(map(len, self.annotations.values()))
 
     def by_number(self) -> dict[int, dict[str, Any]]:
-        """The images by their numbers."""
+        """Map image numbers to entries."""
         return {image["id"]: image for image in self.images.values()}
 
     def instances(self, category_id: Id) -> int:
-        """Objects of a class, crowds left out."""
+        """Count the objects of a class, without crowds."""
         return sum(not item["iscrowd"] for item in self.annotations[category_id])
 
     def has_masks(self) -> bool:
-        """Whether any object has a mask."""
+        """Return whether any object has a mask."""
         return any("segmentation" in item for own in self.annotations.values() for item in own)
 
     def of_task(self, category_id: Id, task: str) -> list[dict[str, Any]]:
-        """Annotations of a class to measure boxes or masks with.
+        """Return the annotations of a class for a task.
 
-        Where masks are measured, an object without one is ignored: a detection of it counts neither
-        as right nor as wrong.
+        For ``segm``, an object without a mask is ignored: a detection of it is neither a true nor
+        a false positive.
         """
         own = self.annotations[category_id]
         if task == "bbox":
@@ -113,10 +113,10 @@ class GroundTruth:
         return [item if "segmentation" in item else _ignored(item) for item in own]
 
     def check_federated(self) -> None:
-        """Refuse annotations that do not say which classes were looked for in each image.
+        """Refuse annotations without LVIS's lists of the classes that were searched in each image.
 
         Raises:
-            ValueError: an image lacks one of LVIS's lists.
+            ValueError: an image lacks one of these lists.
         """
         for image_id, image in self.images.items():
             missing = [key for key in FEDERATED if key not in image]
@@ -128,16 +128,16 @@ class GroundTruth:
                 )
 
     def check_tasks(self, tasks: Sequence[str], given: Sequence[str], where: str) -> None:
-        """Refuse tasks that cannot be measured.
+        """Refuse tasks that cannot be evaluated.
 
         Args:
-            tasks: what is wanted.
-            given: tasks that the detections have boxes or masks for.
-            where: the detections, for messages.
+            tasks: requested tasks.
+            given: tasks for which the detections have boxes or masks.
+            where: source of the detections, for messages.
 
         Raises:
-            ValueError: an unknown task, or one for which the detections or the annotations have
-                no boxes or masks.
+            ValueError: a task is unknown, or the detections or annotations lack the boxes or masks
+                for it.
         """
         if not tasks or not set(tasks) <= set(TASKS) or len(set(tasks)) < len(tasks):
             raise ValueError(f"expected tasks among {TASKS}, each once, got {tuple(tasks)}")
@@ -165,5 +165,5 @@ def _image(image: ImageEntry, number: int, numbers: Mapping[Id, int]) -> dict[st
 def _ignored(item: dict[str, Any]) -> dict[str, Any]:
     x, y, width, height = item["bbox"]
     rectangle = [x, y, x + width, y, x + width, y + height, x, y + height]
-    # pycocotools ignores crowds, lvis what is marked
+    # pycocotools ignores crowds, lvis ignores entries marked "ignore"
     return {**item, "segmentation": [rectangle], "iscrowd": 1, "ignore": 1}

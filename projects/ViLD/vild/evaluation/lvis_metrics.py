@@ -1,13 +1,13 @@
-"""LVIS's metrics by the official package, with little memory.
+"""LVIS metrics, computed by the official package with little memory.
 
-The official evaluation keeps three tables with an entry for every picture and every class, 24
-million each on LVIS's validation set, most of them empty. No class depends on another, though: here
-the package evaluates one class at a time, over the pictures in which that class was looked for. The
-precisions of all classes then go back to the package for its summary. Every figure is what
-``LVISEval(annotations, results, task)`` gives on the same files; a test compares them.
+The official evaluation keeps three tables with an entry for every image and class, 24 million each
+on LVIS's validation set and mostly empty. Classes are independent, so here the package evaluates
+one class at a time, over the images in which that class was searched. The precisions of all classes
+are then passed to its summary. All figures equal those of ``LVISEval(annotations, results, task)``;
+a test compares them.
 
-As there, the size of a detection that has both a box and a mask is that of its box, for APs, APm
-and APl of masks too.
+As in LVIS, a detection with both a box and a mask has the size of its box, also for APs, APm and
+APl of masks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vild.evaluation.ground_truth import GroundTruth
 
 logger = logging.getLogger(__name__)
 
-MAX_DETECTIONS = 300  # of a picture; the official value
+MAX_DETECTIONS = 300  # per image; the official value
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 
 
@@ -39,22 +39,22 @@ def evaluate_lvis(
     tasks: Sequence[str],
     novel: Mapping[Id, bool],
 ) -> dict[str, TaskFigures]:
-    """LVIS's metrics of detections.
+    """Compute LVIS metrics of detections.
 
     Args:
-        json_file: annotations in LVIS's format.
+        json_file: annotations in LVIS format.
         results: a results file, or its contents.
         tasks: ``bbox``, ``segm`` or both.
-        novel: category id -> whether the class is novel, for every class that counts. If that is
-            not all of the json's, the others are as if they did not exist.
+        novel: category id -> whether the class is novel, for every class to evaluate. Other classes
+            of the json are ignored.
 
     Returns:
-        for each task: AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AP-novel and AP-base, and the
-        figures of the classes.
+        For each task: AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AP-novel and AP-base, and the
+        figures of each class.
 
     Raises:
-        ValueError: annotations without LVIS's lists of the classes that were looked for, or
-            results that do not fit; see :meth:`Detections.read`.
+        ValueError: the annotations lack LVIS's lists of searched classes, or the results are
+            invalid; see :meth:`Detections.read`.
     """
     truth = json_file if isinstance(json_file, GroundTruth) else GroundTruth.read(json_file, novel)
     truth.check_federated()
@@ -107,7 +107,7 @@ def _evaluate(
 
 
 class _Annotations(LVIS):
-    """The official class reads a file; this has its contents already."""
+    """LVIS annotations from memory, where the official class reads a file."""
 
     def __init__(
         self,
@@ -122,9 +122,9 @@ class _Annotations(LVIS):
 
 
 def _results(images: Sequence[Mapping[str, Any]], items: list[dict[str, Any]]) -> LVISResults:
-    """The official class of results, which copies the annotations and refuses an empty list."""
+    """Make LVISResults, whose constructor copies the annotations and refuses an empty list."""
     if not items:
-        # without an area: LVIS.get_ann_ids leaves it out
+        # has no area, so LVIS.get_ann_ids skips it
         nothing = {"category_id": 0, "bbox": [0, 0, 0, 0], "score": 0.0}
         items = [{"image_id": images[0]["id"], **nothing}]
     sizes = [{key: image[key] for key in ("id", "height", "width")} for image in images]
@@ -132,7 +132,7 @@ def _results(images: Sequence[Mapping[str, Any]], items: list[dict[str, Any]]) -
 
 
 def _images_of(truth: GroundTruth) -> dict[int, list[int]]:
-    """Category number -> numbers of the images that have it or are known not to, ascending."""
+    """Map category numbers to the images where the class is present or known absent, ascending."""
     found = {
         truth.numbers[key]: {item["image_id"] for item in own}
         for key, own in truth.annotations.items()
@@ -146,7 +146,7 @@ def _images_of(truth: GroundTruth) -> dict[int, list[int]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the package's messages, which come anew for every class."""
+    """Silence the package, which would log the same messages for every class."""
     official = logging.getLogger("lvis")
     level = official.level
     official.setLevel(logging.ERROR)

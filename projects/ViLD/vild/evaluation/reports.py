@@ -1,4 +1,4 @@
-"""Figures of an evaluation as files and in the log."""
+"""Reports of an evaluation, as files and in the log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vild.evaluation.ground_truth import GroundTruth
 
 logger = logging.getLogger(__name__)
 
-LOGGED_CLASSES = 100  # of more, only the file has each
+LOGGED_CLASSES = 100  # above this, per-class figures go to the file only
 
 
 def write_per_class(
@@ -30,7 +30,7 @@ def write_per_class(
     frequency: Mapping[Id, str],
     figures: Mapping[str, TaskFigures],
 ) -> None:
-    """A csv with a line for each class, in the order of the category ids.
+    """Write a csv with one row per class, in the order of the category ids.
 
     Its columns: ``class``, ``novel`` (0 or 1), ``frequency`` (r, c, f; empty if unknown),
     ``instances`` (objects without crowds), and for each task, for example, ``bbox AP`` and ``bbox
@@ -58,7 +58,7 @@ def write_metrics(
     figures: Mapping[str, TaskFigures],
     **origin: str | int | None,
 ) -> None:
-    """The metrics of all tasks as json, null for those that do not exist, with their origin."""
+    """Write the metrics of all tasks and their origin as json; undefined metrics are null."""
     contents = {
         **{name: value for name, value in origin.items() if value is not None},
         "annotations": truth.path,
@@ -78,7 +78,7 @@ def write_metrics(
 def log_figures(
     truth: GroundTruth, novel: Mapping[Id, bool], figures: Mapping[str, TaskFigures]
 ) -> None:
-    """Log the metrics of each task and, where the classes are not too many, those of each class."""
+    """Log the metrics of each task, and of each class unless there are too many classes."""
     for task, found in figures.items():
         logger.info("Metrics of %s in percent:\n%s", task, create_small_table(found.metrics))
     if len(truth.categories) > LOGGED_CLASSES:

@@ -1,9 +1,9 @@
-"""Detections on disk, in the results format of COCO and LVIS.
+"""Reading and writing of detections in the results format of COCO and LVIS.
 
-A json array of ``{"image_id", "category_id", "bbox": [x, y, width, height], "score",
+The format is a json array of ``{"image_id", "category_id", "bbox": [x, y, width, height], "score",
 "segmentation": {"size": [height, width], "counts": "…"}}``, which both official packages read. It
-is written and read piece by piece: 20,000 pictures with 300 masks each make two gigabytes of text
-and several times as much in Python's objects.
+is read and written incrementally: 20,000 images with 300 masks each make two gigabytes of text, and
+several times as much as Python objects.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ Results = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 
 
 class ResultsWriter:
-    """Writes detections as they come; the file has its name only once it is whole.
+    """An incremental, atomic writer of detections.
 
-    As a context manager it is closed at the end of the block, and abandoned after an error.
+    As a context manager it closes the file at the end of the block, and discards it on an error.
 
     Example:
         >>> with ResultsWriter("results.json") as writer:  # doctest: +SKIP
         ...     writer.add(image_id, outputs["instances"], dataset_ids)
 
     Args:
-        path: file to write; its folder is made.
-        masks: whether to write the masks, which takes most of the time and of the file.
+        path: file to write; its folder is created.
+        masks: whether to write masks, which take most of the time and of the file size.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, masks: bool = True) -> None:
@@ -68,18 +68,18 @@ class ResultsWriter:
             self.abandon()
 
     def add(self, image_id: Id, instances: Instances, dataset_ids: Sequence[Id]) -> None:
-        """Write the detections of one picture; there may be none.
+        """Write the detections of one image; there may be none.
 
         Args:
-            image_id: the picture's id in the annotations.
-            instances: R detections in the pixels of the original picture: ``pred_boxes`` XYXY,
-                ``scores`` (R,), ``pred_classes`` (R,) rows of the classifier and, if masks are
-                wanted and there are any, ``pred_masks`` (R, H, W) bool. On any device.
+            image_id: id of the image in the annotations.
+            instances: R detections in pixels of the original image: ``pred_boxes`` XYXY,
+                ``scores`` (R,), ``pred_classes`` (R,) rows of the classifier and, to write masks,
+                ``pred_masks`` (R, H, W) bool. On any device.
             dataset_ids: the category id of each row of the classifier.
 
         Raises:
-            ValueError: a class without an id, a number that is not finite, masks of another form,
-                or a closed writer. Nothing of the picture is then written.
+            ValueError: a class has no id, a number is non-finite, the masks have another shape or
+                dtype, or the writer is closed. Nothing of this image is written then.
         """
         if self._file.closed:
             raise ValueError(f"{self.path} is closed already; make a new writer")
@@ -91,37 +91,37 @@ class ResultsWriter:
             self.detections += len(items)
 
     def close(self) -> Path:
-        """Finish the file and give it its name, which is returned. Closing twice does nothing."""
+        """Finish the file, rename it to its final path and return that. May be called twice."""
         if not self._file.closed:
             self._file.write("\n]\n")
             self._stack.close()
         return self.path
 
     def abandon(self) -> None:
-        """Remove what was written; a file of an earlier run stays. Nothing after ``close``."""
+        """Discard what was written; an existing file is kept. Does nothing after ``close``."""
         if not self._file.closed:
-            # an error in the block is what keeps atomic_path from renaming
+            # raising an error inside the block keeps atomic_path from renaming
             with suppress(_AbandonedError), self._stack:
                 raise _AbandonedError
 
 
 class _AbandonedError(Exception):
-    """The writer's own, so that no other error is suppressed."""
+    """Raised only by the writer, so that no other error is suppressed."""
 
 
 def coco_results(
     image_id: Id, instances: Instances, dataset_ids: Sequence[Id], masks: bool = True
 ) -> list[dict[str, Any]]:
-    """A picture's detections in the format, in their order.
+    """Convert an image's detections to the results format, in the same order.
 
     Args:
-        image_id: the picture's id.
+        image_id: id of the image.
         instances: see :meth:`ResultsWriter.add`.
         dataset_ids: the category id of each row of the classifier.
-        masks: whether masks are wanted, where there are any.
+        masks: whether to include masks, if present.
 
     Raises:
-        ValueError: see there.
+        ValueError: see :meth:`ResultsWriter.add`.
     """
     if not len(instances):
         return []
@@ -151,14 +151,14 @@ def coco_results(
 
 
 def merge_parts(parts: Sequence[str | os.PathLike[str]], path: str | os.PathLike[str]) -> Path:
-    """Join json arrays to one by copying their text, whatever their size.
+    """Concatenate json arrays of any size by copying their text.
 
     Args:
-        parts: files that :class:`ResultsWriter` closed, in the order wanted.
-        path: file to write, whole or not at all. The parts stay.
+        parts: finished files of :class:`ResultsWriter`, in the order of the output.
+        path: file to write, atomically. The parts are kept.
 
     Raises:
-        ValueError: a part is missing or is no json array.
+        ValueError: a part is missing or is not a json array.
     """
     target = Path(path)
     with atomic_path(target) as temporary, temporary.open("wb") as out:
@@ -173,7 +173,7 @@ def merge_parts(parts: Sequence[str | os.PathLike[str]], path: str | os.PathLike
                     "must write to the same folder."
                 ) from None
             with text:
-                # from the first detection to the last, with only the brackets around them
+                # from the first detection to the last; only brackets surround them
                 begin, end = text.find(b"{"), text.rfind(b"}") + 1
                 around = text[:begin] + text[end:] if end else text[:]
                 if around.split() not in ([b"[", b"]"], [b"[]"]):
@@ -189,7 +189,7 @@ def merge_parts(parts: Sequence[str | os.PathLike[str]], path: str | os.PathLike
 
 
 def _mapped(file: Path) -> mmap.mmap:
-    """A file as bytes that are not all in memory; ``ValueError`` for an empty one."""
+    """Memory-map a file; raises ``ValueError`` if it is empty."""
     with file.open("rb") as stream:
         if not os.fstat(stream.fileno()).st_size:
             raise ValueError("the file is empty")
@@ -203,8 +203,9 @@ class Detection(msgspec.Struct, gc=False):
         image_id: as in the annotations.
         category_id: as in the annotations.
         score: finite.
-        bbox: x, y, width, height in pixels, finite; None if there is a mask only.
-        segmentation: polygons or run lengths, not yet compared with the image; None without a mask.
+        bbox: x, y, width, height in pixels, finite; None if there is only a mask.
+        segmentation: polygons or run lengths, not yet checked against the image; None without a
+            mask.
     """
 
     image_id: Id
@@ -218,25 +219,25 @@ _DECODER = msgspec.json.Decoder(Detection)
 
 
 def name_of(results: Results) -> str:
-    """What messages call the results."""
+    """Return a name of the results for messages."""
     return str(Path(results)) if isinstance(results, (str, os.PathLike)) else "the results"
 
 
 def iterate_detections(
     results: Results, image_ids: Container[Id], category_ids: Container[Id] | None, dataset: str
 ) -> Iterator[Detection]:
-    """The detections of a file, or of such objects in memory, typed, one by one.
+    """Yield validated detections from a file, or from its contents in memory.
 
     Args:
-        results: the file or its contents, which are not changed.
-        image_ids: images of the dataset; the detections get their ids as they are written here.
-        category_ids: likewise its classes; None for any.
-        dataset: its name or file, for messages.
+        results: the file or its contents, which are not modified.
+        image_ids: image ids of the dataset; the detections get ids of the same type.
+        category_ids: category ids of the dataset; None allows any.
+        dataset: name or file of the dataset, for messages.
 
     Raises:
-        ValueError: the file is missing, no json, no list or cut off; a detection lacks a key, has
-            a value of another type, a box that is not finite or of negative size, neither a box nor
-            a mask, or a mask in none of the known forms; or an image or a class is unknown.
+        ValueError: the file is missing, truncated, not json or not a list; a detection lacks a key,
+            has a value of the wrong type, a box that is non-finite or of negative size, neither a
+            box nor a mask, or a mask of unknown format; or an image or a class is unknown.
     """
     where = name_of(results)
     if isinstance(results, (str, os.PathLike)):
@@ -255,14 +256,14 @@ def iterate_detections(
 
 
 def _read_list(file: Path) -> list[Any]:
-    """The items of a json list.
+    """Read the items of a json list.
 
-    They are ``msgspec.Raw``, places in the mapped file, so that no more than one of them is an
-    object at a time. A file in another encoding or with NaN is read in whole instead.
+    They are ``msgspec.Raw`` views of the mapped file, so that only one item at a time is a Python
+    object. A file in another encoding or with NaN is read as a whole instead.
     """
     try:
         content = _mapped(file)
-    except (OSError, ValueError) as error:  # ValueError: empty, or a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: empty file or invalid file name
         raise ValueError(f"expected results at {file}: {reason(error)}") from None
     try:
         return msgspec.json.decode(content, type=list[msgspec.Raw])
@@ -281,7 +282,7 @@ def _read_list(file: Path) -> list[Any]:
 
 
 def _known(what: str, given: Id, ids: Container[Id], dataset: str) -> Id:
-    """An id as the dataset has it."""
+    """Convert an id to the type that the dataset uses."""
     found = find_id(ids, given)
     if found is None:
         raise ValueError(
@@ -291,7 +292,7 @@ def _known(what: str, given: Id, ids: Container[Id], dataset: str) -> Id:
 
 
 def _checked(item: Any) -> Detection:
-    """A detection from its json; plain numbers may be text."""
+    """Convert an item of the json list to a detection; numbers may be given as text."""
     made = _typed(item)
     made.bbox, made.segmentation = made.bbox or None, made.segmentation or None
     if made.bbox is None and made.segmentation is None:
@@ -308,7 +309,7 @@ def _checked(item: Any) -> Detection:
 
 def _typed(item: Any) -> Detection:
     if isinstance(item, msgspec.Raw):
-        with suppress(msgspec.ValidationError):  # another type somewhere
+        with suppress(msgspec.ValidationError):  # a value of another type
             return _DECODER.decode(item)
         item = json.loads(bytes(item))
     if not isinstance(item, Mapping):

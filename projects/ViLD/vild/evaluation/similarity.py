@@ -1,4 +1,4 @@
-"""How regions lie to the names of the classes in the teacher's space.
+"""How region embeddings compare with class names in the teacher's embedding space.
 
 Shapes: R regions, K classes, D embedding.
 """
@@ -13,10 +13,10 @@ from torch import Tensor
 
 
 class SimilarityMeter:
-    """Mean cosine of the regions of each class with the text embedding of every class.
+    """Mean cosine similarity of each class's regions to the text embedding of every class.
 
     Args:
-        text: (K, D) text embeddings of unit norm.
+        text: (K, D) text embeddings, L2-normalised.
         novel: K flags.
     """
 
@@ -29,11 +29,11 @@ class SimilarityMeter:
         self._nearest_is_own = torch.zeros(len(text), dtype=torch.int64)
 
     def add(self, embeddings: Tensor, classes: Tensor) -> None:
-        """Count regions.
+        """Add regions.
 
         Args:
-            embeddings: (R, D) of unit norm.
-            classes: (R,) int64, the class of the object that each covers.
+            embeddings: (R, D), L2-normalised.
+            classes: (R,) int64, class of the object that each region covers.
         """
         cosines = embeddings.float() @ self.text.T
         self._sums.index_add_(0, classes, cosines.double())
@@ -42,20 +42,20 @@ class SimilarityMeter:
         self._nearest_is_own.index_add_(0, classes, nearest)
 
     def mean(self) -> Tensor:
-        """(K, K) float32: row = class of the regions, column = class of the text.
+        """Return the means (K, K) float32: row = class of the regions, column = class of the text.
 
-        Rows of classes without regions are nan.
+        Rows of classes without regions are NaN.
         """
         return (self._sums / self.counts[:, None]).float()
 
     def count(self, novel: bool) -> int:
-        """Number of regions of novel or of base classes."""
+        """Count the regions of novel or of base classes."""
         return int(self.counts[self.novel == novel].sum())
 
     def accuracy(self, novel: bool) -> float:
-        """Share of the regions of novel or of base classes whose nearest text is their own's.
+        """Return the percentage of regions whose nearest text embedding is that of their class.
 
-        In percent; nan where there are no regions.
+        Counts regions of novel or of base classes; NaN without regions.
         """
         count, right = self.count(novel), int(self._nearest_is_own[self.novel == novel].sum())
         return 100 * right / count if count else float("nan")
@@ -64,16 +64,17 @@ class SimilarityMeter:
 def match_objects(
     boxes: Tensor, object_boxes: Tensor, object_classes: Tensor, iou: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    """Regions that cover an annotated object.
+    """Match regions to annotated objects.
 
     Args:
         boxes: (R, 4) xyxy.
         object_boxes: (M, 4) xyxy of the objects.
         object_classes: (M,) int64.
-        iou: least overlap.
+        iou: minimum overlap.
 
     Returns:
-        rows of ``boxes``, and the class of the object that each overlaps most, both int64.
+        Rows of ``boxes`` with a match, and the class of the object that each overlaps most, both
+        int64.
     """
     if not len(boxes) or not len(object_boxes):
         empty = torch.zeros(0, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""What was detected, for people: pictures of detections, tables and curves of runs."""
+"""Inference and presentation: the predictor, drawn detections, tables and curves of runs."""
 
 from vild.inference.drawing import draw_detections, draw_ground_truth, side_by_side
 from vild.inference.pictures import PictureWriter

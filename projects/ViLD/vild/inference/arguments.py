@@ -1,4 +1,4 @@
-"""The detector that a command line names."""
+"""Construction of the predictor from command line arguments."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from vild.inference.predictor import OpenVocabularyPredictor
 def predictor_from_arguments(
     cfg: CfgNode, args: argparse.Namespace, precision: str = "fp32"
 ) -> OpenVocabularyPredictor:
-    """Return the detector, with the vocabulary of ``--vocabulary`` and ``--novel``.
+    """Return the predictor, with the vocabulary of ``--vocabulary`` and ``--novel``.
 
     Raises:
-        ValueError: novel classes without a vocabulary; see :class:`OpenVocabularyPredictor`.
+        ValueError: ``--novel`` is given without a vocabulary; or as for
+            :class:`OpenVocabularyPredictor`.
     """
     if args.novel is not None and args.vocabulary is None:
         raise ValueError("expected --vocabulary beside --novel")

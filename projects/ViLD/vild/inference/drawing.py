@@ -1,10 +1,10 @@
-"""Draws detections and ground truth; novel classes are told from base classes at a glance.
+"""Drawing of detections and ground truth, with distinct styles for novel and base classes.
 
 Novel classes: warm colours (red to yellow), thick boxes, filled labels that begin with a star.
 Base classes: cool colours (green to blue), thin boxes, dark labels.
 
-Pictures are (H, W, 3) uint8 RGB. What is drawn has the picture's proportions, and its long side has
-800 to 1600 pixels, so that names can be read on small pictures too.
+Images are (H, W, 3) uint8 RGB. The output keeps the aspect ratio, with a long side of 800 to 1600
+pixels, so that names stay legible on small images.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from vild.data import Vocabulary
 from vild.data.masks import decode_segmentation
 from vild.inference.labels import LabelPlace, place_labels
 
-if TYPE_CHECKING:  # imports matplotlib, which takes longer than to detect in an image
+if TYPE_CHECKING:  # imports matplotlib, which takes longer than detection
     from detectron2.utils.visualizer import Visualizer
 
 logger = logging.getLogger(__name__)
 
 NOVEL_MARK = "★"
-NOVEL_HUES, BASE_HUES = (-0.05, 0.14), (0.40, 0.63)  # of 1; negative ones are purplish reds
-MIN_SIDE, MAX_SIDE = 800, 1600  # long side of what is drawn, in pixels
-_MIN_SHORT_SIDE = 96  # of what is drawn, unless the long side would get too long for it
-_LONGEST_NAME = 32  # characters of a name that are shown
+NOVEL_HUES, BASE_HUES = (-0.05, 0.14), (0.40, 0.63)  # in [0, 1]; negative: purplish reds
+MIN_SIDE, MAX_SIDE = 800, 1600  # long side of the output, in pixels
+_MIN_SHORT_SIDE = 96  # of the output, unless the long side would become too long
+_LONGEST_NAME = 32  # in characters; longer names are truncated
 _MASK_ALPHA = 0.22
 Colour = tuple[float, float, float]  # red, green and blue from 0 to 1
-_GOLDEN = 0.618034  # steps of this share spread any number of classes over a range of hues
+_GOLDEN = 0.618034  # golden ratio steps spread any number of classes over the hues
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class _Item:
 
 
 def class_colour(row: int, novel: bool) -> Colour:
-    """Colour of a class, the same in every picture.
+    """Return the colour of a class, the same in every image.
 
     Args:
-        row: the class.
-        novel: picks the family of colours.
+        row: index of the class.
+        novel: selects the range of hues.
 
     Returns:
-        red, green and blue from 0 to 1.
+        Red, green and blue from 0 to 1.
     """
     low, high = NOVEL_HUES if novel else BASE_HUES
     hue = (low + (high - low) * (row * _GOLDEN % 1)) % 1
@@ -72,24 +72,24 @@ def draw_detections(
     threshold: float = 0.3,
     limit: int = 100,
 ) -> np.ndarray:
-    """Draw boxes, masks where there are any, and names with scores.
+    """Draw boxes, names with scores, and masks if present.
 
-    A name for which there is no room near its box is left out; the best-scoring ones choose first.
+    A name is omitted if there is no room near its box; higher scores are placed first.
 
     Args:
         picture: (H, W, 3) uint8 RGB; (H, W) and (H, W, 1) count as grey.
-        instances: N detections on the CPU, of the picture's size: ``pred_boxes``, ``scores``,
+        instances: N detections on the CPU, of the image's size: ``pred_boxes``, ``scores``,
             ``pred_classes`` and optionally ``pred_masks`` (N, H, W) bool.
         vocabulary: names and novel flags of the classes.
-        threshold: lowest score that is drawn.
-        limit: most detections that are drawn, the best-scoring ones.
+        threshold: minimum score.
+        limit: maximum number of detections; the best are drawn.
 
     Returns:
-        RGB uint8 with the picture's proportions, see the module.
+        RGB uint8 with the aspect ratio of the image; see the module docstring.
 
     Raises:
-        ValueError: detections of another size than the picture's, without a field, or of a class
-            that the vocabulary lacks; a picture of another form.
+        ValueError: the detections have another image size, lack a field or contain a class outside
+            the vocabulary; or the image has another shape or dtype.
     """
     picture = _as_rgb(picture)
     if tuple(instances.image_size) != picture.shape[:2]:
@@ -104,7 +104,7 @@ def draw_detections(
             f"{sorted(instances.get_fields())}"
         )
     scores = instances.scores.detach().float().numpy()
-    # stable: equal scores stay in the order of the detections
+    # stable: ties keep the order of the detections
     order = [int(i) for i in np.argsort(-scores, kind="stable") if scores[i] >= threshold][:limit]
     boxes = instances.pred_boxes.tensor.detach().float().numpy()
     rows = instances.pred_classes.tolist()
@@ -133,11 +133,11 @@ def draw_ground_truth(
         vocabulary: names and novel flags of the classes.
 
     Returns:
-        as :func:`draw_detections`.
+        As for :func:`draw_detections`.
 
     Raises:
-        ValueError: the record is of a picture of another size, or names a class that the
-            vocabulary lacks; a picture of another form.
+        ValueError: the record has another image size, or contains a class outside the vocabulary;
+            or the image has another shape or dtype.
     """
     picture = _as_rgb(picture)
     height, width = picture.shape[:2]
@@ -157,18 +157,18 @@ def draw_ground_truth(
 
 
 def side_by_side(left: np.ndarray, right: np.ndarray, titles: Sequence[str]) -> np.ndarray:
-    """Two pictures in one, with a caption over each.
+    """Combine two images side by side, with a caption above each.
 
     Args:
         left: RGB uint8, (H, W, 3).
-        right: RGB uint8; a picture of another height is set at the top.
-        titles: the two captions; one too long for its picture is cut.
+        right: RGB uint8; aligned at the top if its height differs.
+        titles: the two captions, truncated to the width of their images.
 
     Returns:
         RGB uint8.
 
     Raises:
-        ValueError: not two captions.
+        ValueError: the number of captions is not two.
     """
     if len(titles) != 2:
         raise ValueError(f"expected two captions, got {len(titles)}: {list(titles)}")
@@ -193,7 +193,7 @@ def side_by_side(left: np.ndarray, right: np.ndarray, titles: Sequence[str]) -> 
 def _font(size: int) -> ImageFont.FreeTypeFont:
     from matplotlib import font_manager
 
-    # matplotlib ships it, so it is there on every machine and has the star
+    # shipped with matplotlib, so it is always available, and it has the star
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
 
 
@@ -221,14 +221,14 @@ def _shown_name(row: int, vocabulary: Vocabulary) -> str:
 
 
 def _scale_of(height: int, width: int) -> float:
-    """What a picture is enlarged by, or made smaller by."""
+    """Return the scale factor from image to output."""
     long, short = max(height, width), min(height, width)
     scale = min(max(1.0, MIN_SIDE / long, _MIN_SHORT_SIDE / short), MAX_SIDE / long)
-    return max(scale, 1 / short)  # of a ruler-like picture one pixel is left
+    return max(scale, 1 / short)  # an extremely narrow image keeps at least one pixel
 
 
 def _draw(picture: np.ndarray, items: Sequence[_Item], vocabulary: Vocabulary) -> np.ndarray:
-    """Draw objects; the first ones lie on top and choose the places of their names first."""
+    """Draw objects; the first ones are on top, and their names are placed first."""
     from detectron2.utils.visualizer import Visualizer
 
     height, width = picture.shape[:2]
@@ -236,7 +236,7 @@ def _draw(picture: np.ndarray, items: Sequence[_Item], vocabulary: Vocabulary) -
     canvas = Visualizer(picture, scale=scale)
     image = canvas.output.ax.images[0]
     image.set_interpolation("bicubic" if scale > 1 else "antialiased")
-    # large ones first, or they would cover the small ones
+    # large objects first, so that they do not cover small ones
     areas = [np.prod(np.maximum(item.box[2:] - item.box[:2], 0)) for item in items]
     for index in sorted(range(len(items)), key=lambda i: (-areas[i], -i)):
         item = items[index]
@@ -244,7 +244,7 @@ def _draw(picture: np.ndarray, items: Sequence[_Item], vocabulary: Vocabulary) -
         _draw_mask(canvas, item.segmentation, colour)
         _draw_box(canvas, item.box, colour, vocabulary.novel[item.row])
     _draw_labels(canvas, items, vocabulary)
-    # Detectron2 gives a view of matplotlib's buffer
+    # Detectron2 returns a view of matplotlib's buffer
     return np.ascontiguousarray(canvas.output.get_image())
 
 
@@ -258,12 +258,12 @@ def _draw_mask(canvas: Visualizer, segmentation: Any, colour: Colour) -> None:
         return
     if isinstance(segmentation, Mapping):
         segmentation = decode_segmentation(segmentation, canvas.output.height, canvas.output.width)
-    # the smallest parts too, which newer Detectron2s leave out by default
+    # newer Detectron2 versions omit the smallest parts by default
     canvas.draw_binary_mask(segmentation, color=colour, alpha=_MASK_ALPHA, area_threshold=0)
 
 
 def _points(pixels: float, canvas: Visualizer) -> float:
-    """Matplotlib's unit for ``pixels`` of what is drawn."""
+    """Convert output pixels to points, matplotlib's unit."""
     return pixels * 72 / float(canvas.output.dpi)
 
 
@@ -278,7 +278,7 @@ def _draw_box(canvas: Visualizer, box: np.ndarray, colour: Colour, novel: bool) 
     from matplotlib.patheffects import withStroke
 
     pixels = _font_pixels(canvas) / (4 if novel else 7)
-    # seen on a background of its own colour too
+    # visible even on a background of the same colour
     rim = withStroke(linewidth=_points(pixels + 2, canvas), foreground=(0, 0, 0, 0.35))
     canvas.output.ax.add_patch(
         Rectangle(
@@ -310,7 +310,7 @@ def _draw_labels(canvas: Visualizer, items: Sequence[_Item], vocabulary: Vocabul
                 va="top",
                 ha="left",
                 zorder=10,
-                parse_math=False,  # a $ in a name is a $
+                parse_math=False,  # $ is a plain character in names
                 bbox={
                     "boxstyle": f"square,pad={pad / size}",
                     "facecolor": (*colour, 0.92) if novel else (0.05, 0.08, 0.12, 0.82),

@@ -1,6 +1,6 @@
-"""A trained detector as TorchScript or ONNX, compared with the detector itself before it is kept.
+"""Export of a trained detector to TorchScript or ONNX, verified against the original detector.
 
-Shapes: H x W the picture in pixels, K classes, D embedding, M detections.
+Shapes: H x W the image in pixels, K classes, D embedding, M detections.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ logger = logging.getLogger(__name__)
 
 FORMATS = {"torchscript": "model.ts", "onnx": "model.onnx"}
 ABOUT, TEXT = "model.json", "text.safetensors"
-OPSET = 17  # RoIAlign as Detectron2 has it came with 16
+OPSET = 17  # Detectron2's RoIAlign needs 16 or later
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """An exported file with its timings and checks.
 
     Attributes:
-        file: the model.
-        megabytes: its size, of 10^6 bytes.
-        picture: height and width of the first picture, as it went in.
-        seconds: median time for it.
-        eager_seconds: the detector's own, measured in turns with it.
-        checks: one a picture and vocabulary.
+        file: the exported model.
+        megabytes: size in units of 10^6 bytes.
+        picture: height and width of the first image at the model's input.
+        seconds: median time for that image.
+        eager_seconds: median time of the original detector, measured alternately.
+        checks: one per image and vocabulary.
     """
 
     file: Path
@@ -72,28 +72,28 @@ def export_detector(
     text_input: bool = True,
     repeats: int = 5,
 ) -> list[Exported]:
-    """Write a detector in other formats, all of them or none.
+    """Export a detector to one or more formats; if one fails, nothing is written.
 
-    Each is loaded again and compared with the detector: on ``pictures``, on the first one mirrored
-    and smaller, and, where the text embeddings are an input, with other classes. Where the detector
-    finds nothing in any of these, a warning says so.
+    Each file is loaded again and compared with the detector: on ``pictures``, on the first one
+    mirrored and smaller, and, if the text embeddings are an input, with other classes. A warning is
+    logged if the detector finds nothing in any of these.
 
     Args:
-        model: of :class:`OpenVocabularyPredictor`; on the CPU.
-        cfg: its configuration; of ``INPUT`` it says how pictures are prepared.
-        folder: new, empty or an earlier export, which is replaced; gets the models, ``model.json``
-            which says what they are, and ``text.safetensors`` with the embeddings of the
-            vocabulary.
-        pictures: one or more of (H, W, 3) uint8 RGB. The first one is traced.
-        formats: of ``FORMATS``.
-        text_input: whether text embeddings (and novel flags in ViLD-ensemble) are inputs beside
-            the picture; otherwise the vocabulary is part of the file.
-        repeats: of the time measurements.
+        model: model of an :class:`OpenVocabularyPredictor`, on the CPU.
+        cfg: its configuration; ``INPUT`` determines the preprocessing.
+        folder: new, empty or an earlier export, which is replaced. Receives the models,
+            ``model.json``, which describes them, and ``text.safetensors`` with the text embeddings
+            of the vocabulary.
+        pictures: one or more images (H, W, 3) uint8 RGB. The first one is traced.
+        formats: a selection of ``FORMATS``.
+        text_input: whether text embeddings (and novel flags in ViLD-ensemble) are inputs besides
+            the image; otherwise the vocabulary is part of the file.
+        repeats: repetitions of the time measurement.
 
     Raises:
-        ValueError: an unknown format, a folder that holds something else, a package that is not
-            installed, a detector that cannot be exported (:class:`ExportableDetector`) or does not
-            run on the CPU, or an exported one that detects something else.
+        ValueError: a format is unknown, the folder has other contents, a package is missing, the
+            detector cannot be exported (:class:`ExportableDetector`) or does not run on the CPU,
+            or the exported detector gives other detections.
     """
     folder = Path(folder)
     _check_arguments(folder, formats, pictures, repeats)
@@ -174,13 +174,13 @@ def _own_text(model: nn.Module, cfg: CfgNode) -> TextEmbeddings:
 def _export_torchscript(
     model: nn.Module, inputs: Tensors, file: Path
 ) -> Callable[[Tensors], Tensors]:
-    """Write the file; returns what runs it."""
+    """Write the file and return a function that runs it."""
     adapter = _traceable(ExportableDetector(model), inputs)
     with torch.no_grad(), warnings.catch_warnings():
-        # of what is fixed in the trace, and of torch's plans; the results are compared
+        # about values fixed in the trace and about torch's plans; the results are compared anyway
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
-        contents = io.BytesIO()  # torch ends the process if a disk is full
+        contents = io.BytesIO()  # in memory first: torch aborts the process on a full disk
         torch.jit.save(traced, contents)
         file.write_bytes(contents.getbuffer())
         loaded = torch.jit.load(str(file))
@@ -193,7 +193,7 @@ def _export_torchscript(
 
 
 def _export_onnx(model: nn.Module, inputs: Tensors, file: Path) -> Callable[[Tensors], Tensors]:
-    """Write the file; returns what runs it."""
+    """Write the file and return a function that runs it."""
     import onnxruntime
 
     adapter = _traceable(ExportableDetector(model, for_onnx=True), inputs)
@@ -202,8 +202,8 @@ def _export_onnx(model: nn.Module, inputs: Tensors, file: Path) -> Callable[[Ten
     axes = {name: {0: "detections"} for name in output_names}
     axes |= {name: {0: "classes"} for name in input_names[1:]}
     axes["image"] = {1: "height", 2: "width"}
-    # torch's other exporter (dynamo) cannot follow Detectron2, which pads a picture by a tensor and
-    # then asks for its size; torch 2.4 has no such option
+    # torch's dynamo exporter fails on Detectron2's image padding, whose size is given by a tensor;
+    # torch 2.4 does not have the option
     has_other = "dynamo" in inspect.signature(torch.onnx.export).parameters
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as above
@@ -238,18 +238,18 @@ def _traceable(detector: ExportableDetector, inputs: Tensors) -> nn.Module:
             f"this Detectron2 cannot export ({error}): its v0.6 wants a torch with caffe2. "
             "Take one of tools/install_detectron2.py or from upstream's main branch"
         ) from None
-    # as a whole: torch.onnx.export leaves modules in the mode that the outermost is in
+    # eval() on the outermost module, whose mode torch.onnx.export applies to all modules
     return TracingAdapter(detector, inputs).eval()
 
 
 def _median_seconds(functions: Sequence[Callable[[], object]], repeats: int) -> list[float]:
-    """Of each; they take turns."""
+    """Return the median time of each function, run alternately."""
     times: list[list[float]] = [[] for _ in functions]
     for turn in range(repeats + 2):
         for function, own in zip(functions, times, strict=True):
             start = time.perf_counter()
             function()
-            if turn >= 2:  # TorchScript looks at the first runs and then optimises
+            if turn >= 2:  # TorchScript profiles the first runs, then optimises
                 own.append(time.perf_counter() - start)
     return [statistics.median(own) for own in times]
 
@@ -262,7 +262,7 @@ def _describe(
     text_input: bool,
     written: Sequence[Exported],
 ) -> dict[str, Any]:
-    """``model.json``: what made the files, what goes in and what comes out."""
+    """Return the contents of ``model.json``: provenance, inputs and outputs of the files."""
     names = ("image", "text", "novel"), ("boxes", "scores", "classes", "masks")
     shapes = {
         "image": "3 x H x W, values 0 to 255",

@@ -1,6 +1,6 @@
-"""Whether an exported detector finds what the detector finds, on several pictures.
+"""Checks that an exported detector gives the same detections as the original, on several images.
 
-Shapes: H x W the picture in pixels, K classes, D embedding, M detections.
+Shapes: H x W the image in pixels, K classes, D embedding, M detections.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from vild.data import Vocabulary
 from vild.embeddings import TextEmbeddings
 from vild.inference.predictor import prepare_picture
 
-TOLERANCE = 1e-4  # of scores and masks; of boxes relative to the coordinate, or in pixels below 1
+TOLERANCE = 1e-4  # absolute for scores and masks; for boxes relative to max(coordinate, 1)
 
 Tensors = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class Check:
-    """How an exported file and the detector agree on one picture.
+    """The agreement of an exported file with the detector on one image.
 
     Attributes:
-        case: which picture, and which vocabulary where it is not the detector's own.
+        case: name of the image, and of the vocabulary unless it is the detector's.
         detections: M.
-        boxes: largest difference of a coordinate, in pixels.
-        scores: largest difference of a score.
-        masks: largest difference of a mask's value in [0, 1]; 0 without masks.
+        boxes: maximum difference of a coordinate, in pixels.
+        scores: maximum difference of a score.
+        masks: maximum difference of a mask value in [0, 1]; 0 without masks.
     """
 
     case: str
@@ -43,12 +43,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Case:
-    """A picture, a vocabulary, and what the detector finds.
+    """An image and a vocabulary with the expected detections.
 
     Attributes:
-        name: of both.
-        inputs: of the exported detector.
-        expected: outputs of the detector.
+        name: name of image and vocabulary.
+        inputs: inputs of the exported detector.
+        expected: outputs of the original detector.
     """
 
     name: str
@@ -62,20 +62,20 @@ def make_cases(
     pictures: Sequence[np.ndarray],
     text: TextEmbeddings | None,
 ) -> list[Case]:
-    """Pictures and vocabularies with what the detector finds.
+    """Make the test cases, with the detections of the original detector.
 
     Args:
         model: the detector, on the CPU.
-        cfg: ``INPUT`` of it.
-        pictures: (H, W, 3) uint8 RGB.
-        text: the model's own vocabulary; None where it is no input.
+        cfg: its configuration; ``INPUT`` is used.
+        pictures: images (H, W, 3) uint8 RGB.
+        text: the model's vocabulary; None if it is not an input.
 
     Returns:
-        the pictures; the first one mirrored and smaller; and, where text embeddings are an input,
-        the first one with other classes. The model's vocabulary is in the end as before.
+        The images; the first one mirrored and smaller; and, if text embeddings are an input, the
+        first one with other classes. The model's vocabulary is restored at the end.
 
     Raises:
-        ValueError: a detector that does not run on the CPU.
+        ValueError: the detector does not run on the CPU.
     """
     images = {f"picture {n}": prepare_picture(cfg, p) for n, p in enumerate(pictures, start=1)}
     first = images["picture 1"]
@@ -97,7 +97,7 @@ def make_cases(
 
 
 def _vocabulary_inputs(model: nn.Module, text: TextEmbeddings | None) -> Tensors:
-    """The model's present vocabulary as inputs; none where it is part of the file."""
+    """Return the model's current vocabulary as inputs; none if it is part of the file."""
     if text is None:
         return ()
     predictor = model.roi_heads.box_predictor
@@ -107,7 +107,7 @@ def _vocabulary_inputs(model: nn.Module, text: TextEmbeddings | None) -> Tensors
 
 
 def _other_classes(text: TextEmbeddings) -> TextEmbeddings:
-    """Every second class, last one first, base where it was novel and the reverse."""
+    """Return every second class, in reverse order, with inverted novel flags."""
     own = text.vocabulary
     rows = slice(None, None, -2)
     novel = tuple(not flag for flag in own.novel[rows])
@@ -116,17 +116,17 @@ def _other_classes(text: TextEmbeddings) -> TextEmbeddings:
 
 @torch.no_grad()
 def run_detector(model: nn.Module, image: Tensor) -> Tensors:
-    """Detectron2's own inference, its outputs in the order of the exported detector.
+    """Run Detectron2's inference, with outputs in the order of the exported detector.
 
     Args:
         model: the detector.
         image: (3, H, W).
 
     Returns:
-        see :meth:`vild.modeling.ExportableDetector.forward`.
+        See :meth:`vild.modeling.ExportableDetector.forward`.
 
     Raises:
-        ValueError: layers that run on a GPU only.
+        ValueError: the detector has layers that run only on a GPU.
     """
     try:
         (found,) = model.inference([{"image": image}], do_postprocess=False)
@@ -139,15 +139,15 @@ def run_detector(model: nn.Module, image: Tensor) -> Tensors:
 
 
 def compare(format_name: str, case: Case, found: Tensors) -> Check:
-    """Pair the detections: those of nearly equal scores may come in another order.
+    """Compare the detections, pairing them first: nearly equal scores may be ordered differently.
 
     Args:
-        format_name: for the error.
-        case: what was given.
-        found: what came out, in the order of ``case.expected``.
+        format_name: name of the format, for the error.
+        case: inputs and expected outputs.
+        found: actual outputs, in the order of ``case.expected``.
 
     Raises:
-        ValueError: a detection that only one of the two has, or that differs.
+        ValueError: a detection differs, or only one of the two has it.
     """
     boxes, scores, classes, *masks = case.expected
     count = len(boxes)

@@ -1,4 +1,4 @@
-"""Images that a command line names: files, globs, folders."""
+"""Input images given on a command line: files, globs and folders."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
-# what a folder is searched for; a file that is named itself may be of any kind
+# extensions to search for in folders; a file given by name may have any extension
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".avif", ".jp2"),
     *(".tif", ".tiff", ".gif", ".ppm", ".pgm"),
@@ -17,19 +17,19 @@ VIDEO_SUFFIXES = (
 
 
 def find_pictures(inputs: Sequence[str]) -> list[Path]:
-    """The files that the inputs name, each once, in the order of the inputs.
+    """List the files given by the inputs, each once, in the order of the inputs.
 
     Args:
-        inputs: files, patterns (``photos/*.jpg``, ``**`` for any depth) or folders; of a folder
-            and of those in it, the images in alphabetical order. In folders and patterns, the
-            "._" files that macOS keeps beside others are skipped.
+        inputs: files, patterns (``photos/*.jpg``, ``**`` for any depth) or folders, which are
+            searched recursively in alphabetical order. In folders and patterns, macOS's "._"
+            files are skipped.
 
     Raises:
-        ValueError: an input that names nothing, or a video.
+        ValueError: an input matches nothing, or is a video.
     """
     found: dict[Path, None] = {}
     for text in inputs:
-        if not text.strip():  # it would mean the current folder
+        if not text.strip():  # an empty input would mean the current folder
             raise ValueError(f"expected images, got the empty path {text!r}")
         if Path(text).suffix.lower() in VIDEO_SUFFIXES and Path(text).is_file():
             raise ValueError(f"expected images, got the video {text}: use --video-input {text}")

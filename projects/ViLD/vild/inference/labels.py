@@ -1,6 +1,6 @@
-"""Where the names of many boxes go, so that they can be read.
+"""Placement of the labels of many boxes so that they stay legible.
 
-Everything is in pixels of what is drawn: N boxes as (x1, y1, x2, y2), labels as (width, height).
+All values are in output pixels: N boxes as (x1, y1, x2, y2), labels as (width, height).
 """
 
 from __future__ import annotations
@@ -11,19 +11,18 @@ import numpy as np
 
 _GAP = 2.0  # pixels between two labels
 _STEPS = 6  # how many label heights a label may move away from its box
-_STEP_COST = 0.4  # of one such step; covering a whole box costs 1
-_PLACE_COST = 0.02  # of a less usual corner
+_STEP_COST = 0.4  # per step; covering a whole box costs 1
+_PLACE_COST = 0.02  # of a less preferred corner
 
 
 @dataclass(frozen=True)
 class LabelPlace:
-    """Where a label goes.
+    """The position of a label.
 
     Attributes:
-        x: of its upper left corner.
-        y: of its upper left corner.
-        leader: (x, y) on the label and (x, y) on its box to join by a line where the two do not
-            touch, else None.
+        x: x of its upper left corner.
+        y: y of its upper left corner.
+        leader: end points (x, y) of a line from the label to its box; None if the two touch.
     """
 
     x: float
@@ -34,17 +33,17 @@ class LabelPlace:
 def place_labels(
     boxes: np.ndarray, sizes: np.ndarray, canvas_wh: tuple[int, int]
 ) -> list[LabelPlace | None]:
-    """Give every label a place that covers no other label and, where possible, no object.
+    """Place every label so that it covers no other label and, if possible, no object.
 
-    The first label chooses first, so the important ones come first.
+    Labels are placed in order, so the important ones should come first.
 
     Args:
         boxes: (N, 4) xyxy.
         sizes: (N, 2) width and height of the labels.
-        canvas_wh: width and height of the picture. No label leaves it, unless it is larger.
+        canvas_wh: width and height of the image. Labels stay inside it unless they are larger.
 
     Returns:
-        N places; None for a label with no room near its box.
+        N places; None for a label without room near its box.
     """
     boxes, sizes = np.reshape(boxes, (-1, 4)).astype(float), np.reshape(sizes, (-1, 2))
     taken = np.zeros((0, 4))
@@ -70,10 +69,10 @@ def place_labels(
 
 
 def _candidates(box: np.ndarray, width: float, height: float) -> tuple[np.ndarray, np.ndarray]:
-    """Upper left corners (P, 2) to try, and how much each is disliked (P,)."""
+    """Return candidate upper left corners (P, 2) and their costs (P,)."""
     x1, y1, x2, y2 = box
     places = [(x1, y1 - height), (x2 - width, y1 - height), (x1, y2), (x2 - width, y2)]
-    if x2 - x1 > width and y2 - y1 > 2 * height:  # inside, where the object stays visible
+    if x2 - x1 > width and y2 - y1 > 2 * height:  # inside the box, if the object stays visible
         places[1:1] = [(x1, y1)]
         places += [(x1, y2 - height), (x2 - width, y1), (x2 - width, y2 - height)]
     places += [(x2, y1), (x1 - width, y1), (x2, y2 - height), (x1 - width, y2 - height)]
@@ -88,7 +87,7 @@ def _candidates(box: np.ndarray, width: float, height: float) -> tuple[np.ndarra
 
 
 def _overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Shared areas (F, S) of two sets of boxes."""
+    """Compute the intersection areas (F, S) of two sets of boxes."""
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
     return np.prod(np.clip(high - low, 0, None), axis=2)
@@ -97,11 +96,11 @@ def _overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def _leader(
     label: np.ndarray, box: np.ndarray
 ) -> tuple[tuple[float, float], tuple[float, float]] | None:
-    """Ends of the shortest line from a label to a box that it does not touch."""
+    """Return the ends of the shortest line from a label to a box; None if they touch."""
     on_label, on_box = [], []
     for low in (0, 1):
         start, end = max(label[low], box[low]), min(label[low + 2], box[low + 2])
-        if start <= end:  # side by side in this direction
+        if start <= end:  # the intervals overlap on this axis
             middle = float(start + end) / 2
             on_label.append(middle)
             on_box.append(middle)

@@ -1,4 +1,4 @@
-"""Detections of one's own pictures as a json or a csv, with the names of the classes."""
+"""Detections with class names as json or csv, for images outside a dataset."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _COLUMNS = ("file", "frame", "class", "novel", "score", "x", "y", "width", "heig
 
 
 class NamedDetectionsWriter:
-    """Writes detections as they come; the file has its name once it is whole.
+    """An incremental, atomic writer of detections with class names.
 
-    A ``.json`` is in COCO's results format: ``image_id`` counts the pictures from 1,
-    ``category_id`` the classes of the vocabulary from 1; ``file_name`` and ``category_name`` say
-    which they are, and ``frame`` is there for videos. A ``.csv`` has a line a detection, without
-    masks; a name that a spreadsheet would run as a formula begins with an apostrophe.
+    A ``.json`` is in COCO's results format: ``image_id`` numbers the images from 1 and
+    ``category_id`` the classes of the vocabulary from 1; ``file_name`` and ``category_name`` are
+    added, and ``frame`` for videos. A ``.csv`` has one row per detection, without masks; names that
+    a spreadsheet would run as a formula are prefixed with an apostrophe.
 
     Args:
-        path: file to write; its ending says which of the two.
+        path: file to write; its extension selects the format.
         vocabulary: names and novel flags.
 
     Raises:
-        ValueError: another ending.
+        ValueError: the extension is neither of the two.
     """
 
     def __init__(self, path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:
@@ -62,13 +62,13 @@ class NamedDetectionsWriter:
         self._stack.__exit__(kind, error, trace)
 
     def add(self, file: str, instances: Instances, frame: int | None = None) -> None:
-        """Write the detections of a picture, or of a frame of a video.
+        """Write the detections of an image, or of a frame of a video.
 
         Args:
-            file: its name.
+            file: file name.
             instances: on the CPU: ``pred_boxes``, ``scores``, ``pred_classes`` and, for a json,
                 optionally ``pred_masks``.
-            frame: number of the frame, from 0.
+            frame: index of the frame, from 0.
         """
         self._pictures += 1
         for entry in named_detections(self._pictures, instances, self.vocabulary):
@@ -89,10 +89,10 @@ class NamedDetectionsWriter:
 
 
 def require_format(path: Path) -> str:
-    """Return the ending of a file of detections, in lower case.
+    """Return the extension of a file of detections, in lower case.
 
     Raises:
-        ValueError: it is not among :data:`FORMATS`.
+        ValueError: the extension is not in :data:`FORMATS`.
     """
     kind = path.suffix.lower()
     if kind not in FORMATS:
@@ -103,16 +103,16 @@ def require_format(path: Path) -> str:
 def named_detections(
     image_id: int, instances: Instances, vocabulary: Vocabulary
 ) -> list[dict[str, Any]]:
-    """Detections of one picture in COCO's results format, with the names of their classes.
+    """Convert the detections of one image to COCO's results format, with class names.
 
     Args:
-        image_id: of the picture.
+        image_id: id of the image.
         instances: see :meth:`NamedDetectionsWriter.add`.
         vocabulary: names of the classes.
 
     Returns:
-        a dict a detection: ``image_id``, ``category_id`` from 1, ``category_name``, ``bbox`` (x, y,
-        width, height), ``score`` and, where there are masks, ``segmentation`` (RLE).
+        One dict per detection: ``image_id``, ``category_id`` from 1, ``category_name``, ``bbox``
+        (x, y, width, height), ``score`` and, if there are masks, ``segmentation`` (RLE).
     """
     ids = range(1, len(vocabulary) + 1)
     return [

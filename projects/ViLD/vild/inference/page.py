@@ -1,4 +1,4 @@
-"""A result page: one html file that holds its pictures and opens from disk."""
+"""The result page: one self-contained html file with embedded images."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from vild.data.files import atomic_path
 
 @dataclass(frozen=True)
 class PageFigure:
-    """A picture or a plot.
+    """An image or a plot.
 
     Attributes:
         source: ``data:`` URL.
-        alt: what is to be seen, for those who cannot.
-        caption: below it.
-        wide: whether it takes the whole width.
+        alt: alternative text for screen readers.
+        caption: text below the figure.
+        wide: whether the figure takes the full width.
     """
 
     source: str
@@ -34,14 +34,14 @@ class PageFigure:
 
     @classmethod
     def of_plot(cls, plot: Figure, alt: str, caption: str = "") -> PageFigure:
-        """A plot, as PNG."""
+        """Make a figure from a plot, as PNG."""
         file = io.BytesIO()
         plot.savefig(file, format="png", dpi=110)
         return cls(_data_url(file.getvalue(), "png"), alt, caption)
 
     @classmethod
     def of_picture(cls, picture: np.ndarray, alt: str, caption: str = "") -> PageFigure:
-        """(H, W, 3) uint8 RGB, as JPEG."""
+        """Make a figure from an image (H, W, 3) uint8 RGB, as JPEG."""
         file = io.BytesIO()
         Image.fromarray(picture).save(file, format="jpeg", quality=85)
         return cls(_data_url(file.getvalue(), "jpeg"), alt, caption, wide=False)
@@ -52,11 +52,11 @@ class PageTable:
     """A table.
 
     Attributes:
-        headings: of the columns.
+        headings: column headings.
         rows: cells as text.
-        numbers: index of the first column of numbers, which are set to the right.
-        marked: indices of rows that are emphasised.
-        code: whether cells of text are commands.
+        numbers: index of the first numeric column; numeric columns are right-aligned.
+        marked: indices of emphasised rows.
+        code: whether text cells are commands.
     """
 
     headings: tuple[str, ...]
@@ -68,7 +68,7 @@ class PageTable:
 
 @dataclass(frozen=True)
 class PageSection:
-    """A heading with what belongs to it, in this order."""
+    """A section: a heading and its contents, in the order of the fields."""
 
     title: str
     text: str = ""
@@ -79,13 +79,13 @@ class PageSection:
 def write_page(
     path: str | os.PathLike[str], title: str, lead: str, sections: Sequence[PageSection]
 ) -> None:
-    """Write the page; everything that is not a picture is escaped.
+    """Write the page; all text is escaped.
 
     Args:
         path: html file.
-        title: of the page.
-        lead: the result in a sentence or two.
-        sections: in order.
+        title: title of the page.
+        lead: the result in one or two sentences.
+        sections: sections, in order.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("vild.inference"),

@@ -1,4 +1,4 @@
-"""Writes one file a picture: its ground truth beside what was detected."""
+"""Image files that show ground truth and detections side by side."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SUFFIXES = (".jpg", ".png")
 
 
 class PictureWriter:
-    """Writes ``<image id>.jpg`` for every picture that it is given.
+    """A writer of one ``<image id>.jpg`` per image.
 
     Attributes:
-        folder: where they go; it is made.
-        written: how many pictures were written.
+        folder: output folder; created if missing.
+        written: number of images written.
     """
 
     def __init__(
@@ -38,20 +38,20 @@ class PictureWriter:
         limit: int = 100,
         suffix: str = ".jpg",
     ) -> None:
-        """Make the folder.
+        """Create the folder.
 
         Args:
-            folder: where the pictures go.
+            folder: output folder.
             vocabulary: names and novel flags of the classes.
-            records: the data set in Detectron2's format, for the ground truth. Of a picture that
-                is not among them, or has no annotations at all, the detections alone are drawn.
-            threshold: lowest score that is drawn.
-            limit: most detections that are drawn in a picture.
+            records: the dataset in Detectron2's format, for the ground truth. For an image that is
+                not among them or has no annotations, only the detections are drawn.
+            threshold: minimum score.
+            limit: maximum number of detections per image.
             suffix: one of :data:`SUFFIXES`.
 
         Raises:
-            ValueError: another suffix.
-            OSError: the folder cannot be made.
+            ValueError: the suffix is unknown.
+            OSError: the folder cannot be created.
         """
         if suffix not in SUFFIXES:
             raise ValueError(f"expected pictures as one of {SUFFIXES}, got {suffix!r}")
@@ -62,20 +62,20 @@ class PictureWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, given: Mapping[str, Any], instances: Instances) -> Path:
-        """Draw and write one picture.
+        """Draw and write one image.
 
         Args:
-            given: the model's input or a record: ``image_id`` and, unless the data set's records
-                know it, ``file_name``. The picture is read from its file: what a model is given
-                has been resized.
-            instances: its detections on the CPU, at the size of the file's picture; see
+            given: the model's input or a record: ``image_id`` and, unless the dataset's records
+                have it, ``file_name``. The image is read from its file, because the model's input
+                is resized.
+            instances: detections on the CPU, at the size of the file's image; see
                 :func:`vild.inference.draw_detections`.
 
         Returns:
-            the file.
+            The written file.
 
         Raises:
-            ValueError: the picture cannot be read, or does not fit the detections.
+            ValueError: the image cannot be read, or its size differs from that of the detections.
             OSError: the file cannot be written.
         """
         if "image_id" not in given:
@@ -91,7 +91,7 @@ class PictureWriter:
             picture, instances, self._vocabulary, threshold=self._threshold, limit=self._limit
         )
         if "annotations" in record:
-            # the star is explained where there is room: base classes alone need no word about it
+            # explain the star, unless all classes are base classes
             mark = f"   ({NOVEL_MARK} novel)" if any(self._vocabulary.novel) else ""
             shown = min(int((instances.scores >= self._threshold).sum()), self._limit)
             titles = (
@@ -108,20 +108,20 @@ class PictureWriter:
 
 
 def _save(picture: np.ndarray, target: Path) -> None:
-    # full resolution for colours, or names would have fringes
+    # no chroma subsampling, which would blur the names
     options: dict[str, Any] = {"quality": 90, "subsampling": 0} if target.suffix == ".jpg" else {}
     with atomic_path(target) as temporary:
         Image.fromarray(picture).save(temporary, **options)
 
 
 def safe_stem(image_id: object) -> str:
-    """A file name for an image id; different ids have different names.
+    """Return a safe file stem for an image id, unique per id.
 
     Args:
-        image_id: a number, or text of any kind ("street/0001").
+        image_id: a number, or any text ("street/0001").
 
     Returns:
-        the id itself where that is a plain name, else its letters and digits with a short hash.
+        The id itself if it is a plain name, otherwise its letters and digits with a short hash.
     """
     text = str(image_id)
     plain = re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_")[:80]

@@ -1,4 +1,4 @@
-"""Plots of an experiment: AP of each class, and regions against names.
+"""Plots of an experiment: AP per class, and similarity of regions to class names.
 
 Shapes: K classes.
 """
@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 
 from vild.data.display import csv_text
 
-BASE_COLOUR, NOVEL_COLOUR = "#3b78b5", "#d9541e"  # cool and warm, as in the pictures
+BASE_COLOUR, NOVEL_COLOUR = "#3b78b5", "#d9541e"  # cool and warm, as in drawn detections
 
 
 @dataclass(frozen=True)
 class ClassAP:
-    """AP of one class; nan where it has no objects."""
+    """The AP of one class; NaN without objects."""
 
     name: str
     novel: bool
@@ -30,10 +30,10 @@ class ClassAP:
 
 
 def read_class_ap(path: str | os.PathLike[str], task: str = "bbox") -> list[ClassAP]:
-    """Read what an evaluation wrote of each class (``<data set>_per_class.csv``).
+    """Read the AP per class from an evaluation's ``<dataset>_per_class.csv``.
 
     Raises:
-        ValueError: no such file, or none of this task.
+        ValueError: the file does not exist, or has no column for this task.
     """
     column = f"{task} AP"
     try:
@@ -52,17 +52,17 @@ def read_class_ap(path: str | os.PathLike[str], task: str = "bbox") -> list[Clas
 def plot_class_ap(
     classes: Sequence[ClassAP], other: Mapping[str, float], labels: tuple[str, str]
 ) -> Figure:
-    """A bar a class, best first, base and novel apart; a tick at what another method reaches.
+    """Plot one bar per class, best first, base and novel separate; ticks show another method.
 
     Args:
-        classes: the K classes; those without objects are left out.
-        other: AP of the other method by the class's name.
-        labels: names of the method and of the other.
+        classes: the K classes; those without objects are omitted.
+        other: AP of the other method by class name.
+        labels: names of the two methods.
 
     Returns:
-        a figure of 12 inches.
+        A figure 12 inches wide.
     """
-    # a $ is no mark of a formula
+    # $ must not start a formula
     own_label, other_label = (label.replace("$", "\\$") for label in labels)
     known = [c for c in classes if not math.isnan(c.ap)]
     shown = sorted(known, key=lambda c: (c.novel, -c.ap))
@@ -104,16 +104,16 @@ def plot_class_ap(
 def plot_similarities(
     matrices: Mapping[str, np.ndarray], names: Sequence[str], novel: Sequence[bool]
 ) -> Figure:
-    """Heat maps of mean cosines side by side; novel classes come last, behind a line.
+    """Plot heat maps of mean cosines side by side; a line separates the novel classes, at the end.
 
     Args:
-        matrices: title -> (K, K), row = class of the regions, column = class of the text. Rows of
-            nan stay white.
-        names: of the K classes.
+        matrices: title -> (K, K), row = class of the regions, column = class of the text. NaN rows
+            stay white.
+        names: names of the K classes.
         novel: K flags.
 
     Returns:
-        a figure of 7 inches a heat map.
+        A figure with 7 inches per heat map.
     """
     order = sorted(range(len(names)), key=lambda i: novel[i])
     sorted_ones = {title: m[np.ix_(order, order)] for title, m in matrices.items()}

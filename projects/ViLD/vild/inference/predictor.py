@@ -1,6 +1,6 @@
-"""Detects whatever is named in an image.
+"""The predictor, which detects the classes of any vocabulary in images.
 
-Image arrays are (H, W, 3) uint8 in BGR order, as OpenCV and Detectron2's predictors have them.
+Image arrays are (H, W, 3) uint8 in BGR order, as in OpenCV and Detectron2's predictors.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ class OpenVocabularyPredictor:
     """A trained detector for any vocabulary.
 
     Args:
-        cfg: configuration; ``MODEL.WEIGHTS`` names the checkpoint, ``MODEL.VILD.TEACHER`` the
-            teacher that words are embedded by. Without a GPU it runs on the CPU.
+        cfg: configuration; ``MODEL.WEIGHTS`` is the checkpoint, ``MODEL.VILD.TEACHER`` the teacher
+            that embeds words. Without a GPU the detector runs on the CPU.
         vocabulary: see :meth:`set_vocabulary`; that of ``MODEL.VILD.TEXT_EMBEDDINGS`` by default.
-        novel: see there.
+        novel: see :meth:`set_vocabulary`.
         precision: see :func:`vild.precision.resolve_precision`.
-        batch_size: most images at a time; only those of one size go together.
-        cache: folder of the text embeddings; see :class:`CachedTextEncoder`.
+        batch_size: maximum number of images per batch; only images of the same size are batched.
+        cache: cache folder for text embeddings; see :class:`CachedTextEncoder`.
 
     Attributes:
         model: the detector.
-        encoder: embeds words.
+        encoder: the text encoder, which embeds words.
         precision: ``fp32``, ``bf16`` or ``fp16``.
-        base_classes: names of the classes that the detector was trained on, where
-            ``MODEL.VILD.TEXT_EMBEDDINGS`` says so.
+        base_classes: names of the classes that the detector was trained on, if known from
+            ``MODEL.VILD.TEXT_EMBEDDINGS``.
 
     Raises:
-        ValueError: a configuration without ``MODEL.VILD``, a checkpoint that is missing or of
-            another model, a detector that needs precomputed proposals, text embeddings that are
-            missing, no vocabulary, an unknown precision, or see :meth:`set_vocabulary`.
+        ValueError: the configuration lacks ``MODEL.VILD``, the checkpoint is missing or of another
+            model, the detector needs precomputed proposals, text embeddings are missing, there is
+            no vocabulary, the precision is unknown, or as for :meth:`set_vocabulary`.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class OpenVocabularyPredictor:
         self.precision = resolve_precision(precision, cfg.MODEL.DEVICE)
         file = cfg.MODEL.VILD.TEXT_EMBEDDINGS
         if file and not Path(file).is_file():
-            # without them every word would count as novel, which changes scores
+            # otherwise every word would count as novel, which changes the scores
             raise ValueError(
                 f"expected text embeddings at {file} (MODEL.VILD.TEXT_EMBEDDINGS), which say what "
                 "the detector was trained on: no such file. Make them with "
@@ -102,29 +102,29 @@ class OpenVocabularyPredictor:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Names and novel flags of what ``pred_classes`` counts."""
+        """Names and novel flags of the classes, indexed by ``pred_classes``."""
         return self.model.roi_heads.vocabulary
 
     @property
     def metadata(self) -> Metadata:
-        """The vocabulary as Detectron2's Visualizer wants it."""
+        """Metadata of the vocabulary for Detectron2's Visualizer."""
         return self.model.roi_heads.metadata
 
     def set_vocabulary(self, vocabulary: Words, novel: Sequence[str] | str | None = None) -> None:
-        """Detect other classes from now on: names, embeddings and novel flags change together.
+        """Replace the vocabulary: names, text embeddings and novel flags change together.
 
         Args:
-            vocabulary: a list of words; or a text or a path that :meth:`vild.data.Vocabulary.load`
-                reads (a data set, a file or a comma list); or classes, embedded or not. Memory
-                alone limits their number.
-            novel: which of them are novel. By default it is as the data set, the json or the
-                classes say; of words, all but :attr:`base_classes` in any spelling with the same
-                prompts.
+            vocabulary: a list of words; or a string or path for :meth:`vild.data.Vocabulary.load`
+                (a dataset, a file or a comma-separated list); or a Vocabulary or TextEmbeddings.
+                Only memory limits the number of classes.
+            novel: which classes are novel. Defaults to the novel flags of the dataset, the json or
+                the Vocabulary; of plain words, all are novel except :attr:`base_classes`, in any
+                spelling with the same prompts.
 
         Raises:
-            ValueError: no words, one twice, a novel word that is not among them, a text that looks
-                like a missing file or data set, or a teacher that cannot be loaded. The vocabulary
-                stays as it was.
+            ValueError: there are no words, a word is repeated, a novel word is not in the
+                vocabulary, a string looks like a missing file or dataset, or the teacher cannot be
+                loaded. The vocabulary is then unchanged.
         """
         self.model.roi_heads.set_vocabulary(self._embed(vocabulary, novel))
 
@@ -145,16 +145,16 @@ class OpenVocabularyPredictor:
         """Detect the vocabulary's classes in one image or in several.
 
         Args:
-            pictures: one image or an iterable of them, of any sizes. An image is an array
+            pictures: one image or an iterable of images of any sizes. An image is an array
                 (H, W, 3) uint8 BGR, a Pillow image, or the path of a file.
 
         Returns:
             Instances on the CPU, best first, in pixels of the image: ``pred_boxes``, ``scores``,
-            ``pred_classes`` (rows of :attr:`vocabulary`) and, where the detector has them,
-            ``pred_masks`` (N, H, W). One for one image, a list for several.
+            ``pred_classes`` (rows of :attr:`vocabulary`) and, if the detector has a mask head,
+            ``pred_masks`` (N, H, W). A single Instances for one image, a list for several.
 
         Raises:
-            ValueError: anything else, or a file that cannot be read.
+            ValueError: the input has another type, or a file cannot be read.
         """
         one = isinstance(pictures, np.ndarray | Image.Image | str | os.PathLike)
         if one or not isinstance(pictures, Iterable):
@@ -162,8 +162,8 @@ class OpenVocabularyPredictor:
         return self._detect_all([self._prepare(picture) for picture in pictures])
 
     def _detect_all(self, inputs: list[dict[str, Any]]) -> list[Instances]:
-        # Pictures of one size only go together: beside a larger one a picture would be padded, and
-        # its detections would depend on its neighbours.
+        # Only images of the same size are batched: an image padded to the size of a larger one
+        # would get detections that depend on its batch.
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, given in enumerate(inputs):
             groups.setdefault(tuple(given["image"].shape), []).append(index)
@@ -214,14 +214,14 @@ def _pixels(picture: object) -> np.ndarray:
 
 
 def prepare_picture(cfg: CfgNode, picture: np.ndarray) -> Tensor:
-    """What a detector sees of a picture.
+    """Preprocess an image for the model.
 
     Args:
-        cfg: ``INPUT`` of it.
+        cfg: configuration; ``INPUT`` is used.
         picture: (H, W, 3) uint8 RGB.
 
     Returns:
-        (3, H', W') uint8, resized, channels as ``INPUT.FORMAT`` says.
+        (3, H', W') uint8, resized, with channels in the order of ``INPUT.FORMAT``.
     """
     sizes = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST)
     pixels = picture if cfg.INPUT.FORMAT == "RGB" else picture[:, :, ::-1]
@@ -235,15 +235,15 @@ def read_words(
     novel: Sequence[str] | str | None,
     base: Collection[str] = (),
 ) -> Vocabulary:
-    """Classes from words, a file, a data set, or classes.
+    """Make a vocabulary from words, a file, a dataset, or another vocabulary.
 
     Args:
         words: see :meth:`OpenVocabularyPredictor.set_vocabulary`.
-        novel: names of the novel ones; None: see there.
-        base: names of classes that a detector was trained on.
+        novel: names of the novel classes; None uses the defaults described there.
+        base: names of the classes that a detector was trained on.
 
     Raises:
-        ValueError: see there.
+        ValueError: as for :meth:`OpenVocabularyPredictor.set_vocabulary`.
     """
     if isinstance(words, Vocabulary):
         return words if novel is None else words.with_novel(novel)
@@ -251,7 +251,7 @@ def read_words(
         classes = Vocabulary.load(words, novel)
     else:
         classes = Vocabulary.from_names(words, novel)
-    if novel is None and all(classes.novel):  # nothing is said of any of them
+    if novel is None and all(classes.novel):  # the input has no novel flags
         known = set(map(clean_name, base))
         novel = [name for name in classes.names if clean_name(name) not in known]
         return classes.with_novel(novel)
@@ -288,9 +288,9 @@ def _check(cfg: CfgNode) -> None:
 def _encoder(
     cfg: CfgNode, known: TextEmbeddings | None, cache: str | os.PathLike[str] | None
 ) -> CachedTextEncoder:
-    """Of the configuration's teacher; words get the prompts that training had."""
+    """Make the text encoder of the configured teacher, with the prompts used in training."""
     model, pretrained = cfg.MODEL.VILD.TEACHER
-    # embeddings that were imported say neither which weights nor which prompts made them
+    # imported embeddings record neither the weights nor the prompts that made them
     is_ours = known is not None and bool(known.fingerprint)
     return CachedTextEncoder(
         *(model, pretrained),
@@ -303,7 +303,7 @@ def _encoder(
 
 
 def _build(cfg: CfgNode, text: TextEmbeddings | None) -> torch.nn.Module:
-    """The model with these classes; its configuration names a file, so there has to be one."""
+    """Build the model with these classes, through a file because the configuration names one."""
     assert text is not None
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "text.safetensors")

@@ -1,4 +1,4 @@
-"""Detections of results files, back as Detectron2's instances."""
+"""Conversion of results files to Detectron2's Instances."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ def read_results_by_picture(
     image_ids: Iterable[Id],
     category_ids: Iterable[Id],
 ) -> dict[Id, list[Detection]]:
-    """Read a results file and sort it by image.
+    """Read a results file and group it by image.
 
     Args:
         path: json in COCO's results format.
-        image_ids: images of the data set.
-        category_ids: classes of the data set, as in its json.
+        image_ids: image ids of the dataset.
+        category_ids: category ids of the dataset, as in its json.
 
     Returns:
         image id -> its detections, in the file's order.
 
     Raises:
         ValueError: see :func:`vild.evaluation.results.iterate_detections`; or no detection has a
-            class of the dataset. Where only some have none, they are left out with a warning.
+            class of the dataset. If only some detections have unknown classes, they are skipped
+            with a warning.
     """
     classes = frozenset(category_ids)
     found: dict[Id, list[Detection]] = defaultdict(list)
@@ -64,20 +65,20 @@ def instances_from_results(
     image_size: tuple[int, int],
     dataset_id_to_contiguous: Mapping[Id, int],
 ) -> Instances:
-    """Detectron2's instances from the detections of one image.
+    """Convert the detections of one image to Detectron2's Instances, in the same order.
 
     Args:
-        detections: N detections. One without a box gets that of its mask.
+        detections: N detections. A missing box is computed from the mask.
         image_size: height and width of the image in pixels.
-        dataset_id_to_contiguous: the json's category id -> row of the vocabulary.
+        dataset_id_to_contiguous: category id in the json -> row of the vocabulary.
 
     Returns:
         ``pred_boxes`` float32 xyxy, ``scores`` float32, ``pred_classes`` int64, and ``pred_masks``
-        (N, height, width) bool where the detections have masks, in their order.
+        (N, height, width) bool if the detections have masks.
 
     Raises:
-        ValueError: a mask of another size or one that cannot be drawn, or
-            masks for some detections alone.
+        ValueError: a mask has another size or cannot be decoded, or only some detections have
+            masks.
     """
     height, width = image_size
     masks = [

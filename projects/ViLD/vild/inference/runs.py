@@ -1,4 +1,4 @@
-"""Reads what runs have measured: Detectron2's ``metrics.json`` and files of metrics."""
+"""Reading of the metrics of runs: Detectron2's ``metrics.json`` and metrics files."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Metrics = dict[str, dict[str, float]]  # task -> metric -> value
 
 @dataclass(frozen=True)
 class Run:
-    """One run on one data set.
+    """One run on one dataset.
 
     Attributes:
-        name: of the run.
-        data: the data set; empty where nothing says it.
-        results: task (``segm``, ``bbox``) -> metric -> percent, nan where it is not defined; the
-            last that was measured.
+        name: name of the run.
+        data: the dataset; empty if unknown.
+        results: task (``segm``, ``bbox``) -> metric -> percent, NaN if undefined; from the last
+            evaluation.
         history: ``total_loss``, ``loss_*`` or ``<task>/<metric>`` -> (T, 2) of iteration and
             value, sorted by iteration.
     """
@@ -44,20 +44,21 @@ class Run:
 def read_runs(
     paths: Sequence[str | os.PathLike[str]], names: Sequence[str] | None = None
 ) -> list[Run]:
-    """Read runs, in the order that they are given.
+    """Read runs, in the given order.
 
     Args:
-        paths: each the folder of a run, a ``metrics.json`` (Detectron2's lines of json) or a
-            ``<data set>_metrics.json`` of the form ``{"segm": {"AP": 1.0}}``, by itself
-            or under ``metrics``.
-        names: one a path; by default the folders'. Where two are called the same, their paths.
+        paths: each the folder of a run, a ``metrics.json`` (Detectron2's json lines) or a
+            ``<dataset>_metrics.json`` of the form ``{"segm": {"AP": 1.0}}``, at the top level or
+            under ``metrics``.
+        names: one per path; by default the names of the folders, or the paths if two names are the
+            same.
 
     Returns:
-        a run for each data set of each path. Losses are in the first of a path.
+        One run per dataset of each path. Losses are in the first run of a path.
 
     Raises:
-        ValueError: a number of names that is not that of the paths, or a file that is missing or
-            broken. A half-written last line, which a killed run leaves, is passed over.
+        ValueError: the numbers of names and paths differ, or a file is missing or damaged. A
+            truncated last line, left by a killed run, is skipped.
     """
     if names is not None and len(names) != len(paths):
         raise ValueError(f"expected a name for each of {len(paths)} runs, got {len(names)}")
@@ -89,7 +90,7 @@ def _read_run(path: Path, name: str) -> list[Run]:
                 results[_data_of(files[0])] = results.pop("")
                 history[_data_of(files[0])] = history[""]
             elif files:
-                results.pop("", None)  # of one of the data sets that have files
+                results.pop("", None)  # belongs to one of the datasets that have files
         for file in files:
             results[_data_of(file)] = _read_metrics(file)
     else:
@@ -127,7 +128,7 @@ def _json_or_none(text: str) -> Any:
 
 
 def _by_task(contents: Any) -> Metrics:
-    """Metrics by task of a json, with or without what else the evaluator says; empty if of none."""
+    """Return the metrics by task of a json, with or without an envelope; empty if it has none."""
     if isinstance(contents, dict):
         contents = contents.get("metrics", contents)
     if not isinstance(contents, dict):
@@ -140,7 +141,7 @@ def _by_task(contents: Any) -> Metrics:
 
 
 def _percent(value: Any) -> float:
-    # null, nan and the evaluators' -100 all mean that there was nothing to measure
+    # null, NaN and negative values such as -100 all mean undefined
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
         return math.nan
     return float(value)
@@ -158,10 +159,10 @@ def _read_metrics(path: Path) -> Metrics:
 
 
 def _read_log(path: Path) -> tuple[dict[str, Metrics], dict[str, dict[str, np.ndarray]]]:
-    """The last metrics and all curves of Detectron2's lines of json, both by data set.
+    """Read the last metrics and all curves from Detectron2's json lines, both by dataset.
 
-    A resumed run writes some iterations again: what was written last counts. Losses belong to the
-    data set "".
+    A resumed run repeats some iterations; the last line of each counts. Losses belong to the
+    dataset "".
     """
     lines = [line for line in _read_text(path).split("\n") if line.strip()]
     found: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
@@ -205,12 +206,12 @@ def _read_log(path: Path) -> tuple[dict[str, Metrics], dict[str, dict[str, np.nd
 
 
 def _tested_on(log: Path) -> str:
-    """The data set that a run was tested on, from the configuration that Detectron2 leaves."""
+    """Return the test set of a run, from the configuration that Detectron2 wrote."""
     config = log.with_name("config.yaml")
     try:
         if config.stat().st_mtime > log.stat().st_mtime:
-            return ""  # of a later evaluation in the same folder, perhaps on another data set
+            return ""  # from a later evaluation in the same folder, perhaps on another dataset
         (name,) = yaml.safe_load(_read_text(config))["DATASETS"]["TEST"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return ""  # no configuration, or several data sets, which metrics.json itself names
+        return ""  # no configuration, or several datasets, which metrics.json names
     return str(name)

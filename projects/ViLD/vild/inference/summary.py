@@ -1,4 +1,4 @@
-"""Tables of several runs in the paper's form, as Markdown, CSV and a picture with curves."""
+"""Summary tables of several runs in the paper's layout, as Markdown, CSV and a plot."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ _FIRST_LOSSES = ("total_loss", "loss_cls", "loss_distill", "loss_box_reg", "loss
 
 @dataclass(frozen=True)
 class _Kind:
-    """A form of table.
+    """A table layout.
 
     Attributes:
-        sign: metric that tells such a run.
-        task: what the paper reports.
-        columns: (metrics of which the first that is there counts, heading).
+        sign: metric that identifies runs of this kind.
+        task: task that the paper reports.
+        columns: (alternative metrics, of which the first available is used, heading).
     """
 
     sign: str
@@ -55,7 +55,7 @@ class _Kind:
     columns: tuple[tuple[tuple[str, ...], str], ...]
 
 
-# A run belongs to the first whose sign it has.
+# A run belongs to the first kind whose sign it has.
 _KINDS = {
     "lvis": _Kind(
         "APr", "segm", ((("APr",), "APr"), (("APc",), "APc"), (("APf",), "APf"), (("AP",), "AP"))
@@ -75,7 +75,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table; ``published``: whose figures they are, or empty for measured ones."""
+    """One row of a table; ``published`` is the source of published figures, empty if measured."""
 
     method: str
     data: str
@@ -84,20 +84,20 @@ class Row:
 
     @property
     def origin(self) -> str:
-        """What the column ``figures`` says."""
+        """Return the text of the column ``figures``."""
         return f"published ({self.published})" if self.published else "measured"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Runs that are reported in the same form.
+    """Runs that are reported in the same layout.
 
     Attributes:
         kind: ``lvis``, ``coco`` or ``plain``.
         task: ``segm`` or ``bbox``.
-        headings: of the values.
-        rows: measured ones first, then published ones.
-        source: of the published ones.
+        headings: headings of the value columns.
+        rows: measured rows first, then published ones.
+        source: source of the published rows.
     """
 
     kind: str
@@ -108,7 +108,7 @@ class Table:
 
     @property
     def title(self) -> str:
-        """Says what the figures are."""
+        """Return a title that says what the figures are."""
         return f"{_TASK_NAMES[self.task].capitalize()} AP in percent"
 
 
@@ -118,15 +118,15 @@ def build_tables(
     """Sort runs into tables: LVIS (APr, APc, APf, AP), COCO (AP50 novel, base, all), or any other.
 
     Args:
-        runs: a run without results, which still trains, gets an empty row in the first table.
+        runs: runs; one without results, still training, gets an empty row in the first table.
         task: ``segm`` or ``bbox``; by default what the paper reports: masks on LVIS, boxes on COCO.
         reference: add the paper's published rows after the measured ones.
 
     Returns:
-        at most one table a kind, in the order in which the runs come.
+        At most one table per kind, in the order of the runs.
 
     Raises:
-        ValueError: no runs, or a run that was measured, but not on this task.
+        ValueError: there are no runs, or a run was evaluated, but not on this task.
     """
     if not runs:
         raise ValueError("expected at least one run, got none")
@@ -172,7 +172,7 @@ def _values(metrics: Mapping[str, float], form: _Kind) -> tuple[float, ...]:
 
 
 def to_markdown(tables: Sequence[Table]) -> str:
-    """Tables as Markdown; published rows are in italics and say so."""
+    """Format tables as Markdown; published rows are marked and in italics."""
     parts = []
     for table in tables:
         head = ["method", "data", "figures", *table.headings]
@@ -195,7 +195,7 @@ def to_markdown(tables: Sequence[Table]) -> str:
 
 
 def to_csv(tables: Sequence[Table]) -> str:
-    """All tables in one CSV; a value that is not there is an empty cell."""
+    """Format all tables as one CSV; missing values are empty cells."""
     headings = list(dict.fromkeys(h for table in tables for h in table.headings))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -220,12 +220,12 @@ def write_summary(
     """Write ``summary.md``, ``summary.csv`` and ``summary.png``.
 
     Args:
-        folder: where they go; it is made.
-        runs: for the curves.
-        tables: of :func:`build_tables`.
+        folder: output folder; created if missing.
+        runs: runs, for the curves.
+        tables: result of :func:`build_tables`.
 
     Returns:
-        the three files.
+        The three files.
     """
     folder = Path(folder)
     texts = {"summary.md": to_markdown(tables), "summary.csv": to_csv(tables)}
@@ -237,26 +237,26 @@ def write_summary(
     return [folder / name for name in (*texts, "summary.png")]
 
 
-# the picture, in inches
+# sizes of the figure, in inches
 _DPI = 110
 _WIDTH, _MARGIN, _LINE = 12.0, 0.35, 0.29
-_PANEL_HEIGHT, _PANELS = 2.7, 4  # panels a row
+_PANEL_HEIGHT, _PANELS = 2.7, 4  # panels per row
 _GREY = "0.42"
-Colours = dict[tuple[str, str], tuple[float, ...]]  # of a run on a data set
+Colours = dict[tuple[str, str], tuple[float, ...]]  # of a run on a dataset
 
 
 def plot_summary(runs: Sequence[Run], tables: Sequence[Table]) -> Figure:
     """Draw the tables, and below them AP and losses over iterations.
 
-    A run has one colour, which is beside its name in the table. Published figures are grey and in
-    italics, and are in no curve.
+    Each run has one colour, shown next to its name in the table. Published figures are grey and in
+    italics, and have no curves.
 
     Args:
-        runs: for the curves.
-        tables: of :func:`build_tables` for these runs.
+        runs: runs, for the curves.
+        tables: result of :func:`build_tables` for these runs.
 
     Returns:
-        a figure of 12 inches; save it with its own size.
+        A figure 12 inches wide; save it without changing its size.
     """
     return _plot(runs, tables, _panels(runs, tables))
 
@@ -265,11 +265,11 @@ def plot_curves(runs: Sequence[Run], task: str | None = None) -> Figure | None:
     """Draw AP and losses over iterations, without a table.
 
     Args:
-        runs: one colour each.
-        task: of :func:`build_tables`.
+        runs: runs, one colour each.
+        task: see :func:`build_tables`.
 
     Returns:
-        a figure of 12 inches; None where no run has a history.
+        A figure 12 inches wide; None if no run has a history.
 
     Raises:
         ValueError: see :func:`build_tables`.
@@ -309,7 +309,7 @@ def _colours(runs: Sequence[Run]) -> Colours:
 
 
 def _panels(runs: Sequence[Run], tables: Sequence[Table]) -> list[tuple[str, str]]:
-    """(title, key of the history) of every curve that some run has."""
+    """Return (title, key in the history) of every curve that at least one run has."""
     there = {key for run in runs for key in run.history}
     panels = {}
     for table in tables:
@@ -324,7 +324,7 @@ def _panels(runs: Sequence[Run], tables: Sequence[Table]) -> list[tuple[str, str
 
 def _draw_table(axes: Axes, table: Table, height: float, colours: Colours) -> None:
     axes.set_xlim(0, 1)
-    axes.set_ylim(height, 0)  # inches from the top
+    axes.set_ylim(height, 0)  # y in inches from the top
     axes.axis("off")
     ends = np.linspace(1, 0.74, len(table.headings))[::-1]
     y = 0.6 * _LINE
@@ -360,7 +360,7 @@ def _draw_table(axes: Axes, table: Table, height: float, colours: Colours) -> No
 
 
 def _cut(text: str, room: int) -> str:
-    text = " ".join(text.split())  # on one line
+    text = " ".join(text.split())  # remove line breaks
     return text if len(text) <= room else f"{text[: room - 1]}…"
 
 
@@ -377,14 +377,14 @@ def _draw_curves(
             *(iterations, values),
             color=colours[run.name, run.data],
             linewidth=1.4,
-            linestyle=("-", "--")[index // 20 % 2],  # the colours begin again
-            # a single evaluation is a point, which no line would show
+            linestyle=("-", "--")[index // 20 % 2],  # dashed once the colours repeat
+            # a single evaluation needs a marker, since a line of one point is invisible
             marker="o" if "/" in key or len(values) == 1 else None,
             markersize=3.5,
         )
     axes.set_title(title, size=10, loc="left")
     if "/" in key:
-        axes.set_ylim(0, 1.08 * max(axes.get_ylim()[1], 1e-6))  # no point on the edge
+        axes.set_ylim(0, 1.08 * max(axes.get_ylim()[1], 1e-6))  # keeps points off the edge
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))

@@ -1,7 +1,7 @@
-"""The detector behind the web page, without the page itself.
+"""The detector behind the web page, without the user interface.
 
-A page is open to whoever reaches it: sizes are limited, input is never trusted, and every failure
-is a message.
+Anyone who can reach the page may use it: sizes are limited, input is not trusted, and every failure
+becomes a message.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from vild.inference.predictor import OpenVocabularyPredictor, read_words
 
 logger = logging.getLogger(__name__)
 
-VISITORS = 8  # answers in progress at the same time
-# Pillow reads many rarer formats; some are decoded as they are opened, whatever their size
+VISITORS = 8  # maximum number of concurrent requests
+# Pillow reads more formats, some of which are decoded on open, whatever their size
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-LOWEST_SCORE = 0.01  # detections below are not kept for other thresholds
-_KEPT_FILES = 64  # json files waiting for gradio to copy them; more than visitors
-_DECODED_AT_ONCE = 2  # a decoder needs some 10 bytes a pixel
-_WORDS_AT_ONCE = 64  # embedded before another visitor's words have their turn
+LOWEST_SCORE = 0.01  # detections below it are not kept for other thresholds
+_KEPT_FILES = 64  # json files until gradio copies them; more than VISITORS
+_DECODED_AT_ONCE = 2  # a decoder needs about 10 bytes per pixel
+_WORDS_AT_ONCE = 64  # words per turn, before another visitor's words
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a page accepts.
+    """The limits of what a page accepts.
 
     Attributes:
-        upload_mb: largest file, in megabytes.
-        megapixels: largest image.
-        side: longest side of an image, in pixels. Resizing a strip of millions of pixels takes
-            gigabytes, even if it has few pixels.
-        words: most words at a time; new ones have to be embedded, prompt by prompt.
-        detections: most that are shown.
+        upload_mb: maximum file size in megabytes.
+        megapixels: maximum image size.
+        side: maximum side of an image in pixels. Resizing a strip millions of pixels long takes
+            gigabytes, even if it has few pixels in total.
+        words: maximum number of words; new words must be embedded, prompt by prompt.
+        detections: maximum number of detections shown.
     """
 
     upload_mb: int = 20
@@ -60,14 +60,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the page shows.
+    """The response shown on the page.
 
     Attributes:
-        message: how many objects there are and how long it took, or what is wrong.
+        message: number of objects and the time taken, or an error.
         picture: (H, W, 3) uint8 RGB with the detections, or None.
-        rows: a detection each: name, "novel" or "base", score, and x, y, width and height in
-            pixels of the picture that was given.
-        words: the vocabulary, each with "novel" or "base".
+        rows: one per detection: name, "novel" or "base", score, and x, y, width and height in
+            pixels of the uploaded image.
+        words: the vocabulary, each word with "novel" or "base".
         file: the detections in COCO's results format with names, or None.
     """
 
@@ -80,25 +80,25 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Detected:
-    """A picture as it was worked on, and what was found in it; both of the same size."""
+    """A resized image and its detections, both at the same size."""
 
     pixels: np.ndarray
     instances: Instances
-    scale: float  # of the picture that was given, to this one
+    scale: float  # from the uploaded image to this one
     vocabulary: Vocabulary
     seconds: float
 
 
 class PageDetector:
-    """Answers the visitors of a page.
+    """The detector of a page, shared by its visitors.
 
-    Images are read and words are embedded in each visitor's thread; only the model itself, which
-    has one vocabulary at a time, and drawing serve one visitor after the other.
+    Images are read and words embedded in each visitor's thread. Only drawing and the model, which
+    has one vocabulary at a time, serve one visitor after another.
 
     Args:
-        predictor: its vocabulary changes with every visitor's words.
-        folder: of the json files that visitors download; it is made.
-        limits: what is accepted.
+        predictor: the predictor; its vocabulary changes with every visitor's words.
+        folder: folder for the json files that visitors download; created if missing.
+        limits: limits of the input.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class PageDetector:
         self._model = threading.Lock()
         self._decoding = threading.BoundedSemaphore(_DECODED_AT_ONCE)
         self._next, self._embedding = threading.Lock(), threading.Lock()
-        self._text: TextEmbeddings | None = None  # what the model has now, if that is known
+        self._text: TextEmbeddings | None = None  # the model's vocabulary, if known
         self._last: tuple[tuple[bytes, tuple[str, ...]], _Detected] | None = None
         self._folder, self._files = Path(folder), 0
 
@@ -121,10 +121,10 @@ class PageDetector:
         Args:
             file: path of the image, or None.
             text: words; see :func:`vild.data.vocabulary.split_words`.
-            threshold: lowest score.
+            threshold: minimum score.
 
         Returns:
-            what to show; where something is wrong, a message.
+            The response; on an error, only a message.
         """
         try:
             if not file:
@@ -132,7 +132,7 @@ class PageDetector:
             words = self._read_words(text or "")
             threshold = _as_fraction(threshold)
             detected = self._detect(Path(file), words)
-            with self._model:  # matplotlib draws in one thread at a time
+            with self._model:  # matplotlib is not thread-safe
                 return self._show(detected, Path(file).name, threshold)
         except UnreadableImageError as error:
             # show the visitor's file name, do not reveal the server's path
@@ -151,14 +151,14 @@ class PageDetector:
             raise ValueError(
                 f"expected at most {self.limits.words} words on this page, got {len(words)}."
             )
-        names = Vocabulary.from_names(words)  # refuses bad words before the image is read
+        names = Vocabulary.from_names(words)  # refuse bad words before reading the image
         return read_words(names.names, None, self.predictor.base_classes)
 
     def _detect(self, file: Path, words: Vocabulary) -> _Detected:
         key = file.read_bytes(), words.names
         last = self._last
         if last is not None and last[0] == key:
-            return last[1]  # only the threshold has changed
+            return last[1]  # at most the threshold has changed
         pixels, scale = self._read(file)
         text = self._text
         if text is None or text.vocabulary.names != words.names:
@@ -177,7 +177,7 @@ class PageDetector:
         return detected
 
     def _read(self, file: Path) -> tuple[np.ndarray, float]:
-        """Return an image of at most ``MAX_SIDE`` pixels a side, and its scale."""
+        """Return an image of at most ``MAX_SIDE`` pixels per side, and its scale."""
         _check_header(file, self.limits.side)
         with self._decoding:
             whole = read_image(file, max_pixels=self.limits.megapixels * 1_000_000)
@@ -185,13 +185,13 @@ class PageDetector:
         return pixels, pixels.shape[1] / whole.shape[1]
 
     def _embed(self, words: Vocabulary) -> TextEmbeddings:
-        """Embed words in slices, in turns with other visitors."""
+        """Embed words in chunks, taking turns with other visitors."""
         parts = []
         for start in range(0, len(words), _WORDS_AT_ONCE):
             rows = slice(start, start + _WORDS_AT_ONCE)
             part = Vocabulary(words.names[rows], words.synonyms[rows], words.novel[rows])
-            # The thread that waits holds ``_next``, so that this one cannot take a second turn
-            # before it: a lock by itself has no order.
+            # The waiting thread holds ``_next``, so this one cannot take a second turn before it:
+            # a lock alone is not fair.
             with self._next:
                 self._embedding.acquire()
             try:
@@ -227,7 +227,7 @@ class PageDetector:
         )
 
     def _save(self, entries: list[dict[str, object]]) -> str:
-        # a folder each, so that the visitor's file has a plain name
+        # one folder per request, so that the downloaded file has a plain name
         folder = self._folder / str(self._files % _KEPT_FILES)
         self._files += 1
         folder.mkdir(parents=True, exist_ok=True)
@@ -241,9 +241,9 @@ def _counted(number: int, what: str) -> str:
 
 
 def _at_most(picture: np.ndarray, side: int) -> np.ndarray:
-    """Shrink an image whose long side has more than ``side`` pixels.
+    """Shrink an image whose long side exceeds ``side`` pixels.
 
-    Masks of many objects at the size of a camera's image would take gigabytes.
+    Masks of many objects at full camera resolution would take gigabytes.
     """
     height, width = picture.shape[:2]
     if max(height, width) <= side:
@@ -254,14 +254,14 @@ def _at_most(picture: np.ndarray, side: int) -> np.ndarray:
 
 
 def _check_header(file: Path, side: int) -> None:
-    """Refuse an image by its format or by the sides that it declares, before it is decoded.
+    """Check the format and the declared size of an image before it is decoded.
 
     Raises:
-        UnreadableImageError: as said.
+        UnreadableImageError: the format is not accepted, or the image is too large.
     """
     Image.init()
     try:
-        # AVIF needs a library; of EPS, too, read_image says what is wrong
+        # AVIF needs a library; EPS is included because read_image explains why it is refused
         known = [kind for kind in (*IMAGE_FORMATS, "EPS") if kind in Image.OPEN]
         with Image.open(file, formats=known) as image:
             width, height = image.size

@@ -1,4 +1,4 @@
-"""A private folder for what visitors upload, removed with the server that it belongs to."""
+"""A private folder for visitors' uploads, removed when the server ends."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _PREFIX, _LOCK = "vild-page-", "lock"
 
 @contextmanager
 def private_folder(root: str | os.PathLike[str] | None = None) -> Iterator[Path]:
-    """Make a folder that only this user can read, and remove it at the end of the block.
+    """Create a folder that only this user can read, and remove it at the end of the block.
 
-    Folders of servers that were killed are removed first: their lock is held by nobody.
+    Folders of killed servers, whose locks are free, are removed first.
 
     Args:
-        root: where to make it; by default the system's folder of temporary files.
+        root: parent folder; by default the system's temporary folder.
 
     Raises:
-        OSError: the folder cannot be made.
+        OSError: the folder cannot be created.
     """
     root = Path(root or tempfile.gettempdir())
     root.mkdir(parents=True, exist_ok=True)
@@ -40,9 +40,9 @@ def private_folder(root: str | os.PathLike[str] | None = None) -> Iterator[Path]
 
 def _remove_if_stale(lock: Path) -> None:
     try:
-        if lock.parent.lstat().st_uid != os.getuid():  # the folder of temporary files is shared
+        if lock.parent.lstat().st_uid != os.getuid():  # the temporary folder is shared
             return
         with FileLock(lock, timeout=0):
             shutil.rmtree(lock.parent, ignore_errors=True)
-    except (Timeout, OSError):  # of a running server, or removed by another one
+    except (Timeout, OSError):  # its server is running, or another one removed it
         return

@@ -1,8 +1,8 @@
-"""Checks of requests to the web page, and the security headers of its responses (plain ASGI).
+"""Request checks and security headers for the web page (plain ASGI).
 
-Any site that a visitor has open can make the browser send requests to this server: from its own
-origin, or under its own host name after pointing that name at this address (DNS rebinding). Both
-are refused here, before the web framework stores or runs anything.
+Any site open in a visitor's browser can make it send requests to this server: cross-origin, or by
+DNS rebinding, under the site's host name after pointing that name at this address. Both are refused
+here, before the web framework stores or runs anything.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-# The page is one inline script with a configuration, and gradio compiles functions at run time.
+# gradio's page has an inline script and compiles functions at run time.
 PAGE_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
     "media-src 'self' data: blob:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; "
     "form-action 'self'; frame-ancestors 'none'"
 )
-# a visitor's file that is opened by itself runs nothing
+# an uploaded file opened directly must not run scripts
 FILE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; sandbox"
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -36,25 +36,24 @@ _HEADERS = (
     (b"cross-origin-resource-policy", b"same-origin"),
 )
 _FILES = "/gradio_api/file"
-# Parts of gradio that the page does not use: a video converter, an editor of the page's source,
-# and a proxy.
+# endpoints of gradio that the page does not use: video conversion, source editing and a proxy
 _CLOSED = re.compile(r"/gradio_api/(process_recording|(undo-)?vibe|proxy=)")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/\\?#\s]+)(:\d+)?", re.IGNORECASE)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class ServedHosts:
-    """The host names under which the page answers.
+    """The host names under which the page is served.
 
-    Without further names: loopback names on a loopback address; on any other address also IP
-    addresses, to which no other site can point a name, and this machine's name.
+    By default these are loopback names on a loopback address; on any other address also IP
+    addresses, which DNS rebinding cannot use, and this machine's name.
 
     Args:
-        address: what the server listens on, such as ``127.0.0.1`` or ``0.0.0.0``.
+        address: address the server listens on, such as ``127.0.0.1`` or ``0.0.0.0``.
         names: further host names, such as that of a reverse proxy.
 
     Raises:
-        ValueError: a name that is not a host name.
+        ValueError: a name is not a valid host name.
     """
 
     def __init__(self, address: str, names: Sequence[str] = ()) -> None:
@@ -75,32 +74,32 @@ class ServedHosts:
         return name is not None and (name in self._known or (not self._local and _is_ip(name)))
 
     def is_same_site(self, origin: str, host: str) -> bool:
-        """Return whether a request's Origin is the page itself.
+        """Return whether a request comes from the page itself.
 
         Args:
-            origin: header of the request.
-            host: likewise; see ``in``.
+            origin: the request's Origin header.
+            host: the request's Host header.
         """
         scheme, _, own = origin.lower().partition("://")
-        # behind a proxy, Host may be another than what the browser shows
+        # behind a proxy, Host may differ from the name in the browser
         return scheme in ("http", "https") and (own == host.lower() or host_name(own) in self.named)
 
 
 class Gate:
-    """ASGI middleware: refuse foreign and oversized requests, add security headers to responses.
+    """ASGI middleware that refuses foreign and oversized requests and adds security headers.
 
     Args:
-        app: the application behind it.
-        hosts: names under which it is served.
-        max_bytes: largest body of a request.
+        app: the wrapped application.
+        hosts: host names under which it is served.
+        max_bytes: maximum size of a request body.
     """
 
     def __init__(self, app: App, hosts: ServedHosts, max_bytes: int) -> None:
         self.app, self.hosts, self.max_bytes = app, hosts, max_bytes
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request; see ASGI's specification."""
-        if scope["type"] != "http":  # start and end of the server; gradio has no websockets
+        """Handle one request; see the ASGI specification."""
+        if scope["type"] != "http":  # lifespan events; gradio uses no websockets
             await self.app(scope, receive, send)
             return
         policy = FILE_POLICY if scope["path"].startswith(_FILES) else PAGE_POLICY
@@ -125,7 +124,7 @@ class Gate:
         await send_guarded({"type": "http.response.body", "body": f"{reason}\n".encode()})
 
     async def _discard_body(self, receive: Receive) -> None:
-        """Read a body that is too large, so that the browser sees the answer."""
+        """Read an oversized body to the end, so that the browser shows the response."""
         size, more = 0, True
         while more and size < 10 * self.max_bytes:
             message = await receive()
@@ -133,7 +132,7 @@ class Gate:
             more = message.get("more_body", False)
 
     def _refusal(self, scope: Message) -> tuple[int, str] | None:
-        """Return the status and the reason if a request is refused."""
+        """Return status and reason if a request is refused, otherwise None."""
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
         if host not in self.hosts:
@@ -159,7 +158,7 @@ def require_free_address(address: str, port: int) -> None:
     """Check that a server can listen on an address and a port.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: the address is invalid or in use.
     """
     try:
         if not address.strip():

@@ -1,7 +1,8 @@
-"""The detector: classifier, losses, fusion, exact selection, box heads and RoI heads.
+"""The detector: classifier, losses, score fusion, selection of detections, box and RoI heads.
 
-Only the ``from_config`` of each part reads a configuration. Importing this registers ``ViLDRCNN``,
-``ViLDROIHeads`` and ``ViLDBoxHead`` with Detectron2, and the parts of ``vild.modeling.official``.
+Only the ``from_config`` methods read the configuration. Importing this package registers
+``ViLDRCNN``, ``ViLDROIHeads``, ``ViLDBoxHead`` and the parts of ``vild.modeling.official`` with
+Detectron2.
 """
 
 import vild.modeling.official  # noqa: F401  (registers the official architecture)

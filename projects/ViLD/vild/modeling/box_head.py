@@ -1,4 +1,4 @@
-"""From pooled region features to embeddings (official vild_head.py).
+"""Box heads, which map pooled region features to embeddings (official vild_head.py).
 
 Shapes: R regions, C channels, H x W cells of a pooled region, D embedding. R may be 0 anywhere.
 """
@@ -17,16 +17,16 @@ from vild.modeling.norms import make_norm, normalise
 from vild.modeling.precision import at_least_float32, without_autocast
 
 BN_EPSILON = 1e-4  # official batch_norm_activation
-# Detectron2's; the official 0.003 would need thousands of steps to forget how it started
+# Detectron2's value; at the official 0.003 the initial statistics linger for thousands of steps
 BN_MOMENTUM = 0.1
 
 
 @ROI_BOX_HEAD_REGISTRY.register()
 class ViLDBoxHead(nn.Module):
-    """3x3 convolutions, then fully connected layers, each with normalisation and ReLU.
+    """A box head of 3x3 convolutions and fully connected layers, with normalisation and ReLU.
 
-    Unlike in Detectron2's heads, the fully connected layers are normalised, too, and every layer
-    has a bias beside its normalisation, as in the official code: its checkpoints contain them.
+    Unlike in Detectron2's heads, the fully connected layers are normalised too, and every layer
+    has a bias in addition to its normalisation, because the official checkpoints contain them.
 
     Args:
         input_shape: channels, height and width of a pooled region.
@@ -38,7 +38,7 @@ class ViLDBoxHead(nn.Module):
         momentum: weight of a new batch in the running statistics of ``BN`` and ``SyncBN``.
 
     Raises:
-        ValueError: another ``norm``, or an input shape without its three sizes.
+        ValueError: ``norm`` is unknown, or the input shape lacks channels, height or width.
     """
 
     @configurable
@@ -80,7 +80,7 @@ class ViLDBoxHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        """Arguments from Detectron2's own keys, ``MODEL.ROI_BOX_HEAD``."""
+        """Read the arguments from Detectron2's ``MODEL.ROI_BOX_HEAD``."""
         head = cfg.MODEL.ROI_BOX_HEAD
         return {
             "input_shape": input_shape,
@@ -93,11 +93,11 @@ class ViLDBoxHead(nn.Module):
 
     @property
     def output_shape(self) -> ShapeSpec:
-        """For Detectron2's predictors."""
+        """Shape of the features, as Detectron2's predictors expect it."""
         return ShapeSpec(channels=self.out_channels)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Features (R, fc_dim) of pooled regions (R, C, H, W)."""
+        """Map pooled regions (R, C, H, W) to features (R, fc_dim)."""
         x = pooled
         for conv, norm in zip(self.convs, self.conv_norms, strict=True):
             x = functional.relu(normalise(norm, conv(x)))
@@ -108,10 +108,10 @@ class ViLDBoxHead(nn.Module):
 
 
 class Projection(nn.Linear):
-    """From a box head's features to the teacher's space, L2-normalised.
+    """A linear layer from box head features to the teacher's embedding space, L2-normalised.
 
     Args:
-        channels: of the features.
+        channels: number of input features.
         dimension: D.
     """
 
@@ -120,16 +120,16 @@ class Projection(nn.Linear):
         _initialise(self)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Embeddings (R, D) of unit norm, at least float32 also under autocast."""
+        """Return embeddings (R, D), L2-normalised, in at least float32 even under autocast."""
         with without_autocast(features):
             return functional.normalize(super().forward(at_least_float32(features)), dim=1)
 
 
 class EmbeddingHead(nn.Module):
-    """A box head and its projection: the image branch of ViLD-ensemble.
+    """A box head with a projection: the image head of ViLD-ensemble.
 
     Args:
-        box_head: any of Detectron2's box heads; (R, C, H, W) -> (R, channels).
+        box_head: any Detectron2 box head; (R, C, H, W) -> (R, channels).
         dimension: D.
     """
 
@@ -139,12 +139,12 @@ class EmbeddingHead(nn.Module):
         self.projection = Projection(flat_channels(box_head.output_shape), dimension)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Embeddings (R, D) of pooled regions (R, C, H, W)."""
+        """Map pooled regions (R, C, H, W) to embeddings (R, D)."""
         return self.projection(self.box_head(pooled).flatten(1))
 
 
 def flat_channels(shape: ShapeSpec) -> int:
-    """Length of a region's features once they are flattened."""
+    """Return the number of features of a region after flattening."""
     return int(shape.channels * (shape.height or 1) * (shape.width or 1))
 
 

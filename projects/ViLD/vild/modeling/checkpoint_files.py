@@ -1,4 +1,4 @@
-"""Checkpoint files of every format, read without running code in them."""
+"""Readers and writers of checkpoint files in all formats, which never run code from a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vild.storage.errors import UnsafeFileError
 from vild.storage.pickles import ForbiddenError, load_plain
 from vild.storage.torch_files import read_torch
 
-# how Detectron2 matches a checkpoint's names with the model's; kept in the safetensors header
+# tell Detectron2 to match parameter names heuristically; stored in the safetensors header
 _AUTHOR, _HEURISTICS = "__author__", "matching_heuristics"
 
 
@@ -24,16 +24,17 @@ def read_checkpoint(path: Path, trusted: bool = False) -> Any:
     """Read a checkpoint.
 
     Args:
-        path: ``.safetensors``; ``.pkl`` of Detectron2's and Detectron's model zoos; ``.pyth`` of
-            pycls; anything else as a file of ``torch.save``.
-        trusted: run what code the file asks for. Only for files whose source you trust.
+        path: ``.safetensors``; ``.pkl`` of the Detectron2 or Detectron model zoo; ``.pyth`` of
+            pycls; anything else is read as a ``torch.save`` file.
+        trusted: unpickle without restrictions, which can run code from the file. Only for files
+            whose source you trust.
 
     Returns:
-        a dict with the parameters under ``model``, unless the file holds something else.
+        A dict with the parameters under ``model``, unless the file holds something else.
 
     Raises:
-        UnsafeFileError: reading it would run code.
-        Exception: a damaged file may raise nearly anything.
+        UnsafeFileError: reading the file would run code.
+        Exception: a damaged file may raise almost any exception.
     """
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path)
@@ -56,20 +57,20 @@ def read_checkpoint(path: Path, trusted: bool = False) -> Any:
 
 
 def write_weights(path: Path, checkpoint: Mapping[str, Any]) -> int:
-    """Write the parameters of a checkpoint, and nothing else of it, as safetensors.
+    """Write only the parameters of a checkpoint, as safetensors.
 
     Args:
         path: file to write.
         checkpoint: as :func:`read_checkpoint` returns it.
 
     Returns:
-        number of parameters and buffers.
+        Number of parameters and buffers.
 
     Raises:
-        ValueError: it is not the checkpoint of a model.
+        ValueError: ``checkpoint`` contains no model parameters.
     """
     weights = checkpoint.get("model") if isinstance(checkpoint, Mapping) else None
-    if isinstance(weights, Mapping) and "state_dict" in weights:  # as open_clip saves a teacher
+    if isinstance(weights, Mapping) and "state_dict" in weights:  # as open_clip saves
         weights = weights["state_dict"]
     if not isinstance(weights, Mapping) or not weights:
         raise ValueError("expected parameters by name, or a dict of them under 'model'")
@@ -79,7 +80,7 @@ def write_weights(path: Path, checkpoint: Mapping[str, Any]) -> int:
             value = torch.from_numpy(np.array(value, order="C"))
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(f"expected tensors by name, got {type(value).__name__} under {name!r}")
-        tensors[name] = value.detach().cpu().clone().contiguous()  # safetensors shares nothing
+        tensors[name] = value.detach().cpu().clone().contiguous()  # no shared memory
     metadata = {}
     if checkpoint.get(_HEURISTICS):
         metadata = {_HEURISTICS: "true", _AUTHOR: str(checkpoint.get(_AUTHOR, ""))}
@@ -98,10 +99,10 @@ def _read_pickle(path: Path, trusted: bool) -> Any:
 
 
 def _from_model_zoo(data: Any) -> Any:
-    """As Detectron2's checkpointer understands such files."""
+    """Convert the contents of a ``.pkl`` file in the way Detectron2's checkpointer does."""
     if not isinstance(data, dict) or ("model" in data and _AUTHOR in data):
         return data
-    # Detectron's detectors have "blobs", its backbones do not
+    # Detectron stores detectors under "blobs", backbones without it
     data = data.get("blobs", data)
     weights = {k: v for k, v in data.items() if not str(k).endswith("_momentum")}
     return {"model": weights, _AUTHOR: "Caffe2", _HEURISTICS: True}

@@ -1,4 +1,4 @@
-"""Checkpoints: written atomically, read whatever their format, and refused unless complete."""
+"""Checkpointing: atomic writes, reading of all formats, and checks for complete weights."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from vild.data.files import atomic_path
 from vild.modeling.checkpoint_files import read_checkpoint
 from vild.storage.errors import UnsafeFileError
 
-IMAGE_HEAD = "roi_heads.image_head."  # of ViLD-ensemble
-_BLOCK = re.compile(r"(?:^|\.)(res\d)[._](\d+)[._]")  # of Detectron2's ResNets and Detectron's
+IMAGE_HEAD = "roi_heads.image_head."  # only in ViLD-ensemble
+_BLOCK = re.compile(r"(?:^|\.)(res\d)[._](\d+)[._]")  # ResNets of Detectron2 and Detectron
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, which writes atomically and checks what it reads.
+    """Detectron2's checkpointer with atomic writes and with checks of what it loads.
 
-    A process that is killed while it writes leaves the previous checkpoint as the last one.
+    If the process is killed during a write, the previous checkpoint remains the last one.
 
     Attributes:
-        missing: parameters and running statistics that the last checkpoint did not have.
-        misshapen: those that it had in another shape.
+        missing: parameters and running statistics that the loaded checkpoint lacks.
+        misshapen: parameters that the checkpoint has in another shape.
         unexpected: entries of the checkpoint that the model does not have.
         matched: number of the model's parameters and buffers that were loaded.
     """
@@ -36,14 +36,14 @@ class AtomicCheckpointer(DetectionCheckpointer):
     misshapen: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     matched: int = 0
-    _resumes: bool = False  # whether the training state is loaded, too
-    _resumed: str = ""  # path of the checkpoint to resume from, while it is read
+    _resumes: bool = False  # whether the training state is loaded too
+    _resumed: str = ""  # path of the checkpoint while resuming from it
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``<name>.pth`` and make it the last checkpoint.
 
         Raises:
-            OSError: it cannot be written; the last checkpoint stays the one before.
+            OSError: the file cannot be written; the last checkpoint is unchanged.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -51,13 +51,13 @@ class AtomicCheckpointer(DetectionCheckpointer):
         data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
         file = Path(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", file)
-        # opened here: torch's own way of writing hides why it failed
+        # opened here because torch.save, given a path, hides the reason of a failure
         with atomic_path(file) as temporary, temporary.open("wb") as out:
             torch.save({**data, **kwargs}, out)
         self.tag_last_checkpoint(file.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Name the last checkpoint."""
+        """Record the name of the last checkpoint, atomically."""
         with atomic_path(Path(self.save_dir, "last_checkpoint")) as temporary:
             temporary.write_text(last_filename_basename, encoding="utf-8")
 
@@ -67,15 +67,16 @@ class AtomicCheckpointer(DetectionCheckpointer):
         Args:
             path: a file that :func:`vild.modeling.checkpoint_files.read_checkpoint` reads, or an
                 address such as ``detectron2://...``.
-            checkpointables: what to load besides the model; all by default, to resume a training.
+            checkpointables: what to load besides the model; None loads everything, to resume
+                training.
 
         Returns:
-            the entries of the checkpoint that were not used.
+            The entries of the checkpoint that were not used.
 
         Raises:
-            ValueError: there is no checkpoint, it is damaged, would run code, has non-finite values
-                or is of another ResNet; or, to resume a training, it has other parameters than the
-                model or no training state.
+            ValueError: the checkpoint does not exist, is damaged, would run code, has non-finite
+                values or belongs to another ResNet; or, when resuming, its parameters differ from
+                the model's or it has no training state.
         """
         self._resumes = checkpointables is None
         self._resumed = path if self._resumes and self.checkpointables else ""
@@ -89,7 +90,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
             raise ValueError(f"expected a checkpoint at {path}: {error}") from None
         finally:
             self._resumed = ""
-            # newer Detectrons note the address for the time of loading, and keep it after an error
+            # newer Detectron2 versions keep the address in this attribute after an error
             if hasattr(self, "_parsed_url_during_load"):
                 self._parsed_url_during_load = None
 
@@ -102,7 +103,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 f"source, convert it once: python tools/convert_checkpoint.py {filename} "
                 f"{Path(filename).stem}.safetensors --trusted"
             ) from None
-        # Python's documentation: a damaged pickle may raise nearly anything
+        # unpickling damaged data may raise almost any exception
         except Exception as error:
             reason = (str(error).splitlines() or [""])[0]
             raise ValueError(
@@ -124,7 +125,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return loaded
 
     def _advice(self, file: Path) -> str:
-        """What to use instead of a damaged checkpoint."""
+        """Suggest another checkpoint in place of a damaged one."""
         others = sorted(
             (f for f in file.parent.glob("model_*.pth") if f != file),
             key=lambda f: f.stat().st_mtime,
@@ -144,16 +145,16 @@ class AtomicCheckpointer(DetectionCheckpointer):
         def note(state: Mapping[str, Any], prefix: str, *_: Any) -> None:
             given.update(state)
 
-        # what Detectron2 reports is not all: frozen norms make up running statistics
+        # Detectron2's report is incomplete: frozen norms fill in missing running statistics
         hook = self.model._register_load_state_dict_pre_hook(note)
         try:
             incompatible = super()._load_model(checkpoint)
         finally:
             hook.remove()
-        # Detectron folds the statistics of its norms into their weights
+        # Detectron folds the running statistics into the weights of the norms
         folded = checkpoint.get("__author__") == "Caffe2"
         self.misshapen = tuple(name for name, *_ in incompatible.incorrect_shapes)
-        # a copy: Detectron2 takes what it logs out of these lists
+        # a copy, because Detectron2 removes entries from these lists as it logs them
         self.unexpected = tuple(incompatible.unexpected_keys)
         state = self.model.state_dict()
         absent = incompatible.missing_keys if folded else state.keys() - given
@@ -176,9 +177,9 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return incompatible
 
     def _check_backbone(self, given: Iterable[str]) -> None:
-        """Raise ValueError if the checkpoint is of another ResNet, which would load in part.
+        """Raise ValueError if the checkpoint is of another ResNet, which would load partially.
 
-        A stage that only one of them has is no fault: some detectors go without the last one.
+        A stage that only one of the two has is accepted: some detectors omit the last stage.
         """
         held, wanted = _blocks((*given, *self.unexpected)), _blocks(self.model.state_dict())
         for stage in sorted(held.keys() & wanted.keys()):
@@ -188,7 +189,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
                     f"{stage}, got {len(held[stage])}: set MODEL.RESNETS.DEPTH to the checkpoint's "
                     "depth, or use a checkpoint of the configuration's"
                 )
-        # convolutions of the stages that both have; Detectron2 passes over what does not fit
+        # convolutions of the common stages; Detectron2 skips those that do not fit
         unused = [n for n in self.unexpected if n.endswith(".weight") and "norm" not in n]
         odd = [n for n in (*self.misshapen, *unused) if _blocks([n]).keys() & wanted.keys()]
         if odd and _blocks(self.model.state_dict().keys() & set(given)):
@@ -198,7 +199,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
             )
 
     def _check_resumable(self, checkpoint: Mapping[str, Any]) -> None:
-        """Raise ValueError unless the parameters fit and the training state is there."""
+        """Raise ValueError unless all parameters match and the training state is present."""
         misfits = [
             f"{kind} {_some(names)}"
             for kind, names in (
@@ -224,20 +225,20 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
 
 def load_weights(model: nn.Module, path: str, unused: tuple[str, ...] = ()) -> None:
-    """Load a checkpoint to detect with, and refuse one that is incomplete.
+    """Load a detector's weights for inference, and refuse an incomplete checkpoint.
 
-    Detectron2 only logs which parameters stay random, whatever the checkpoint's format. Every tool
-    that detects loads its detector here.
+    Detectron2 only logs which parameters keep their random values. All tools that run a detector
+    load it with this function.
 
     Args:
         model: the detector.
         path: checkpoint; see :meth:`AtomicCheckpointer.load`.
-        unused: prefixes of parameters that are not needed, in the model or in the checkpoint.
+        unused: name prefixes of parameters that may be absent from the model or the checkpoint.
 
     Raises:
-        ValueError: no checkpoint is named or it cannot be read; parameters or running statistics
-            are missing, have another shape or non-finite values (the first ones are named); or it
-            is a checkpoint of ViLD-ensemble and the model has no image head.
+        ValueError: ``path`` is empty or cannot be read; parameters or running statistics are
+            missing, have another shape or non-finite values (the message lists the first ones); or
+            it is a checkpoint of ViLD-ensemble and the model has no image head.
     """
     if not path:
         raise ValueError(
@@ -253,7 +254,7 @@ def load_weights(model: nn.Module, path: str, unused: tuple[str, ...] = ()) -> N
             f"({_some(missing)}): it is a backbone alone, or a checkpoint of another variant or "
             "architecture. Use a checkpoint of this configuration"
         )
-    # half of ViLD-ensemble is neither ViLD nor ViLD-text, and its metrics would pass for theirs
+    # half of ViLD-ensemble would load as ViLD or ViLD-text and give misleading metrics
     if not IMAGE_HEAD.startswith(unused) and any(
         name.startswith(IMAGE_HEAD) for name in checkpointer.unexpected
     ):
@@ -265,7 +266,7 @@ def load_weights(model: nn.Module, path: str, unused: tuple[str, ...] = ()) -> N
 
 
 def _blocks(names: Iterable[str]) -> dict[str, set[int]]:
-    """The residual blocks that parameters belong to: stage -> numbers."""
+    """Return the residual blocks that the parameters belong to: stage -> block numbers."""
     blocks: dict[str, set[int]] = {}
     for name in names:
         if found := _BLOCK.search(name):
@@ -280,6 +281,6 @@ def _is_array(value: Any) -> bool:
 
 
 def _some(names: Iterable[str]) -> str:
-    """The first three names."""
+    """Join the first three names."""
     names = list(names)
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

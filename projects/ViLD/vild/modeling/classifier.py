@@ -1,4 +1,4 @@
-"""Regions are classified by the cosine to a text embedding (ViLD, sec. 3.2).
+"""The classifier, which scores regions by cosine similarity to text embeddings (sec. 3.2).
 
 Shapes: R regions, K classes, D embedding. Text embeddings are (K, D), row = class. Logits follow
 Detectron2's order: K classes, then background (the official code has background first).
@@ -12,23 +12,23 @@ from torch.nn import functional
 
 from vild.modeling.precision import at_least_float32, without_autocast
 
-UNIT_TOLERANCE = 1e-3  # how far a row's norm may be from 1
+UNIT_TOLERANCE = 1e-3  # of a row's norm
 BACKGROUND_STD = 0.01  # official vild_head.py: background-class-predict
 
 
 class TextClassifier(nn.Module):
-    """Frozen text embeddings, one learned background vector, a fixed temperature.
+    """A classifier with frozen text embeddings, a learned background and a fixed temperature.
 
-    The text embeddings are no part of the state: a checkpoint serves any vocabulary.
+    Checkpoints contain no text embeddings, so any vocabulary works.
 
     Args:
         dimension: D.
-        temperature: cosines are divided by it (tau; 0.01 for CLIP). :meth:`set_text` may bring
-            another: it belongs to the teacher that made the embeddings.
-        background: whether there is a background to learn (not in ViLD-image).
+        temperature: divisor of the cosines (tau; 0.01 for CLIP). It belongs to the teacher that
+            made the embeddings, so :meth:`set_text` can replace it.
+        background: whether to learn a background embedding (ViLD-image has none).
 
     Raises:
-        ValueError: a temperature or dimension that is not positive.
+        ValueError: the temperature or the dimension is not positive.
     """
 
     text: Tensor
@@ -46,19 +46,19 @@ class TextClassifier(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """K; 0 before :meth:`set_text`."""
+        """Number of classes K; 0 before :meth:`set_text`."""
         return len(self.text)
 
     def set_text(self, embeddings: Tensor, temperature: float | None = None) -> None:
-        """Take a vocabulary; a later call replaces it.
+        """Set the text embeddings of the classes; a later call replaces them.
 
         Args:
             embeddings: (K, D) float32, L2-normalised; copied to the module's device.
-            temperature: of the teacher that made them. None keeps the present one.
+            temperature: of the teacher that made them. None keeps the current temperature.
 
         Raises:
-            ValueError: another shape or type, no class, NaN, rows that are not of unit norm, or a
-                temperature that is not positive.
+            ValueError: the shape or dtype is wrong, K is 0, a value is NaN, a row is not
+                L2-normalised, or the temperature is not positive.
         """
         shape = tuple(embeddings.shape)
         if len(shape) != 2 or shape[1] != self.dimension or not shape[0]:
@@ -69,7 +69,7 @@ class TextClassifier(nn.Module):
         if embeddings.dtype != torch.float32:
             raise ValueError(f"expected float32 text embeddings, got {embeddings.dtype}")
         off = (embeddings.norm(dim=1) - 1).abs()
-        bad = ~(off <= UNIT_TOLERANCE)  # true for NaN as well
+        bad = ~(off <= UNIT_TOLERANCE)  # also true for NaN
         if bad.any():
             row = int(bad.nonzero()[0])
             raise ValueError(
@@ -88,19 +88,19 @@ class TextClassifier(nn.Module):
         rows: slice | Tensor | None = None,
         text: Tensor | None = None,
     ) -> Tensor:
-        """Cosine / temperature, in at least float32 also under autocast.
+        """Return logits, cosine / temperature, in at least float32 even under autocast.
 
         Args:
             features: (R, D) L2-normalised.
-            background: append the background's logit. Without it: p_img of ViLD-ensemble.
+            background: append the background logit. p_img of ViLD-ensemble is without it.
             rows: the classes to score, all by default.
-            text: (K, D) L2-normalised, to compare with instead of those of :meth:`set_text`.
+            text: (K, D) L2-normalised, used in place of the embeddings of :meth:`set_text`.
 
         Returns:
             (R, K + 1), or (R, K) without background.
 
         Raises:
-            RuntimeError: :meth:`set_text` was not called, or there is no background.
+            RuntimeError: :meth:`set_text` was not called, or the classifier has no background.
         """
         text = self.text if text is None else text
         if not len(text):
@@ -112,13 +112,13 @@ class TextClassifier(nn.Module):
             features = at_least_float32(features)
             logits = functional.linear(features, text.to(features.dtype))
             if background and self.background is not None:
-                # a vector of norm 0.2 among unit rows would be no cosine: normalised at each use
+                # normalised on each use: its norm starts near 0.2, and a cosine needs norm 1
                 learned = functional.normalize(self.background.to(features.dtype), dim=0)
                 logits = torch.cat([logits, (features @ learned)[:, None]], dim=1)
             return logits / self.temperature
 
     def extra_repr(self) -> str:
-        """For ``print(module)``."""
+        """Describe the module for ``print``."""
         return (
             f"classes={self.num_classes}, dimension={self.dimension}, "
             f"temperature={self.temperature:g}"

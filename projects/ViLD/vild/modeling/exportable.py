@@ -1,9 +1,9 @@
-"""The detector as one function of tensors, for TorchScript's tracing and for ONNX.
+"""The detector as a function of tensors, which TorchScript tracing and ONNX export can record.
 
-Neither records what Python decides by looking at values. So what :meth:`ViLDOutputLayers.inference`
-does a few regions at a time is done at once here, and the suppression, whose number of rounds
-depends on the picture, is compiled (TorchScript) or one operator (ONNX). The detections are the
-same.
+Tracing does not record Python control flow that depends on values. All regions are therefore scored
+at once, where :meth:`ViLDOutputLayers.inference` works in chunks, and NMS, whose number of rounds
+depends on the image, is a compiled function (TorchScript) or one operator (ONNX). The detections
+are the same.
 
 Shapes: R regions, K classes, D embedding, M detections, n candidates.
 """
@@ -21,22 +21,22 @@ from torch import Tensor, nn
 from vild.modeling.roi_heads import WITH_TEACHER, ViLDROIHeads
 from vild.modeling.suppression import suppress_in_rounds
 
-# A candidate has to exceed a bound that the M-th best of the classes reaches: a little below it.
+# Candidates must exceed a bound, which is a little below the M-th best class maximum to keep that.
 BELOW = 1 - 1e-6
 
 _compiled_suppress = torch.jit.script_if_tracing(suppress_in_rounds)
 
 
 class ExportableDetector(nn.Module):
-    """What Detectron2 calls ``model.inference(..., do_postprocess=False)`` of one picture.
+    """The exportable form of ``model.inference(..., do_postprocess=False)`` on one image.
 
     Args:
         model: the detector; in evaluation mode, on the CPU.
-        for_onnx: whether suppression becomes ONNX's ``NonMaxSuppression``.
+        for_onnx: whether NMS becomes ONNX's ``NonMaxSuppression``.
 
     Raises:
-        ValueError: a detector that needs precomputed proposals or the teacher, has heads of another
-            kind, or has no limit to the number of detections.
+        ValueError: the detector needs precomputed proposals or the teacher, has unsupported heads,
+            or does not limit the number of detections.
     """
 
     def __init__(self, model: nn.Module, *, for_onnx: bool = False) -> None:
@@ -47,17 +47,17 @@ class ExportableDetector(nn.Module):
     def forward(
         self, image: Tensor, text: Tensor | None = None, novel: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """Detections of a picture.
+        """Detect objects in one image.
 
         Args:
-            image: (3, H, W) uint8 or float32 in [0, 255], channels as the configuration says.
-            text: (K, D) float32, rows of unit norm; the model's own vocabulary by default.
-            novel: (K,) bool, which classes are novel (ViLD-ensemble); the model's own by default.
+            image: (3, H, W) uint8 or float32 in [0, 255]; channel order as in the configuration.
+            text: (K, D) float32, L2-normalised; the model's vocabulary by default.
+            novel: (K,) bool, which classes are novel (ViLD-ensemble); the model's by default.
 
         Returns:
             boxes (M, 4) float32 in pixels of ``image``; scores (M,) float32; classes (M,) int64,
-            rows of ``text``; and, where the model has them, masks (M, 1, 28, 28) float32 in [0, 1],
-            each spread over its box. Best first.
+            rows of ``text``; and, if the model has a mask head, masks (M, 1, 28, 28) float32 in
+            [0, 1], each relative to its box. Best first.
         """
         heads = self.model.roi_heads
         predictor = heads.box_predictor
@@ -76,7 +76,7 @@ class ExportableDetector(nn.Module):
         if not heads.mask_on:
             return boxes, scores, classes
         levels = [features[f] for f in heads.mask_in_features]
-        if self.for_onnx:  # whose GroupNorm fails on no boxes at all: there is always one more
+        if self.for_onnx:  # ONNX's GroupNorm fails on zero boxes, so one is added
             more = torch.cat([boxes, boxes.new_zeros(1, 4)])
             masks = heads.mask_head.layers(heads.mask_pooler(levels, [Boxes(more)]))[:-1]
         else:
@@ -84,10 +84,10 @@ class ExportableDetector(nn.Module):
         return boxes, scores, classes, masks.sigmoid()
 
     def _select(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (M, 4), scores and classes of the best among boxes (R, 4) and scores (R, K).
+        """Select boxes (M, 4), scores and classes from boxes (R, 4) and scores (R, K).
 
-        See :func:`vild.modeling.select_detections`; the bound that spares most candidates a look
-        comes without a branch, also where there are fewer classes than detections.
+        See :func:`vild.modeling.select_detections`. The lower bound that excludes most candidates
+        is computed without a branch, even with fewer classes than detections.
         """
         predictor = self.model.roi_heads.box_predictor
         wanted, overlap = predictor.test_topk_per_image, predictor.test_nms_thresh
@@ -107,13 +107,13 @@ class ExportableDetector(nn.Module):
 
 
 class _OnnxSuppression(torch.autograd.Function):
-    """ONNX's own operator: greedy suppression within each class of what exceeds a bound."""
+    """ONNX's NMS operator: greedy per-class NMS of the scores that exceed a bound."""
 
     @staticmethod
     def forward(
         ctx: Any, boxes: Tensor, scores: Tensor, bound: Tensor, overlap: float, wanted: int
     ) -> Tensor:
-        """Rows (0, class, region) (n, 3) int64, as the operator gives them, in another order."""
+        """Return rows (0, class, region), (n, 3) int64, like the operator but in another order."""
         regions, classes = (scores > bound).nonzero(as_tuple=True)
         ranks = scores[regions, classes].sort(descending=True, stable=True).indices
         regions, classes = regions[ranks], classes[ranks]
@@ -122,7 +122,7 @@ class _OnnxSuppression(torch.autograd.Function):
 
     @staticmethod
     def symbolic(g: Any, boxes: Any, scores: Any, bound: Any, overlap: float, wanted: int) -> Any:
-        """The operator, in the graph ``g``."""
+        """Add the operator to the graph ``g``."""
 
         def constant(values: list[float] | list[int], dtype: torch.dtype) -> Any:
             return g.op("Constant", value_t=torch.tensor(values, dtype=dtype))
@@ -132,20 +132,20 @@ class _OnnxSuppression(torch.autograd.Function):
             "NonMaxSuppression",
             g.op("Unsqueeze", boxes, first),
             g.op("Unsqueeze", g.op("Transpose", scores, perm_i=[1, 0]), first),
-            constant([wanted], torch.int64),  # of a class
+            constant([wanted], torch.int64),  # per class
             constant([overlap], torch.float32),
             g.op("Reshape", bound, constant([1], torch.int64)),
         )
 
 
 def check_exportable(model: nn.Module) -> None:
-    """Refuse a detector that :class:`ExportableDetector` does not know.
+    """Refuse a detector that :class:`ExportableDetector` does not support.
 
     Raises:
-        ValueError: see there.
+        ValueError: under the conditions listed in that class.
     """
     heads = getattr(model, "roi_heads", None)
-    # heads that are derived from them select otherwise, as the official ones do
+    # subclasses may select detections differently, as the official heads do
     derived = type(heads) is not ViLDROIHeads
     if not isinstance(model, GeneralizedRCNN) or not isinstance(heads, ViLDROIHeads) or derived:
         raise ValueError(
@@ -172,7 +172,7 @@ def check_exportable(model: nn.Module) -> None:
 
 
 def _clipped(boxes: Tensor, image: Tensor) -> Tensor:
-    """Boxes (R, 4) within a picture (3, H, W)."""
+    """Clip boxes (R, 4) to an image (3, H, W)."""
     height, width = image.shape[-2], image.shape[-1]
     x, y = boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)
     return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)

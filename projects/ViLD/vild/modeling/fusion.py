@@ -1,4 +1,4 @@
-"""Text and image probabilities become one score (ViLD-ensemble, sec. 3.4).
+"""Fusion of text and image probabilities into one score (ViLD-ensemble, sec. 3.4).
 
 Shapes: R regions, K classes, without background.
 """
@@ -18,23 +18,23 @@ def fuse_scores(
     base_weight: float = 2 / 3,
     novel_weight: float = 1 / 3,
 ) -> Tensor:
-    """Weighted geometric mean: text^w * image^(1 - w), w by the class.
+    """Return the weighted geometric mean text^w * image^(1 - w), with w depending on the class.
 
     By default text^(2/3) * image^(1/3) for base and text^(1/3) * image^(2/3) for novel classes. The
     scores of a region do not add up to 1.
 
     Args:
-        text_probs: (R, K), softmax with background, background dropped.
+        text_probs: (R, K), softmax with background, without the background column.
         image_probs: (R, K), softmax without background, on the same device.
         novel: (K,) bool.
         base_weight: w of a base class, in [0, 1].
         novel_weight: w of a novel class, in [0, 1].
 
     Returns:
-        (R, K), at least float32; 0 where a probability of positive weight is 0.
+        (R, K), at least float32; 0 where a probability with positive weight is 0.
 
     Raises:
-        ValueError: shapes that do not fit, or a weight outside of [0, 1].
+        ValueError: the shapes do not match, or a weight is outside [0, 1].
     """
     if text_probs.shape != image_probs.shape or text_probs.ndim != 2:
         raise ValueError(
@@ -53,8 +53,8 @@ def fuse_scores(
         text_probs, image_probs = at_least_float32(text_probs), at_least_float32(image_probs)
         weights = text_probs.new_full(novel.shape, base_weight)
         weights[novel.to(weights.device)] = novel_weight
-        # powers, not logarithms: 0^w is 0, and w = 0 or 1 meets no 0 * inf
+        # powers rather than logarithms: 0^w is 0, and w = 0 or 1 causes no 0 * inf
         text_part, image_part = text_probs.pow(weights), image_probs.pow(1 - weights)
         if text_part.requires_grad or image_part.requires_grad:
             return text_part * image_part
-        return text_part.mul_(image_part)  # 80 MB less for 1000 regions and 20,000 classes
+        return text_part.mul_(image_part)  # in place: saves 80 MB at 1000 x 20,000

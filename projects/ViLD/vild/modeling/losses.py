@@ -1,9 +1,8 @@
 """The two losses of ViLD (sec. 3.2 and 3.3).
 
 Shapes: R regions, K classes, D embedding. Logits are (R, K + 1), background last; targets are in
-[0, K], K = background. Both losses are computed in at least float32, also under autocast, and are
-0 with a defined gradient where there is nothing to learn from: a process without regions must
-still take part in its peers' backward pass.
+[0, K], K = background. Both losses are computed in at least float32, even under autocast. Without
+regions they are 0 with a defined gradient, because every rank must take part in the backward pass.
 """
 
 from __future__ import annotations
@@ -16,21 +15,21 @@ from vild.modeling.precision import at_least_float32, without_autocast
 
 
 def classification_loss(logits: Tensor, targets: Tensor, novel: Tensor | None = None) -> Tensor:
-    """L_text: softmax cross entropy over background and base classes, mean over regions.
+    """Compute L_text: softmax cross entropy over background and base classes, mean over regions.
 
-    Novel classes are taken out of the softmax (logit -inf), as the paper has it. The official code
+    Novel classes are excluded from the softmax (logit -inf), as in the paper. The official code
     multiplies their logits by 0, so that each still adds e^0 to the denominator.
 
     Args:
         logits: (R, K + 1).
         targets: (R,) int64.
-        novel: (K,) bool, True for classes that training must not know; None: none is.
+        novel: (K,) bool, True for classes hidden from training; None hides no class.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: shapes that do not fit, a target outside of [0, K], or a novel target.
+        ValueError: the shapes do not match, or a target is outside [0, K] or novel.
     """
     num_classes = logits.shape[1] - 1
     if targets.shape != logits.shape[:1]:
@@ -42,7 +41,7 @@ def classification_loss(logits: Tensor, targets: Tensor, novel: Tensor | None = 
             f"expected novel flags for {num_classes} classes (logits without background), got "
             f"shape {tuple(novel.shape)}"
         )
-    hidden = logits.new_zeros(num_classes + 1, dtype=torch.bool)  # background is always there
+    hidden = logits.new_zeros(num_classes + 1, dtype=torch.bool)  # background is never hidden
     if novel is not None:
         hidden[:-1] = novel
     _check_targets(targets, hidden)
@@ -56,7 +55,7 @@ def classification_loss(logits: Tensor, targets: Tensor, novel: Tensor | None = 
 
 
 def _check_targets(targets: Tensor, hidden: Tensor) -> None:
-    """One value crosses from the device, unless there is something to complain about."""
+    """Check the targets with one copy from the device, unless there is an error to report."""
     background = len(hidden) - 1
     outside = (targets < 0) | (targets > background)
     leaked = hidden[targets.clamp(0, background)]
@@ -76,23 +75,23 @@ def _check_targets(targets: Tensor, hidden: Tensor) -> None:
 def distillation_loss(
     student: Tensor, teacher: Tensor, valid: Tensor | None = None, *, world_mean: bool = False
 ) -> Tensor:
-    """L_image: mean over valid regions of the L1 norm of the difference, without its weight w.
+    """Compute L_image: L1 norm of student - teacher, mean over valid regions, before the weight w.
 
     Args:
         student: (R, D) L2-normalised.
-        teacher: (R, D), any float type. Normalised here: stored as float16, rows are off by some
-            1e-4 (doing it twice changes nothing). No gradient goes this way.
-        valid: (R,) bool; False for padded rows, which may hold anything. None: all are valid.
-        world_mean: divide by the number of valid regions per process, averaged over all processes,
-            instead of this process's own number. After the averaging of gradients by
-            DistributedDataParallel the step is that of one process with the whole batch;
-            otherwise regions weigh more where there are few. Every process has to call.
+        teacher: (R, D), any float dtype. Normalised here, because the norms of rows stored as
+            float16 are off by about 1e-4. No gradient flows to it.
+        valid: (R,) bool; False for padding rows, which may hold any values. None: all are valid.
+        world_mean: divide by the mean number of valid regions per rank instead of this rank's
+            number. After DistributedDataParallel averages the gradients, the step then equals that
+            of one process with the whole batch; otherwise regions on ranks with few regions would
+            weigh more. All ranks must call this function.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: the shapes do not match.
     """
     if student.shape != teacher.shape or student.ndim != 2:
         raise ValueError(
@@ -111,8 +110,8 @@ def distillation_loss(
         goal = functional.normalize(at_least_float32(teacher.detach()), dim=1).to(student.dtype)
         total = (student - goal).abs().sum()
         if world_mean and distributed.is_available() and distributed.is_initialized():
-            count = total.new_full((), len(student))  # without a copy from the host
+            count = total.new_full((), len(student))  # on the device, without a host copy
             distributed.all_reduce(count)
-            mean_count = count / distributed.get_world_size()  # may well be below 1
+            mean_count = count / distributed.get_world_size()  # may be below 1
             return total / mean_count.masked_fill(count == 0, 1)
         return total / max(len(student), 1)

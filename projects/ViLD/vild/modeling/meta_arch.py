@@ -1,4 +1,4 @@
-"""Mask R-CNN whose RoI heads also see the teacher's regions of each picture.
+"""The meta-architecture: Mask R-CNN that passes the regions to distil from to its RoI heads.
 
 Shapes: N images, R regions of an image, D embedding.
 """
@@ -13,14 +13,14 @@ from torch import Tensor
 
 
 class ImagesWithRegions(ImageList):
-    """A batch of images and the regions to distil from.
+    """A batch of images with the regions to distil from.
 
-    The regions travel with the batch: nothing about them is kept in the model.
+    The regions travel with the batch, so the model keeps no state between calls.
 
     Args:
         tensor: (N, C, H, W), padded.
-        image_sizes: (height, width) of each.
-        regions: N Instances of R rows (0 is fine) with ``proposal_boxes`` in the image and
+        image_sizes: (height, width) of each image.
+        regions: N Instances of R >= 0 rows with ``proposal_boxes`` in pixels of the image and
             ``teacher_embeddings`` (R, D).
     """
 
@@ -33,13 +33,13 @@ class ImagesWithRegions(ImageList):
 
 @META_ARCH_REGISTRY.register()
 class ViLDRCNN(GeneralizedRCNN):
-    """Detectron2's GeneralizedRCNN; in training an image may have ``distill_regions``.
+    """Detectron2's GeneralizedRCNN, which accepts images with ``distill_regions`` in training.
 
-    They are Instances of :class:`vild.data.ViLDDatasetMapper`, with ``teacher_embeddings``.
+    These are Instances from :class:`vild.data.ViLDDatasetMapper`, with ``teacher_embeddings``.
     """
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalise, pad and batch the images; take their regions along in training."""
+        """Normalise, pad and batch the images; in training, attach their regions."""
         images = super().preprocess_image(batched_inputs)
         if not self.training or "distill_regions" not in batched_inputs[0]:
             return images
@@ -47,7 +47,7 @@ class ViLDRCNN(GeneralizedRCNN):
         return ImagesWithRegions(images.tensor, images.image_sizes, regions)
 
     def _to_distil(self, regions: Instances) -> Instances:
-        """Move the fields that the loss needs: a GPU's host waits for each copy."""
+        """Copy only the fields that the loss needs: the host waits for each copy to a GPU."""
         return Instances(
             regions.image_size,
             proposal_boxes=regions.proposal_boxes.to(self.device),

@@ -1,6 +1,6 @@
-"""Normalisation of pooled regions: any number of them, zero and one included.
+"""Normalisation layers for pooled regions, for any number of regions including zero and one.
 
-Shapes: R regions, C channels, and H x W cells of a pooled region where there are any.
+Shapes: R regions, C channels, H x W cells of a pooled region (absent after flattening).
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ GROUPS = 32
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """Batch norm whose statistics are those of all processes, on GPUs and on CPUs.
+    """Batch norm with statistics over all ranks, on GPUs and on CPUs.
 
-    torch's own refuses CPUs, as DistributedDataParallel refuses any module of its type, and its
-    running statistics are wrong or NaN after a batch of no or one value per channel. Here such a
-    batch is normalised by the running statistics and leaves them alone. A process without regions
-    takes part in the exchange, always in float32. The host never waits for a GPU.
+    ``torch.nn.SyncBatchNorm`` does not run on CPUs, where DistributedDataParallel refuses it too,
+    and its running statistics become wrong or NaN after a batch with at most one value per channel.
+    This layer normalises such a batch by the running statistics and does not update them. Ranks
+    without regions take part in the all-reduce, which is always in float32. The host never waits
+    for a GPU.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -42,7 +43,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
         count = total[-1].detach()
         enough = count > 1  # fewer values have no variance
         mean = torch.where(enough, total[:-1] / count.clamp(min=1), self.running_mean)
-        # the squares around the mean: no difference of large numbers
+        # squared deviations from the mean avoid the difference of two large numbers
         centred = values - mean.view(shape)
         squares = _Sum.apply(centred.square().sum(others))
         variance = torch.where(enough, squares / count.clamp(min=1), self.running_var)
@@ -56,7 +57,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes; its gradient is the sum of their gradients."""
+    """A differentiable all-reduce sum; its gradient is the sum of the gradients of all ranks."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -72,17 +73,17 @@ class _Sum(torch.autograd.Function):
 
 
 def make_norm(name: str, channels: int, *, flat: bool, eps: float, momentum: float) -> nn.Module:
-    """A normalisation layer by name.
+    """Make a normalisation layer by name.
 
     Args:
-        name: one of ``NORMS``; Detectron2's "" is ``none``, too.
+        name: one of ``NORMS``; Detectron2's "" also means ``none``.
         channels: C.
         flat: for (R, C), after a fully connected layer; otherwise for (R, C, H, W).
         eps: added to the variance.
         momentum: weight of a new batch in the running statistics of ``BN`` and ``SyncBN``.
 
     Raises:
-        ValueError: another name, or too few channels for groups of them.
+        ValueError: the name is unknown, or there are too few channels for ``GN``.
     """
     if name == "SyncBN":
         return SyncBatchNorm(channels, eps=eps, momentum=momentum)
@@ -101,7 +102,7 @@ def make_norm(name: str, channels: int, *, flat: bool, eps: float, momentum: flo
 
 
 def normalise(norm: nn.Module, x: Tensor) -> Tensor:
-    """Apply a layer of :func:`make_norm` to (R, C) or (R, C, H, W), whatever R is."""
+    """Apply a layer of :func:`make_norm` to (R, C) or (R, C, H, W), for any R."""
     alone = not isinstance(norm, SyncBatchNorm) or comm.get_world_size() == 1
     if (
         isinstance(norm, nn.modules.batchnorm._BatchNorm)
@@ -109,9 +110,9 @@ def normalise(norm: nn.Module, x: Tensor) -> Tensor:
         and alone
         and x.numel() == x.shape[1]
     ):
-        # One value per channel has no variance, and torch refuses it.
+        # torch refuses a single value per channel, which has no variance
         return _by_running_statistics(norm, x)
-    return norm(x)  # without regions this leaves the running statistics alone
+    return norm(x)  # with R = 0 this does not update the running statistics
 
 
 def _by_running_statistics(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Class scores by text embeddings, and class-agnostic boxes, from a box head's features.
+"""The output layers: class scores from text embeddings, and class-agnostic boxes.
 
-Shapes: N images, R regions over all of them (Ri of image i), K classes, D embedding. Logits are
+Shapes: N images, R regions in the whole batch (Ri in image i), K classes, D embedding. Logits are
 (R, K + 1), background last.
 """
 
@@ -24,7 +24,7 @@ from vild.modeling.fusion import fuse_scores
 from vild.modeling.losses import classification_loss
 from vild.modeling.selection import select_from_chunks
 
-# entries of (R, K) that are in memory at a time in inference: 16 MB fit a CPU's cache; a GPU takes
+# entries of (R, K) in memory at a time during inference: 16 MB fit a CPU's cache; a GPU processes
 # 1000 regions and 32,000 classes at once
 MAX_SCORES, MAX_SCORES_GPU = 2**22, 2**25
 
@@ -32,27 +32,27 @@ Predictions = tuple[Tensor, Tensor]
 
 
 class ViLDOutputLayers(FastRCNNOutputLayers):
-    """Detectron2's output layers with a text classifier in the place of the linear one.
+    """Detectron2's FastRCNNOutputLayers with a text classifier instead of the linear one.
 
     Args:
-        input_shape: of the box head's features.
-        text_embeddings: the vocabulary to begin with; :meth:`set_vocabulary` brings another.
-        background: whether the classifier has a background (all but ViLD-image and CLIP on crops).
-        temperature: tau; None: that of the text embeddings, which is their teacher's own.
-        fusion_weights: weight of the text head's probabilities for base and for novel classes
+        input_shape: shape of the box head's features.
+        text_embeddings: the initial vocabulary; :meth:`set_vocabulary` replaces it.
+        background: whether the classifier has a background (not in ViLD-image and CLIP on crops).
+        temperature: tau; None takes the temperature of the text embeddings, set by their teacher.
+        fusion_weights: weights of the text head's probabilities for base and for novel classes
             (ViLD-ensemble, sec. 3.4).
         use_objectness: whether a score is the geometric mean of class probability and objectness.
-        zero_shot: whether training keeps novel classes out of the softmax.
-        **kwargs: Detectron2's own.
+        zero_shot: whether training excludes novel classes from the softmax.
+        **kwargs: arguments of FastRCNNOutputLayers.
 
     Attributes:
         vocabulary: K names, synonyms and novel flags.
         num_classes: K.
-        teacher: fingerprint of the teacher; empty where it is not known.
+        teacher: fingerprint of the teacher; empty if unknown.
 
     Raises:
-        ValueError: boxes by class: there is no telling how many classes there will be; or weights
-            of the fusion outside of [0, 1].
+        ValueError: boxes are class-specific, which a changing vocabulary rules out; or a fusion
+            weight is outside [0, 1].
     """
 
     novel: Tensor
@@ -98,9 +98,9 @@ class ViLDOutputLayers(FastRCNNOutputLayers):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        """Arguments from the configuration; the text embeddings are opened by the caller."""
+        """Read the arguments from the configuration; the caller loads the text embeddings."""
         found = super().from_config(cfg, input_shape)
-        del found["num_classes"]  # that of the text embeddings
+        del found["num_classes"]  # given by the text embeddings
         own = cfg.MODEL.VILD
         return {
             **found,
@@ -112,10 +112,10 @@ class ViLDOutputLayers(FastRCNNOutputLayers):
         }
 
     def set_vocabulary(self, text: TextEmbeddings) -> None:
-        """Detect other classes from now on.
+        """Replace the vocabulary.
 
         Raises:
-            ValueError: no text embeddings, of another D, or of another teacher.
+            ValueError: ``text`` is not a TextEmbeddings, or has another D or another teacher.
         """
         if not isinstance(text, TextEmbeddings):
             raise ValueError(
@@ -135,27 +135,27 @@ class ViLDOutputLayers(FastRCNNOutputLayers):
         self.teacher = self.teacher or text.fingerprint
 
     def forward(self, x: Tensor) -> Predictions:
-        """Embeddings and box deltas; logits follow where they are needed, a few regions at a time.
+        """Return region embeddings and box deltas; logits are computed later, in chunks.
 
         Args:
             x: features (R, ...) of a box head.
 
         Returns:
-            (R, D) of unit norm, float32, and (R, 4).
+            Region embeddings (R, D) float32, L2-normalised, and box deltas (R, 4).
         """
         x = x.flatten(1)
         return self.projection(x), self.bbox_pred(x)
 
     def losses(self, predictions: Predictions, proposals: list[Instances]) -> dict[str, Tensor]:
-        """Losses of sampled regions.
+        """Compute the losses of the sampled regions.
 
         Args:
-            predictions: of :meth:`forward`.
-            proposals: N Instances with ``proposal_boxes``, ``gt_classes`` and, where the image has
+            predictions: the output of :meth:`forward`.
+            proposals: N Instances with ``proposal_boxes``, ``gt_classes`` and, if the image has
                 objects, ``gt_boxes``.
 
         Returns:
-            ``loss_box_reg`` and, unless this is ViLD-image, ``loss_cls``.
+            ``loss_box_reg`` and, except in ViLD-image, ``loss_cls``.
 
         Raises:
             ValueError: a novel class is the target of a region in zero-shot training.
@@ -163,7 +163,7 @@ class ViLDOutputLayers(FastRCNNOutputLayers):
         embeddings, deltas = predictions
         targets = cat([p.gt_classes for p in proposals])
         boxes = cat([p.proposal_boxes.tensor for p in proposals])
-        # an image without objects has no gt_boxes, and no region that would need one
+        # an image without objects has no gt_boxes; its regions are all background
         goals = [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
         losses = {"loss_box_reg": self.box_reg_loss(boxes, cat(goals), deltas, targets)}
         if self.classifier.background is not None:
@@ -179,16 +179,16 @@ class ViLDOutputLayers(FastRCNNOutputLayers):
         proposals: list[Instances],
         image_embeddings: Tensor | None = None,
     ) -> tuple[list[Instances], list[Tensor]]:
-        """Detections of each image.
+        """Select the detections of each image.
 
         Args:
-            predictions: of :meth:`forward`.
+            predictions: the output of :meth:`forward`.
             proposals: N Instances with ``proposal_boxes`` and ``objectness_logits``.
-            image_embeddings: (R, D) of the image head, to be fused with (ViLD-ensemble).
+            image_embeddings: (R, D) of the image head, whose scores are fused (ViLD-ensemble).
 
         Returns:
-            N Instances with ``pred_boxes``, ``scores`` and ``pred_classes``, best first; and the
-            region of each detection, (Mi,) int64 an image.
+            N Instances with ``pred_boxes``, ``scores`` and ``pred_classes``, best first; and per
+            image the region index of each detection, (Mi,) int64.
         """
         counts = [len(p) for p in proposals]
         boxes = self.predict_boxes(predictions, proposals)
@@ -208,11 +208,11 @@ class ViLDOutputLayers(FastRCNNOutputLayers):
     def select(
         self, boxes: Tensor, chunks: Iterable[Tensor], image_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Detections of an image; see :func:`vild.modeling.select_from_chunks`.
+        """Select the detections of an image; see :func:`vild.modeling.select_from_chunks`.
 
         Args:
             boxes: (R, 4).
-            chunks: scores (r, K), R rows in all.
+            chunks: scores (r, K), R rows in total.
             image_size: height, width.
 
         Returns:
@@ -222,9 +222,9 @@ class ViLDOutputLayers(FastRCNNOutputLayers):
         return select_from_chunks(boxes, chunks, image_size, *limits)
 
     def predict_probs(self, predictions: Predictions, proposals: list[Instances]) -> list[Tensor]:
-        """Probabilities (Ri, K + 1), background last; that of ViLD-image is 0.
+        """Return probabilities (Ri, K + 1), background last; it is 0 in ViLD-image.
 
-        For callers of Detectron2's interface; :meth:`inference` never holds all of them.
+        For callers of Detectron2's interface; :meth:`inference` computes them in chunks.
         """
         has_background = self.classifier.background is not None
         probs = self.classifier(predictions[0], background=has_background).softmax(1)
@@ -235,7 +235,7 @@ class ViLDOutputLayers(FastRCNNOutputLayers):
     def _score_chunks(
         self, text: Tensor, image: Tensor | None, proposals: Instances
     ) -> Iterator[Tensor]:
-        """Scores (r, K) of one image's regions, a few of them at a time."""
+        """Yield scores (r, K) of one image's regions, in chunks."""
         size = max(1, (MAX_SCORES_GPU if text.is_cuda else MAX_SCORES) // self.num_classes)
         for start in range(0, len(proposals), size):
             rows = slice(start, start + size)
@@ -243,7 +243,7 @@ class ViLDOutputLayers(FastRCNNOutputLayers):
             yield self.with_objectness(scores, proposals[rows])
 
     def with_objectness(self, scores: Tensor, proposals: Instances) -> Tensor:
-        """Scores (R, K) and the ``objectness_logits`` (R,) of their regions, where these count."""
+        """Combine scores (R, K) with ``objectness_logits`` (R,) if ``use_objectness`` is set."""
         if not self.use_objectness:
             return scores
         return (scores * proposals.objectness_logits.float().sigmoid()[:, None]).sqrt()
@@ -256,17 +256,16 @@ class ViLDOutputLayers(FastRCNNOutputLayers):
         classes: Tensor | None = None,
         novel: Tensor | None = None,
     ) -> Tensor:
-        """Scores of regions for the classes.
+        """Compute the class scores of regions.
 
         Args:
-            text: (R, D) embeddings of the text head; of the only head where there is one.
-            image: (R, D) embeddings of the image head (ViLD-ensemble).
-            classes: (K, D) text embeddings, those of the vocabulary by default.
-            novel: (K,) bool, which of them are novel (ViLD-ensemble); as the vocabulary says by
-                default.
+            text: (R, D) region embeddings of the text head, or of the only head.
+            image: (R, D) region embeddings of the image head (ViLD-ensemble).
+            classes: (K, D) text embeddings; the vocabulary's by default.
+            novel: (K,) bool, which classes are novel (ViLD-ensemble); the vocabulary's by default.
 
         Returns:
-            (R, K) float32: softmax with background, then background is dropped; in ViLD-image
+            (R, K) float32: softmax with background, without the background column; in ViLD-image
             softmax without background; both fused in ViLD-ensemble.
         """
         if self.classifier.background is None:
@@ -286,9 +285,9 @@ def _without_novel(logits: Tensor, novel: Tensor | None) -> Tensor:
 
 
 def _log_accuracy(logits: Tensor, targets: Tensor) -> None:
-    """Log what Detectron2 logs of its classifier, under the same names.
+    """Log Detectron2's classification metrics under the same names.
 
-    A GPU's host waits once, instead of six times.
+    The host waits for the GPU once instead of six times.
 
     Args:
         logits: (R, K + 1).

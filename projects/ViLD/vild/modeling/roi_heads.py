@@ -1,6 +1,6 @@
-"""ViLD's RoI heads: text classifier and embedding distillation in Detectron2's StandardROIHeads.
+"""The RoI heads of ViLD: Detectron2's StandardROIHeads with a text classifier and distillation.
 
-Shapes: N images, R regions over all of them, K classes, D embedding.
+Shapes: N images, R regions in the whole batch, K classes, D embedding.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from vild.modeling.output_layers import ViLDOutputLayers
 from vild.modeling.precision import at_least_float32
 
 VARIANTS = ("text", "image", "vild", "ensemble", "clip", "text_clip")
-DISTILLED = ("image", "vild", "ensemble")  # those that learn from the teacher's region embeddings
-WITH_TEACHER = ("clip", "text_clip")  # those that need its embeddings of the proposals to detect
+DISTILLED = ("image", "vild", "ensemble")  # trained on the teacher's region embeddings
+WITH_TEACHER = ("clip", "text_clip")  # need the teacher's embeddings at inference
 
 
 @ROI_HEADS_REGISTRY.register()
 class OptionalMaskROIHeads(StandardROIHeads):
-    """Detectron2's heads for objects of which some have no mask.
+    """StandardROIHeads that also train on objects without a mask.
 
-    Those train the boxes; the mask loss is taken over the objects with a mask
-    (``gt_has_mask`` of :class:`vild.data.ViLDDatasetMapper`; without it, over all).
+    All objects train the box head; only objects with a mask enter the mask loss, according to
+    ``gt_has_mask`` of :class:`vild.data.ViLDDatasetMapper`. Without that field, all objects do.
 
-    Regions are pooled from float32 features, also under autocast: Detectron2's RoIAlign rounds
-    boxes to the type of the features, and bfloat16 moves coordinates by up to 2 pixels of 1024.
+    Features are pooled in float32 even under autocast: Detectron2's RoIAlign casts the boxes to
+    the dtype of the features, and in bfloat16 a coordinate near 1024 is off by up to 2 pixels.
     """
 
     def forward(
@@ -57,14 +57,14 @@ class OptionalMaskROIHeads(StandardROIHeads):
         found = super()._forward_mask(features, instances)
         if not self.training and self.mask_on:
             for predicted in found:
-                # Detectron2 pastes masks in their own precision, and 16 bits round coordinates
+                # Detectron2 pastes masks in the masks' dtype; 16 bits would round the coordinates
                 predicted.pred_masks = at_least_float32(predicted.pred_masks)
         return found
 
     def _only_with_mask(self, sampled: Instances) -> Instances:
         """Label regions of objects without a mask as background, which has no mask loss.
 
-        Selecting the others here would make a GPU's host wait for each field.
+        Dropping these regions instead would synchronise the GPU once per field.
         """
         if not sampled.has("gt_has_mask"):
             return sampled
@@ -75,33 +75,33 @@ class OptionalMaskROIHeads(StandardROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class ViLDROIHeads(OptionalMaskROIHeads):
-    """Box and mask heads of ViLD.
+    """Box and mask heads of ViLD, in six variants.
 
     =========  ==========================================  =======================================
-    variant    one head or two                             scores
+    variant    classification heads                        class scores
     =========  ==========================================  =======================================
-    text       classified by text embeddings               softmax with background
-    image      distilled                                   softmax without background
-    vild       one head: classified, and distilled         softmax with background
-    ensemble   a text head, and an image head of its own   both, fused by base and novel, sec. 3.4
-    clip       none: the teacher on cropped regions        softmax without background
-    text_clip  that of text, and the teacher on crops      both, fused
+    text       one head, trained on class labels           softmax with background
+    image      one head, trained by distillation           softmax without background
+    vild       one head, trained with both losses          softmax with background
+    ensemble   a text head and a separate image head       both, fused by base and novel, sec. 3.4
+    clip       none: the teacher classifies crops          softmax without background
+    text_clip  a text head; the teacher classifies crops   both, fused
     =========  ==========================================  =======================================
 
-    Boxes and masks are class-agnostic and learned from base objects in every variant; those of
-    ``clip`` are the proposals themselves. Distilled regions take part in no loss but their own. The
-    last two need proposals with ``teacher_embeddings`` (R, D) of each image.
+    In every variant boxes and masks are class-agnostic and trained on base objects; ``clip``
+    returns the proposals as its boxes. The regions to distil from enter the distillation loss only.
+    ``clip`` and ``text_clip`` need proposals with ``teacher_embeddings`` (R, D).
 
     Args:
         variant: one of ``VARIANTS``.
         distill_weight: w of the distillation loss (sec. 3.3).
-        image_head: the image branch of ``ensemble``.
-        **kwargs: Detectron2's own; ``box_predictor`` is a :class:`ViLDOutputLayers`.
+        image_head: the image head of ``ensemble``; None in all other variants.
+        **kwargs: arguments of StandardROIHeads; ``box_predictor`` is a :class:`ViLDOutputLayers`.
 
     Raises:
-        ValueError: an unknown variant; an image head where there should be none, or the reverse;
-            masks by class; training of later heads on predicted boxes; no precomputed proposals
-            where the teacher's embeddings come with them.
+        ValueError: the variant is unknown; an image head is missing from ``ensemble`` or given to
+            another variant; masks are class-specific; ``TRAIN_ON_PRED_BOXES`` is set; or a variant
+            that needs the teacher's embeddings is not configured with precomputed proposals.
     """
 
     box_predictor: ViLDOutputLayers
@@ -130,7 +130,7 @@ class ViLDROIHeads(OptionalMaskROIHeads):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Arguments from the configuration."""
+        """Read the arguments from the configuration."""
         _check_variant(cfg.MODEL.VILD.VARIANT)
         if cfg.MODEL.MASK_ON and not cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
             raise ValueError(
@@ -164,39 +164,41 @@ class ViLDROIHeads(OptionalMaskROIHeads):
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Names, synonyms and novel flags of the K classes that ``pred_classes`` counts."""
+        """Names, synonyms and novel flags of the K classes, indexed by ``pred_classes``."""
         return self.box_predictor.vocabulary
 
     @property
     def metadata(self) -> Metadata:
-        """The vocabulary as Detectron2's Visualizer wants it; made anew at each use."""
+        """Metadata of the current vocabulary for Detectron2's Visualizer, made on each access."""
         names, novel = self.vocabulary.names, self.vocabulary.novel
         return Metadata(name="vocabulary", thing_classes=list(names), novel=list(novel))
 
     def set_vocabulary(self, vocabulary: TextEmbeddings) -> None:
-        """Detect other classes from now on: names, embeddings and novel flags change together.
+        """Replace the vocabulary: class names, text embeddings and novel flags change together.
 
         Args:
-            vocabulary: K classes, 1 or more, embedded by the teacher that the model learned from.
+            vocabulary: K >= 1 classes, embedded with the teacher that the model was trained with.
 
         Raises:
-            ValueError: embeddings of another D or of another teacher; nothing is changed then.
+            ValueError: the embeddings have another D or come from another teacher. The vocabulary
+                is then unchanged.
         """
         self.box_predictor.set_vocabulary(vocabulary)
         self.num_classes = self.box_predictor.num_classes
 
     def embed_regions(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
-        """Region embeddings in the teacher's space, those that a distilled variant has learned.
+        """Compute region embeddings in the teacher's embedding space.
 
         Args:
-            features: of the backbone.
-            boxes: N Boxes of R regions in all, in pixels of the images.
+            features: feature maps of the backbone.
+            boxes: N Boxes with R regions in total, in pixels of the images.
 
         Returns:
-            (R, D) of unit norm, float32: of the image head in ``ensemble``.
+            (R, D) float32, L2-normalised; from the image head in ``ensemble``, otherwise from the
+            only head.
 
         Raises:
-            ValueError: the variant ``clip``, whose embeddings are the teacher's own.
+            ValueError: the variant is ``clip``, which has no head.
         """
         if self.variant == "clip":
             raise ValueError("the variant 'clip' has no head; its embeddings are the teacher's own")
@@ -216,7 +218,8 @@ class ViLDROIHeads(OptionalMaskROIHeads):
         """See :class:`detectron2.modeling.StandardROIHeads`.
 
         Raises:
-            ValueError: training of a distilled variant, and the images come without regions.
+            ValueError: ``clip`` is trained, or a distilled variant is trained on images without
+                regions to distil from.
         """
         if self.training and self.variant == "clip":
             raise ValueError("the variant 'clip' has nothing to learn: expected --eval-only")
@@ -238,7 +241,7 @@ class ViLDROIHeads(OptionalMaskROIHeads):
     def _distilled_box_losses(
         self, features: dict[str, Tensor], proposals: list[Instances], regions: list[Instances]
     ) -> dict[str, Tensor]:
-        """Losses of the box head or heads, of sampled proposals and of the teacher's regions."""
+        """Compute the losses of the sampled proposals and of the regions to distil from."""
         levels = [features[f] for f in self.box_in_features]
         sampled = [p.proposal_boxes for p in proposals]
         given = [r.proposal_boxes for r in regions]
@@ -246,7 +249,7 @@ class ViLDROIHeads(OptionalMaskROIHeads):
             box_features = self.box_head(self.box_pooler(levels, sampled))
             student = self.image_head(self.box_pooler(levels, given))
         else:
-            # in one batch: all regions of the head share its normalisation's statistics [official]
+            # One batch for both, as in the official code: they share batch norm statistics.
             pairs = list(zip(sampled, given, strict=True))
             both = self.box_head(self.box_pooler(levels, [Boxes.cat(pair) for pair in pairs]))
             parts = both.split([len(boxes) for pair in pairs for boxes in pair])
@@ -281,7 +284,7 @@ def _in_float32(features: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _teacher_embeddings(proposals: list[Instances]) -> Tensor:
-    """(R, D) of unit norm, float32."""
+    """Return the teacher's embeddings of all proposals, (R, D) float32, L2-normalised."""
     if not all(p.has("teacher_embeddings") for p in proposals):
         raise ValueError(
             "expected proposals with the teacher's embeddings: DATASETS.PROPOSAL_FILES_TEST has to "
@@ -292,10 +295,11 @@ def _teacher_embeddings(proposals: list[Instances]) -> Tensor:
 
 
 def load_text_embeddings(cfg: CfgNode) -> TextEmbeddings:
-    """The text embeddings that the configuration names.
+    """Load the text embeddings named by ``MODEL.VILD.TEXT_EMBEDDINGS``.
 
     Raises:
-        ValueError: none named, no such file, or one of another number of classes.
+        ValueError: the option is empty, the file does not exist, or its number of classes differs
+            from ``MODEL.ROI_HEADS.NUM_CLASSES``.
     """
     file = cfg.MODEL.VILD.TEXT_EMBEDDINGS
     if not file:

@@ -1,9 +1,9 @@
-"""The best detections of a picture, exactly, without suppressing among all R x K candidates.
+"""Exact selection of an image's best detections, without running NMS on all R x K candidates.
 
-Detectron2's own routine suppresses every one of the R x K candidates before it keeps the best few:
-5 s for 1000 regions, 1203 classes and threshold 0. But the best box of a class is always kept, so
-the M-th best of the classes' best scores bounds the scores of the M best detections from below, and
-candidates under it need no look. Nor do those under the bound that rises as more boxes are kept.
+Detectron2 runs NMS on all R x K candidates before it keeps the best few: 5 s for 1000 regions, 1203
+classes and threshold 0. But NMS always keeps the best box of each class, so the M-th best of the
+class maxima is a lower bound of the scores of the M best detections, and candidates below it can be
+skipped. The bound rises as more regions are scored.
 
 Shapes: R regions, K classes, M detections, n candidates. Boxes are (x1, y1, x2, y2) in pixels.
 A candidate is a region and a class.
@@ -30,22 +30,22 @@ def select_detections(
     nms_threshold: float,
     max_detections: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Threshold, suppression per class, the best ``max_detections``.
+    """Apply the score threshold and per-class NMS, and keep the best ``max_detections``.
 
-    The same detections as Detectron2's ``fast_rcnn_inference_single_image``, except that
+    Returns the same detections as Detectron2's ``fast_rcnn_inference_single_image``, except that
 
-    - IoU is measured in float32 on the boxes as they are. Detectron2 may move each class by an
-      offset, which rounds coordinates to 2 pixels once there are 20,000 classes;
-    - regions are counted in the input, also when rows that are not finite were dropped before;
-    - equal scores go by region, then by class. Detectron2's order is that of its sort.
+    - IoU is computed in float32 on the original boxes. Detectron2 may shift each class by an
+      offset, which rounds coordinates to 2 pixels at 20,000 classes;
+    - region indices refer to the input, even if rows with non-finite values were dropped;
+    - ties in score are ordered by region, then by class. Detectron2 leaves them to its sort.
 
     Args:
         boxes: (R, 4), one box per region for all classes.
         scores: (R, K) without background.
         image_size: height, width; boxes are clipped to it.
-        score_threshold: scores have to exceed it.
-        nms_threshold: a box falls when its IoU with a better one of its class exceeds it.
-        max_detections: negative: all.
+        score_threshold: scores must exceed it.
+        nms_threshold: a box is dropped if its IoU with a better box of its class exceeds it.
+        max_detections: maximum number of detections; negative: no limit.
 
     Returns:
         boxes (M, 4) float32, clipped; scores (M,), at least float32; classes (M,) and regions (M,)
@@ -72,25 +72,25 @@ def select_from_chunks(
     nms_threshold: float,
     max_detections: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """:func:`select_detections` of scores that come a few regions at a time.
+    """Select detections like :func:`select_detections`, from scores that arrive in chunks.
 
-    The scores of all regions need never be in memory at once: of a chunk only what may still be
-    among the detections is kept.
+    The scores of all regions are never in memory at once: of each chunk, only the candidates that
+    may still become detections are kept.
 
     Args:
         boxes: (R, 4).
-        chunks: scores (r, K) of the first regions, of the next, ...; R rows in all. One is done
-            with before the next is asked for.
+        chunks: scores (r, K) of consecutive regions, R rows in total. A chunk is processed before
+            the next one is requested.
         image_size: height, width.
-        score_threshold: as there.
-        nms_threshold: as there.
-        max_detections: as there.
+        score_threshold: see :func:`select_detections`.
+        nms_threshold: see :func:`select_detections`.
+        max_detections: see :func:`select_detections`.
 
     Returns:
-        as there.
+        See :func:`select_detections`.
 
     Raises:
-        ValueError: chunks of more or fewer than R rows.
+        ValueError: the chunks do not have R rows in total.
     """
     boxes = boxes.float()
     candidates = _Candidates(score_threshold, max_detections, boxes.device)
@@ -112,11 +112,11 @@ def select_from_chunks(
 
 
 class _Candidates:
-    """All that may be among the detections, of the regions seen so far.
+    """The candidates that may become detections, among the regions seen so far.
 
     Args:
-        threshold: scores have to exceed it.
-        wanted: number of detections; negative: all.
+        threshold: scores must exceed it.
+        wanted: number of detections; negative: no limit.
         device: of the scores.
     """
 
@@ -127,19 +127,19 @@ class _Candidates:
         self.found: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, scores: Tensor, boxes: Tensor, first: int) -> None:
-        """Take the candidates out of scores (r, K) of the regions from ``first`` on.
+        """Add the candidates among the scores (r, K) of consecutive regions.
 
         Args:
-            scores: floats; regions whose scores or boxes are not finite are passed over.
+            scores: floats; regions with non-finite scores or boxes are skipped.
             boxes: (r, 4) float32.
-            first: number of the first region.
+            first: index of the first region.
         """
         rows = _finite_rows(scores, boxes)
         if rows is not None:
             scores = scores[rows]
         if not scores.numel() or not self.wanted:
             return
-        # rounded as ``scores > threshold`` does: 0.05 in float32 exceeds 0.05, but not itself
+        # rounded like ``scores > threshold``: 0.05 in float32 exceeds 0.05, but not itself
         self.threshold = torch.tensor(self.threshold, dtype=scores.dtype).item()
         if 0 < self.wanted < scores.shape[1]:
             best = scores.amax(dim=0)
@@ -157,21 +157,21 @@ class _Candidates:
         self.found.append((found, regions + first, classes))
 
     def all(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return scores, regions and classes, (n,) each, by region, then by class."""
+        """Return scores, regions and classes, (n,) each, ordered by region, then by class."""
         if not self.found:
             indices = torch.empty(0, dtype=torch.int64, device=self.device)
             return torch.empty(0, device=self.device), indices, indices
         if len(self.found) == 1:
             return self.found[0]
         scores, regions, classes = (torch.cat(parts) for parts in zip(*self.found, strict=True))
-        if self.bound > self.threshold:  # it has risen since the first of them were found
+        if self.bound > self.threshold:  # the bound has risen since the first chunks
             late = (scores >= self.bound).nonzero()[:, 0]
             scores, regions, classes = scores[late], regions[late], classes[late]
         return scores, regions, classes
 
 
 def _where_at_least(scores: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-    """``(scores >= bound).nonzero(as_tuple=True)``; maxima of blocks say where to look for them."""
+    """Return ``(scores >= bound).nonzero(as_tuple=True)``, searching only blocks whose max fits."""
     classes = scores.shape[1]
     whole = classes // BLOCK
     blocks = scores[:, : whole * BLOCK].unflatten(1, (whole, BLOCK))
@@ -185,8 +185,8 @@ def _where_at_least(scores: Tensor, bound: float) -> tuple[Tensor, Tensor]:
 
 def _finite_rows(scores: Tensor, boxes: Tensor) -> Tensor | None:
     """Return the rows (s,) int64 with finite scores (r, K) and boxes (r, 4); None if all are."""
-    # A sum is not finite where an entry is not, and costs a tenth of looking at each; where it
-    # is not, each is looked at, as large entries may also overflow.
+    # The sum is non-finite if an entry is, and costs a tenth of checking each entry. Rows with a
+    # non-finite sum are checked entry by entry, because large values may overflow.
     finite = torch.isfinite(scores.sum(dim=1) + boxes.sum(dim=1))
     if finite.all():
         return None

@@ -1,4 +1,4 @@
-"""Greedy suppression within each class, exactly as torchvision's NMS does it in float32.
+"""Greedy per-class NMS with exactly the results of torchvision's NMS in float32.
 
 Shapes: n candidates, M of them kept. Boxes are (x1, y1, x2, y2) in pixels.
 """
@@ -9,33 +9,33 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-# candidates in one call of NMS, whose time grows with the square where all are kept
+# most candidates in one call of NMS, whose time is quadratic if most are kept
 LONGEST = 16_384
-# classes that are suppressed one after the other; a GPU's host waits at each
+# most classes for one NMS call per class; with a GPU, the host waits for each call
 FEW, FEW_GPU = 40, 4
-# boxes that show whether most overlap others, and the classes up to which it is worth a look
+# boxes in the sample that shows whether most boxes overlap; most classes for which it is drawn
 SAMPLE, SAMPLED_CLASSES = 64, 40
-COLUMNS = 256  # classes are laid out on a grid: the smaller the offsets, the smaller the rounding
-# A dozen roundings to float32 change an IoU by less than BAND of it. Moving a box in float64
-# changes it by much less, unless a side is below THIN pixels.
+COLUMNS = 256  # classes are shifted onto a grid, because small offsets round less
+# A dozen float32 roundings change an IoU by a relative error below BAND. Shifting a box in float64
+# changes it far less, unless a side is shorter than THIN pixels.
 BAND, THIN = 1e-6, 2**-10
 
 
 def suppress(
     boxes: Tensor, scores: Tensor, classes: Tensor, nms_threshold: float, wanted: int
 ) -> Tensor:
-    """Return the candidates that are kept, best first; of equal scores, the first is better.
+    """Return the candidates that NMS keeps, best first; of equal scores, the first is better.
 
-    Suppression depends on better candidates alone, so the best are looked at, and more of them
-    until enough are kept.
+    Only better candidates can suppress a candidate, so NMS starts with the best ones and takes
+    more of them until enough are kept.
 
     Args:
         boxes: (n, 4) float32.
         scores: (n,) float32 or float64, finite.
         classes: (n,) int64.
-        nms_threshold: a candidate is dropped when its IoU with a better one of its class that is
-            kept exceeds this.
-        wanted: most candidates to keep; negative: all.
+        nms_threshold: a candidate is dropped if its IoU with a better, kept candidate of its class
+            exceeds this.
+        wanted: maximum number to keep; negative: no limit.
 
     Returns:
         (M,) int64, indices of candidates.
@@ -52,15 +52,15 @@ def suppress(
             seen = (is_open & (scores >= scores.topk(size).values[-1])).nonzero()[:, 0]
         else:
             seen = is_open.nonzero()[:, 0]
-        if len(seen) > size - dropped:  # some of equal scores are beyond the limit
+        if len(seen) > size - dropped:  # ties at the limit
             seen = _best_first(seen, scores, size - dropped).sort().values
         kept = seen[_suppress(boxes[seen], scores[seen], classes[seen], nms_threshold)]
         if size == number or len(kept) >= wanted:
             return _best_first(kept, scores, wanted)
-        # Of those seen, only the kept ones suppress others.
+        # of the candidates seen, only the kept ones can suppress others
         is_open.index_fill_(0, seen, False).index_fill_(0, kept, True)
         dropped += len(seen) - len(kept)
-        size = min(number, 2 * size * wanted // len(kept))  # the further, the fewer are kept
+        size = min(number, 2 * size * wanted // len(kept))  # later candidates are kept less often
     ranked = _best_first(torch.arange(number, device=boxes.device), scores, -1)
     return ranked[suppress_in_rounds(boxes[ranked], classes[ranked], nms_threshold, wanted)]
 
@@ -68,10 +68,10 @@ def suppress(
 def _first_size(
     boxes: Tensor, scores: Tensor, classes: Tensor, nms_threshold: float, wanted: int
 ) -> int:
-    """Return how many of the best candidates to look at first; arguments as in :func:`suppress`.
+    """Return how many of the best candidates to try first; arguments as in :func:`suppress`.
 
-    A few more than wanted are enough unless most boxes overlap others. Of a few classes, a sample
-    of boxes tells: it keeps about as many as each class will keep in all.
+    A few more than ``wanted`` are enough unless most boxes overlap. With few classes, this is
+    estimated from a sample: NMS keeps about as many of it as of each class.
     """
     number = len(boxes)
     if wanted < 0 or number <= wanted * 3 // 2:
@@ -91,19 +91,20 @@ def _first_size(
 
 
 def _best_first(kept: Tensor, scores: Tensor, wanted: int) -> Tensor:
-    """Return the best of candidates (s,) int64, ascending, by scores (n,); arguments as above."""
+    """Return the ``wanted`` best of the candidates (s,) int64, by scores (n,), best first."""
     kept = kept[scores[kept].sort(descending=True, stable=True).indices]
     return kept if wanted < 0 else kept[:wanted]
 
 
 def _suppress(boxes: Tensor, scores: Tensor, classes: Tensor, nms_threshold: float) -> Tensor:
-    """Suppress all candidates.
+    """Run per-class NMS on all candidates.
 
-    Of many classes, all are suppressed at once, each moved to a place of its own. That takes
-    float64, whose IoU may lie on the other side of the threshold than float32's if it is within
-    rounding of it. Where a run just below the threshold and one just above it keep the same
-    candidates of a class, no such IoU decided anything, and float32 keeps the same. The other
-    classes are suppressed one after the other, unmoved, in float32, as a few classes are.
+    Many classes are processed in one call, by shifting the boxes of each class to a separate place.
+    The shift needs float64, where an IoU close to the threshold may fall on the other side than in
+    float32. NMS is therefore run just below and just above the threshold: for a class of which both
+    runs keep the same candidates, no IoU was close enough to matter, and float32 gives the same
+    result. The remaining classes are processed one by one, unshifted, in float32. So are all
+    classes if there are few.
 
     Args:
         boxes: (n, 4) float32.
@@ -112,9 +113,9 @@ def _suppress(boxes: Tensor, scores: Tensor, classes: Tensor, nms_threshold: flo
         nms_threshold: see :func:`suppress`.
 
     Returns:
-        (M,) int64, indices of those that are kept, ascending.
+        (M,) int64, indices of the kept candidates, ascending.
     """
-    if scores.dtype != boxes.dtype:  # NMS takes one type, and needs the order alone
+    if scores.dtype != boxes.dtype:  # NMS needs one dtype; only the order matters
         scores = -scores.sort(descending=True, stable=True).indices.argsort().to(boxes.dtype)
     if not classes.any():
         return nms(boxes, scores, nms_threshold).sort().values
@@ -125,7 +126,7 @@ def _suppress(boxes: Tensor, scores: Tensor, classes: Tensor, nms_threshold: flo
     cells = torch.stack([classes % COLUMNS, classes // COLUMNS], dim=1).double()
     moved = boxes.double() + (cells * (boxes.max() + 1)).repeat(1, 2)
     fewer, kept = torch.zeros_like(classes, dtype=torch.bool).repeat(2, 1)
-    # index_fill_: a number that is assigned to rows is copied to a GPU first, which waits
+    # index_fill_, because assigning a number to rows copies it to the GPU and waits
     fewer.index_fill_(0, nms(moved, scores.double(), nms_threshold * (1 - BAND)), True)
     kept.index_fill_(0, nms(moved, scores.double(), nms_threshold * (1 + BAND)), True)
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -145,10 +146,10 @@ def _suppress(boxes: Tensor, scores: Tensor, classes: Tensor, nms_threshold: flo
 def _class_by_class(
     boxes: Tensor, scores: Tensor, order: Tensor, lengths: Tensor, nms_threshold: float
 ) -> Tensor:
-    """Suppress candidates ``order`` (s,), of one class after the other, ``lengths`` (c,) of each.
+    """Run NMS on candidates ``order`` (s,), grouped by class with group sizes ``lengths`` (c,).
 
     Returns:
-        (M,) int64, indices of those that are kept, ascending.
+        (M,) int64, indices of the kept candidates, ascending.
     """
     parts = lengths.tolist()
     groups = zip(
@@ -159,25 +160,25 @@ def _class_by_class(
 
 
 def suppress_in_rounds(boxes: Tensor, classes: Tensor, nms_threshold: float, wanted: int) -> Tensor:
-    """Return what :func:`suppress` keeps, ascending, of candidates that come best first.
+    """Return the candidates that :func:`suppress` keeps, ascending; input is sorted, best first.
 
-    Rounds are as many as candidates of one class are kept, and stop at ``wanted``; NMS of each
-    class would suppress all its candidates, in a time that grows with the square of their number.
-    Exported detectors contain it, compiled by TorchScript.
+    Each round keeps the best remaining candidate of every class, until ``wanted`` are kept. Plain
+    NMS would process all candidates of a class, in quadratic time. Exported detectors contain this
+    function, compiled by TorchScript.
     """
     if wanted < 0:
         wanted = len(boxes)
     kept = classes.new_empty(0)
-    # ranks of what is neither kept nor suppressed, grouped by class and ascending in each group
+    # ranks of the undecided candidates, grouped by class and ascending in each group
     open_ = classes.sort(stable=True).indices
     while len(open_):
-        # Greedy suppression in all classes at once: the best of each is kept...
+        # Greedy NMS in all classes at once: keep the best candidate of each class ...
         own = classes[open_]
         first = torch.ones_like(own, dtype=torch.bool)
         first[1:] = own[1:] != own[:-1]
         leaders = open_[first]
         kept = torch.cat([kept, leaders]).sort().values[:wanted]
-        # ... and what it overlaps goes, with all that comes too late in any case.
+        # ... and drop those that it overlaps and those that rank too low in any case.
         leader = leaders[first.cumsum(0) - 1]
         gone = first | _overlap(boxes[leader], boxes[open_], nms_threshold)
         if len(kept) == wanted:
@@ -189,8 +190,8 @@ def suppress_in_rounds(boxes: Tensor, classes: Tensor, nms_threshold: float, wan
 def _overlap(first: Tensor, second: Tensor, threshold: float) -> Tensor:
     """Return whether the IoU of boxes (..., 4) and boxes (..., 4), broadcast, exceeds a threshold.
 
-    Operations, their order and precision are those of torchvision's NMS: two empty boxes have the
-    IoU 0 / 0, which exceeds nothing, and the quotient meets the threshold in double precision.
+    Operations, their order and precision match torchvision's NMS: two empty boxes have the IoU
+    0 / 0, which exceeds nothing, and the comparison with the threshold is in double precision.
     """
     low = torch.maximum(first[..., :2], second[..., :2])
     high = torch.minimum(first[..., 2:], second[..., 2:])
@@ -198,7 +199,7 @@ def _overlap(first: Tensor, second: Tensor, threshold: float) -> Tensor:
     inter = sides[..., 0] * sides[..., 1]
     iou = inter / (_area(first) + _area(second) - inter)
     limit = torch.tensor(threshold, dtype=iou.dtype)
-    if float(limit) > threshold:  # then the next float32 below says the same as the double does
+    if float(limit) > threshold:  # the next lower float32 gives the same comparison as the double
         limit = torch.nextafter(limit, torch.tensor(-torch.inf, dtype=limit.dtype))
     return iou > float(limit)
 

@@ -1,16 +1,16 @@
 """The architecture of the official code (TensorFlow), for its released checkpoints.
 
-What differs from Detectron2, and where; the ``_lsj`` recipes take ``backbone`` and the mask head:
+Differences from Detectron2, by module; the ``_lsj`` recipes use ``backbone`` and the mask head:
 
-- ``backbone``: max pooling padded as ``SAME``, FPN with a normalisation per level, strided P6;
+- ``backbone``: max pooling with ``SAME`` padding, FPN with a normalisation per level, strided P6;
 - ``rpn``: inclusive anchors, shared convolutions with a normalisation per level;
-- ``boxes``: inclusive coordinates, for clipping and suppression;
+- ``boxes``: inclusive coordinates for clipping and NMS;
 - ``regions``: single-sample bilinear crops, from P2 to P6;
-- ``roi_heads``: these parts in ViLD's own heads, and a mask head with normalisation throughout;
+- ``roi_heads``: ViLD's heads with these parts, and a mask head with normalisation in every layer;
 - ``meta_arch``: resizing as in TensorFlow 1, padding to a square;
-- ``variables``, ``conversion``: the official variables in this model.
+- ``variables``, ``conversion``: mapping of the official variables to this model.
 
-Importing this registers the parts with Detectron2.
+Importing this package registers the parts with Detectron2.
 """
 
 from vild.modeling.official.backbone import build_official_resnet_fpn_backbone

@@ -1,4 +1,4 @@
-"""ResNet v1 and FPN of the official code (modeling/architecture/resnet.py, fpn.py).
+"""The ResNet v1 and FPN of the official code (modeling/architecture/resnet.py, fpn.py).
 
 Shapes: N images, C channels; features are (N, C, H / stride, W / stride).
 """
@@ -23,19 +23,19 @@ COARSEST = 64  # stride of P6; images are padded to multiples of it
 
 
 class SameStem(BasicStem):
-    """Detectron2's, but for the padding of the max pooling: TensorFlow's ``SAME``.
+    """Detectron2's stem with TensorFlow's ``SAME`` padding in the max pooling.
 
-    Of an even number of pixels, windows of 3 at a stride of 2 begin at pixel 0, not before it.
+    For an even number of pixels, 3-wide windows at stride 2 start at pixel 0 instead of before it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) to (N, C, H / 4, W / 4); H and W are multiples of 4."""
+        """Map (N, 3, H, W) to (N, C, H / 4, W / 4); H and W are multiples of 4."""
         x = functional.relu(self.conv1(x))
         return functional.max_pool2d(x, kernel_size=3, stride=2, ceil_mode=True)
 
 
 class StridedP6(nn.Module):
-    """P6: a convolution of stride 2, padded as ``SAME``, of P5 before its normalisation.
+    """P6: a convolution of stride 2 with ``SAME`` padding on P5, before P5's normalisation.
 
     Args:
         channels: C of P5 and of P6.
@@ -47,19 +47,19 @@ class StridedP6(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, kernel_size=3, stride=2)
-        weight_init.c2_xavier_fill(self.conv)  # with as many inputs as outputs: Glorot's uniform
+        weight_init.c2_xavier_fill(self.conv)  # Glorot uniform, since inputs = outputs
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """[P6] of P5, whose sides are even."""
+        """Return [P6], given P5 with even sides."""
         return [self.conv(functional.pad(x, (0, 1, 0, 1)))]
 
 
 class NormalisedFPN(FPN):
-    """Detectron2's FPN without normalisation inside, and one for each of its outputs.
+    """Detectron2's FPN with normalisation only on its outputs, one layer per level.
 
     Args:
-        bottom_up: features of the strides 4 to 32.
-        in_features: their names.
+        bottom_up: backbone with features of strides 4 to 32.
+        in_features: names of these features.
         out_channels: C.
         norm: see :func:`vild.modeling.norms.make_norm`.
     """
@@ -74,16 +74,16 @@ class NormalisedFPN(FPN):
 
     @property
     def size_divisibility(self) -> int:
-        """What sides of images have to be multiples of, in pixels."""
+        """Divisor of the sides of a padded image, in pixels."""
         return COARSEST
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W) to p2, ..., p6."""
+        """Map images (N, 3, H, W) to p2, ..., p6."""
         return {name: self.norms[name](level) for name, level in super().forward(x).items()}
 
 
 def official_norm(name: str, channels: int) -> nn.Module:
-    """Normalisation of (N, C, H, W) with the official epsilon.
+    """Make a normalisation layer for (N, C, H, W) with the official epsilon.
 
     Args:
         name: see :func:`vild.modeling.norms.make_norm`.
@@ -94,15 +94,15 @@ def official_norm(name: str, channels: int) -> nn.Module:
 
 @BACKBONE_REGISTRY.register()
 def build_official_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> NormalisedFPN:
-    """R50, R101 or R152 with FPN from Detectron2's own keys, ``MODEL.RESNETS`` and ``MODEL.FPN``.
+    """Build R50, R101 or R152 with FPN from Detectron2's ``MODEL.RESNETS`` and ``MODEL.FPN``.
 
     Args:
         cfg: configuration.
-        input_shape: of the images.
+        input_shape: shape of the images.
 
     Raises:
-        ValueError: a ResNet without bottlenecks, or strides in the 1x1 convolutions: the official
-            code has neither with these weights.
+        ValueError: the ResNet has no bottlenecks, or strides in its 1x1 convolutions; the official
+            weights support neither.
     """
     resnets = cfg.MODEL.RESNETS
     if resnets.DEPTH not in (50, 101, 152) or resnets.STRIDE_IN_1X1:

@@ -1,9 +1,9 @@
-"""Boxes whose last pixel is inside, as the official code has them (its utils/box_utils.py).
+"""Inclusive boxes, whose last pixel is inside, as in the official code (utils/box_utils.py).
 
-A box of Detectron2 is (x1, y1, x2, y2) with a width of x2 - x1; the official one, inclusive, has a
-width of x2 - x1 + 1, so that the two differ by 1 in x2 and y2. Its coding of boxes is then that of
-Detectron2's Box2BoxTransform. Its clipping, its suppression and its crops of regions take inclusive
-coordinates as they are: for these alone boxes are converted, and back.
+A Detectron2 box (x1, y1, x2, y2) has the width x2 - x1; an inclusive box has the width
+x2 - x1 + 1, so the two differ by 1 in x2 and y2. With this conversion the official box encoding is
+that of Detectron2's Box2BoxTransform. Clipping, NMS and region crops of the official code work on
+inclusive coordinates, so boxes are converted for these steps and back.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from torch import Tensor
 
 
 def to_inclusive(boxes: Tensor) -> Tensor:
-    """(..., 4) of Detectron2 to inclusive ones. A side is the length in pixels - 1, so above -1."""
+    """Convert Detectron2 boxes (..., 4) to inclusive ones, whose x2 - x1 is the width - 1."""
     return boxes - boxes.new_tensor([0, 0, 1, 1])
 
 
 def from_inclusive(boxes: Tensor) -> Tensor:
-    """(..., 4) inclusive to Detectron2's."""
+    """Convert inclusive boxes (..., 4) to Detectron2 boxes."""
     return boxes + boxes.new_tensor([0, 0, 1, 1])
 
 
 def is_zero(boxes: Tensor) -> Tensor:
-    """(...) bool: which inclusive boxes (..., 4) have no positive coordinate.
+    """Return which inclusive boxes (..., 4) have no positive coordinate, as (...) bool.
 
-    The official suppression sets a box to zeros to drop it, so it drops these, too.
+    The official NMS sets dropped boxes to zeros, so it drops these boxes too.
     """
     return (boxes <= 0).all(dim=-1)
 
 
 def last_pixel(image_size: tuple[int, int]) -> tuple[int, int]:
-    """(y, x) that inclusive boxes are clipped to, for an image of (height, width) pixels."""
+    """Return the (y, x) to which inclusive boxes are clipped, for an image of (height, width)."""
     height, width = image_size
     return height - 1, width - 1

@@ -1,4 +1,4 @@
-"""An official checkpoint's variables become our model's state and its text embeddings.
+"""Conversion of an official checkpoint's variables to this model's state and text embeddings.
 
 Shapes: K classes, D embedding.
 """
@@ -17,11 +17,11 @@ from vild.embeddings import TextEmbeddings
 from vild.embeddings.text import unit_rows
 from vild.modeling.official.variables import BLOCKS, HEAD, TEXT, model_variables
 
-TEACHER = "ViT-B-32/openai"  # whose embeddings the official models were distilled from
+TEACHER = "ViT-B-32/openai"  # the teacher of the official models
 TEMPERATURE = 0.01  # official frcnn_head.temperature is 1 / 0.01
-SLOTS = ("/Momentum", "/Adam", "/Adam_1")  # an optimizer's own, one per variable
+SLOTS = ("/Momentum", "/Adam", "/Adam_1")  # optimizer state, one per variable
 COUNTERS = ("global_step", "beta1_power", "beta2_power")
-# The R152 archives have this in their variable names; the official code's own names lack it.
+# The R152 archives have this in their variable names; the names in the official code do not.
 REMOVED = "_sim_clr"
 ADVICE = (
     "expected a checkpoint of ViLD or ViLD-ensemble from the official repository (resnet50_vild, "
@@ -34,8 +34,8 @@ class OfficialModel:
     """A converted checkpoint.
 
     Attributes:
-        state: parameters and buffers by our names, float32.
-        text: (K, D) float32, the classifier's rows, L2-normalised.
+        state: parameters and buffers under this model's names, float32.
+        text: (K, D) float32, the rows of the classifier, L2-normalised.
         depth: of the ResNet.
         variant: ``vild`` or ``ensemble``, as in ``MODEL.VILD.VARIANT``.
     """
@@ -47,7 +47,7 @@ class OfficialModel:
 
     @property
     def config(self) -> str:
-        """Name of its configuration."""
+        """Path of the matching configuration."""
         name = "vild" if self.variant == "vild" else "vild_ensemble"
         return f"configs/LVIS/official/{name}_r{self.depth}.yaml"
 
@@ -56,13 +56,13 @@ def convert_variables(variables: Mapping[str, np.ndarray]) -> OfficialModel:
     """Convert all variables of a checkpoint; each is used once.
 
     Args:
-        variables: arrays by their official names, without ``:0``; ``_sim_clr`` in a name is
-            ignored. The variables of the optimizer and the step counters are passed over.
+        variables: arrays by official name, without ``:0``; ``_sim_clr`` in a name is ignored.
+            Optimizer variables and step counters are skipped.
 
     Raises:
-        ValueError: the checkpoint of another model; variables that are missing, unknown, of
-            another shape or not finite; or two different arrays of one variable, with and without
-            ``_sim_clr`` in its name. The error names the first ones.
+        ValueError: it is the checkpoint of another model; variables are missing, unknown, of
+            another shape or non-finite; or a variable occurs with different values with and
+            without ``_sim_clr`` in its name. The message lists the first of them.
     """
     given = _of_the_model(variables)
     depth = _depth(given)
@@ -89,17 +89,18 @@ def convert_variables(variables: Mapping[str, np.ndarray]) -> OfficialModel:
 def official_text(
     matrix: np.ndarray, rare_mask: np.ndarray | None, vocabulary: Vocabulary, dimension: int
 ) -> TextEmbeddings:
-    """The official classifier as text embeddings.
+    """Convert the official classifier to text embeddings.
 
     Args:
-        matrix: (D, K), normalised or not (``clip_synonym_prompt.npy``).
-        rare_mask: (K + 1,), background first, 0 for novel classes (``lvis_rare_masks.npy``); None:
-            the vocabulary knows.
+        matrix: (D, K), not necessarily normalised (``clip_synonym_prompt.npy``).
+        rare_mask: (K + 1,), background first, 0 for novel classes (``lvis_rare_masks.npy``); None
+            keeps the vocabulary's novel flags.
         vocabulary: the K classes in order.
         dimension: D of the model.
 
     Raises:
-        ValueError: another shape, rows without a direction, or a mask of anything but 0 and 1.
+        ValueError: a shape is wrong, a row cannot be normalised, or the mask has values other than
+            0 and 1.
     """
     expected = (dimension, len(vocabulary))
     if matrix.shape != expected:
@@ -123,7 +124,7 @@ def official_text(
 
 
 def _of_the_model(variables: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The variables by their names in the official code, without those of the optimizer."""
+    """Return the variables by their names in the official code, without optimizer state."""
     given: dict[str, np.ndarray] = {}
     for name, array in variables.items():
         plain = name.replace(REMOVED, "")

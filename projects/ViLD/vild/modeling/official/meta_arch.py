@@ -20,17 +20,17 @@ from vild.modeling.official.backbone import COARSEST
 
 @META_ARCH_REGISTRY.register()
 class OfficialViLDRCNN(ViLDRCNN):
-    """ViLDRCNN that resizes and pads the pictures itself where it detects.
+    """ViLDRCNN that resizes and pads the images itself at inference.
 
-    The loader must leave their sizes alone (``INPUT.MIN_SIZE_TEST: 0``). In training it gets them
-    as any other model does.
+    The test loader must not resize them (``INPUT.MIN_SIZE_TEST: 0``). The training loader resizes
+    them as usual.
 
     Args:
-        side: of the square that a picture is put into, in pixels; ``INPUT.MAX_SIZE_TEST``.
-        **kwargs: Detectron2's own.
+        side: side of the padded square image in pixels; ``INPUT.MAX_SIZE_TEST``.
+        **kwargs: arguments of GeneralizedRCNN.
 
     Raises:
-        ValueError: a side that is no multiple of P6's stride, or a loader that resizes.
+        ValueError: ``side`` is not a multiple of P6's stride, or the test loader resizes images.
     """
 
     @configurable
@@ -44,7 +44,7 @@ class OfficialViLDRCNN(ViLDRCNN):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Arguments from Detectron2's own keys."""
+        """Read the arguments from Detectron2's keys."""
         if cfg.INPUT.MIN_SIZE_TEST:
             raise ValueError(
                 "OfficialViLDRCNN resizes pictures itself: expected INPUT.MIN_SIZE_TEST: 0, got "
@@ -66,18 +66,18 @@ class OfficialViLDRCNN(ViLDRCNN):
         return ImageList(padded, images.image_sizes)
 
     def _scaled(self, height: int, width: int) -> list[int]:
-        """Height and width once the longer side is ``side``, in pixels."""
+        """Return height and width in pixels after scaling the longer side to ``side``."""
         size = torch.tensor([height, width], dtype=torch.float32)
         return [max(1, int(length)) for length in (size * (self.side / size).min()).round()]
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear as in TensorFlow 1: pixel i is sampled at i * old / new, without smoothing.
+    """Resize bilinearly as TensorFlow 1 does: pixel i samples i * old / new, without antialiasing.
 
     Args:
         image: (C, H, W) float.
-        height: wanted, in pixels.
-        width: wanted, in pixels.
+        height: target height in pixels.
+        width: target width in pixels.
 
     Returns:
         (C, height, width).

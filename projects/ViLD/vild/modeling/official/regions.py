@@ -1,4 +1,4 @@
-"""Features of regions: single-sample bilinear crops (official ops/spatial_transform_ops.py).
+"""Region pooling by single-sample bilinear crops (official ops/spatial_transform_ops.py).
 
 Shapes: N images, L levels, C channels, R regions over all images, P x P cells of a pooled region.
 """
@@ -18,15 +18,15 @@ CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4  # a region of this side is cropped fro
 
 
 class RegionCrops(nn.Module):
-    """In the place of Detectron2's ROIPooler: one bilinear sample in the middle of each cell.
+    """A replacement of Detectron2's ROIPooler with one bilinear sample at each cell's centre.
 
-    A sample at x lies between the pixels floor(x) and floor(x) + 1; RoIAlign of version 2 takes x
-    to be a corner, half a pixel away. A region may be narrower than a cell of the features, which
-    RoIAlign of version 1 widens to one. The level follows from the inclusive sides.
+    A sample at x interpolates the pixels floor(x) and floor(x) + 1; ROIAlignV2 shifts it by half a
+    pixel. A region may be narrower than a feature cell, where ROIAlign (version 1) widens it to
+    one cell. The level is chosen by the inclusive sides.
 
     Args:
         output_size: P.
-        strides: of the L levels, in pixels; each twice the one before.
+        strides: strides of the L levels in pixels; each is twice the previous one.
     """
 
     def __init__(self, output_size: int, strides: Sequence[int]) -> None:
@@ -34,11 +34,11 @@ class RegionCrops(nn.Module):
         self.output_size, self.strides = output_size, tuple(strides)
 
     def forward(self, features: list[Tensor], boxes: list[Boxes]) -> Tensor:
-        """Crop.
+        """Crop the features of all regions.
 
         Args:
-            features: L of (N, C, H, W).
-            boxes: N Boxes of R regions in all, in pixels of the images.
+            features: L feature maps (N, C, H, W).
+            boxes: N Boxes with R regions in total, in pixels of the images.
 
         Returns:
             (R, C, P, P).
@@ -56,7 +56,7 @@ class RegionCrops(nn.Module):
         return pooled
 
     def _levels(self, corners: Tensor) -> Tensor:
-        """(R,) int64: which of the L levels; one without an area goes to the finest."""
+        """Return the level index of each region, (R,) int64; regions of no area use the finest."""
         size = (corners[:, 2:] - corners[:, :2]).prod(dim=1).sqrt()
         level = (torch.log(size / CANONICAL_SIZE) / math.log(2)).floor() + CANONICAL_LEVEL
         finest, coarsest = (int(math.log2(self.strides[end])) for end in (0, -1))
@@ -64,7 +64,7 @@ class RegionCrops(nn.Module):
         return level.long() - finest
 
     def _crop(self, feature: Tensor, images: Tensor, corners: Tensor) -> Tensor:
-        """(r, C, P, P) of one level's feature (N, C, H, W); corners (r, 4) in its pixels."""
+        """Crop (r, C, P, P) from a level's feature (N, C, H, W); corners (r, 4) in its cells."""
         left, right, right_share = self._neighbours(corners[:, 0], corners[:, 2], feature.shape[3])
         top, bottom, bottom_share = self._neighbours(corners[:, 1], corners[:, 3], feature.shape[2])
         pixels = feature.permute(0, 2, 3, 1).contiguous()
@@ -81,7 +81,7 @@ class RegionCrops(nn.Module):
         return (line(top) * (1 - share) + line(bottom) * share).permute(0, 3, 1, 2)
 
     def _neighbours(self, start: Tensor, end: Tensor, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels before and after the samples of [start, end], and the latter's share, (r, P)."""
+        """Return each sample's two neighbour pixels and the weight of the second one, (r, P)."""
         cells = torch.arange(self.output_size, device=start.device) + 0.5
         place = start[:, None] + cells * (end - start)[:, None] / self.output_size
         before = place.floor().clamp(0, pixels - 1)

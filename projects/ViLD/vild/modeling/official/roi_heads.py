@@ -1,6 +1,6 @@
-"""ViLD's RoI heads with the official crops, clipping, suppression and mask head.
+"""ViLD's RoI heads with the official crops, clipping, NMS and mask head.
 
-Shapes: N images, R regions over all of them, C channels.
+Shapes: N images, R regions in the whole batch, C channels.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from vild.modeling.roi_heads import ViLDROIHeads
 
 
 class InclusiveOutputLayers(ViLDOutputLayers):
-    """ViLD's output layers; boxes are clipped and suppressed in inclusive coordinates.
+    """ViLD's output layers with clipping and NMS in inclusive coordinates.
 
-    Boxes that clipping reduces to zeros are never detections, as in the official code.
+    Boxes that clipping reduces to zeros never become detections, as in the official code.
     """
 
     def select(
@@ -36,7 +36,7 @@ class InclusiveOutputLayers(ViLDOutputLayers):
         boxes = to_inclusive(boxes)
         height, width = last_pixel(image_size)
         clipped = boxes.minimum(boxes.new_tensor([width, height, width, height]))
-        # rows that are not finite are passed over, and all others keep their numbers
+        # select() skips non-finite rows and keeps the indices of the others
         boxes = boxes.masked_fill(is_zero(clipped)[:, None], float("nan"))
         boxes, *others = super().select(boxes, chunks, (height, width))
         return from_inclusive(boxes), *others
@@ -44,7 +44,7 @@ class InclusiveOutputLayers(ViLDOutputLayers):
 
 @ROI_HEADS_REGISTRY.register()
 class OfficialROIHeads(ViLDROIHeads):
-    """ViLD's RoI heads on :class:`RegionCrops`; ``POOLER_TYPE`` has no say."""
+    """ViLD's RoI heads with :class:`RegionCrops`; ``POOLER_TYPE`` is ignored."""
 
     output_layers = InclusiveOutputLayers
 
@@ -67,14 +67,14 @@ class OfficialROIHeads(ViLDROIHeads):
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class OfficialMaskHead(BaseMaskRCNNHead):
-    """Class-agnostic masks; every layer has a bias and a normalisation, the deconvolution, too.
+    """A class-agnostic mask head; all layers, the deconvolution too, have a bias and a norm.
 
     Args:
         input_shape: channels of a pooled region.
         num_conv: number of convolutions.
         conv_dim: channels of a convolution and of the deconvolution.
         norm: see :func:`vild.modeling.norms.make_norm`.
-        **kwargs: Detectron2's own.
+        **kwargs: arguments of BaseMaskRCNNHead.
     """
 
     @configurable
@@ -93,18 +93,18 @@ class OfficialMaskHead(BaseMaskRCNNHead):
             nn.init.zeros_(conv.bias)
         self.norms = nn.ModuleList(official_norm(norm, conv_dim) for _ in self.convs)
         self.predictor = nn.Conv2d(conv_dim, 1, kernel_size=1)
-        nn.init.normal_(self.predictor.weight, std=0.001)  # as Detectron2: masks start at 0.5
+        nn.init.normal_(self.predictor.weight, std=0.001)  # masks start at 0.5, as in Detectron2
         nn.init.zeros_(self.predictor.bias)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        """Arguments from Detectron2's own keys, ``MODEL.ROI_MASK_HEAD``."""
+        """Read the arguments from Detectron2's ``MODEL.ROI_MASK_HEAD``."""
         head = cfg.MODEL.ROI_MASK_HEAD
         own = {"num_conv": head.NUM_CONV, "conv_dim": head.CONV_DIM, "norm": head.NORM}
         return {**super().from_config(cfg, input_shape), "input_shape": input_shape, **own}
 
     def layers(self, x: Tensor) -> Tensor:
-        """Logits (R, 1, 2 P, 2 P) of pooled regions (R, C, P, P)."""
+        """Map pooled regions (R, C, P, P) to logits (R, 1, 2 P, 2 P)."""
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = functional.relu(normalise(norm, conv(x)))
         return self.predictor(x)

@@ -1,6 +1,6 @@
-"""Region proposals of the official code (dataloader/anchor.py, heads.py: RpnHead, ops/roi_ops.py).
+"""The RPN of the official code (dataloader/anchor.py, heads.py: RpnHead, ops/roi_ops.py).
 
-Shapes: N images, L levels of the pyramid, A anchors per place, R proposals of an image.
+Shapes: N images, L levels of the pyramid, A anchors per location, R proposals of an image.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from vild.modeling.official.boxes import from_inclusive, is_zero, last_pixel, to
 
 @ANCHOR_GENERATOR_REGISTRY.register()
 class InclusiveAnchorGenerator(DefaultAnchorGenerator):
-    """Anchors whose last pixel is inside: a pixel wider and higher than their size says."""
+    """Anchors whose last pixel is inside: one pixel wider and higher than the nominal size."""
 
     def generate_cell_anchors(self, *args: Any, **kwargs: Any) -> Tensor:
-        """(A, 4) of Detectron2's form around 0."""
+        """Return anchors (A, 4) in Detectron2's form, centred at 0."""
         return from_inclusive(super().generate_cell_anchors(*args, **kwargs))
 
 
 @RPN_HEAD_REGISTRY.register()
 class OfficialRPNHead(StandardRPNHead):
-    """Convolutions that all levels share, each with a normalisation of every level's own.
+    """An RPN head with convolutions shared by all levels and a separate norm for each level.
 
     Args:
-        in_channels: of the features.
+        in_channels: channels of the features.
         num_anchors: A.
-        conv_dims: channels of each of two or more convolutions; -1: as many as come in.
+        conv_dims: channels of each of two or more convolutions; -1 keeps the number of channels.
         num_levels: L.
         norm: see :func:`vild.modeling.norms.make_norm`.
         box_dim: 4.
@@ -73,7 +73,7 @@ class OfficialRPNHead(StandardRPNHead):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
-        """Arguments from Detectron2's own keys; the norm is that of the FPN."""
+        """Read the arguments from Detectron2's keys; the norm is that of the FPN."""
         found = super().from_config(cfg, input_shape)
         return {**found, "num_levels": len(input_shape), "norm": cfg.MODEL.FPN.NORM}
 
@@ -81,7 +81,7 @@ class OfficialRPNHead(StandardRPNHead):
         return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Logits (N, A, H, W) and deltas (N, 4 A, H, W) of L features (N, C, H, W)."""
+        """Return logits (N, A, H, W) and deltas (N, 4 A, H, W) for L features (N, C, H, W)."""
         logits, deltas = [], []
         for x, norms in zip(features, self.norms, strict=True):
             for conv, norm in zip(self.conv, norms, strict=True):
@@ -93,10 +93,10 @@ class OfficialRPNHead(StandardRPNHead):
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class OfficialRPN(RPN):
-    """Detectron2's RPN; proposals are clipped and suppressed in inclusive coordinates.
+    """Detectron2's RPN with clipping and NMS in inclusive coordinates.
 
-    Boxes that clipping reduces to zeros are dropped before the best R are kept. Where fewer than R
-    are left, the official code adds empty boxes of score 0; this does not.
+    Boxes that clipping reduces to zeros are dropped before the best R are kept. If fewer than R
+    remain, the official code pads with empty boxes of score 0; this class does not.
     """
 
     @torch.no_grad()
@@ -121,8 +121,8 @@ class OfficialRPN(RPN):
         )
         proposals = []
         for own, image_size in zip(found, image_sizes, strict=True):
-            # The official code marks suppressed boxes by zeros, and counts the others. So a box
-            # that clipping leaves nothing of but the first pixel is not among the best either.
+            # The official code marks suppressed boxes by zeros and counts the others, so a box
+            # that is clipped to the first pixel is not counted either.
             own = own[~is_zero(own.proposal_boxes.tensor)][:limit]
             result = Instances(image_size)
             result.proposal_boxes = Boxes(from_inclusive(own.proposal_boxes.tensor))

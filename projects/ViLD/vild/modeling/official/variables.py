@@ -1,8 +1,8 @@
-"""What each variable of an official checkpoint is in our model.
+"""The mapping from variables of an official checkpoint to parameters of this model.
 
-The official names are TensorFlow's: layers without a name are numbered in the order in which the
-code makes them. Kernels are (height, width, in, out) or (in, out), pooled regions are flattened in
-H, W, C order, and box deltas are (dy, dx, dh, dw).
+The official names are TensorFlow's: unnamed layers are numbered in order of creation. Kernels are
+(height, width, in, out) or (in, out), pooled regions are flattened in H, W, C order, and box deltas
+are (dy, dx, dh, dw).
 
 Shapes: K classes, D embedding.
 """
@@ -16,25 +16,25 @@ import numpy as np
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # of res2 to res5, by depth
 LEVELS = range(2, 7)  # of the pyramid
-ANCHORS = 3  # per place
+ANCHORS = 3  # per location
 CHANNELS = 256  # of pyramid and heads
 HIDDEN = 1024  # of the fully connected layers
 CELLS = 7  # sides of a pooled region
 HEAD = "frcnn_layer_0/fast_rcnn_head"
-TEXT = f"{HEAD}/class-predict/kernel"  # (D, K), frozen: no part of the model's state
+TEXT = f"{HEAD}/class-predict/kernel"  # (D, K), frozen, not in the model's state
 
 Arrange = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Variable:
-    """One variable.
+    """A variable of the checkpoint and the parameter it becomes.
 
     Attributes:
-        official: its name in the checkpoint.
-        shape: its shape there.
-        ours: the parameter's or buffer's name in our model.
-        arrange: turns the array of the checkpoint into ours.
+        official: name in the checkpoint.
+        shape: shape in the checkpoint.
+        ours: name of the parameter or buffer in this model.
+        arrange: converts the checkpoint's array to the layout of this model.
     """
 
     official: str
@@ -44,11 +44,11 @@ class Variable:
 
 
 def model_variables(depth: int, ensemble: bool, dimension: int) -> list[Variable]:
-    """All variables of a model but the text embeddings.
+    """List all variables of a model except the text embeddings.
 
     Args:
-        depth: of the ResNet, a key of ``BLOCKS``.
-        ensemble: whether there is an image head (``double_branch``), or one head (``vanilla``).
+        depth: depth of the ResNet, a key of ``BLOCKS``.
+        ensemble: True with an image head (``double_branch``), False with one head (``vanilla``).
         dimension: D.
     """
     return [
@@ -65,7 +65,7 @@ def _same(array: np.ndarray) -> np.ndarray:
 
 
 def _kernel(array: np.ndarray) -> np.ndarray:
-    """Of a convolution (h, w, in, out), or of a transposed one (h, w, out, in)."""
+    """Transpose the kernel of a convolution (h, w, in, out) or deconvolution (h, w, out, in)."""
     return array.transpose(3, 2, 0, 1)
 
 
@@ -74,13 +74,13 @@ def _dense(array: np.ndarray) -> np.ndarray:
 
 
 def _first_dense(array: np.ndarray) -> np.ndarray:
-    """Rows in H, W, C order become columns in C, H, W order."""
+    """Reorder rows in H, W, C order to columns in C, H, W order."""
     cells = array.reshape(CELLS, CELLS, -1, array.shape[1])
     return cells.transpose(3, 2, 0, 1).reshape(array.shape[1], -1)
 
 
 def _deltas(array: np.ndarray) -> np.ndarray:
-    """(dy, dx, dh, dw) of each anchor along the first axis become (dx, dy, dw, dh)."""
+    """Reorder each anchor's (dy, dx, dh, dw) along the first axis to (dx, dy, dw, dh)."""
     return array.reshape(-1, 4, *array.shape[1:])[:, [1, 0, 3, 2]].reshape(array.shape)
 
 
@@ -94,7 +94,7 @@ def _norm(scope: str, channels: int, ours: str) -> Iterator[Variable]:
 def _convolution(
     scope: str, shape: tuple[int, ...], ours: str, biases: int = 0, then: Arrange = _same
 ) -> Iterator[Variable]:
-    """A kernel (h, w, in, out) and, where there are any, its biases."""
+    """Yield a kernel (h, w, in, out) and its biases, if any."""
     yield Variable(f"{scope}/kernel", shape, f"{ours}.weight", lambda array: then(_kernel(array)))
     if biases:
         yield Variable(f"{scope}/bias", (biases,), f"{ours}.bias", then)
@@ -112,7 +112,7 @@ def _numbered(name: str, number: int) -> str:
 
 
 def _resnet(depth: int) -> Iterator[Variable]:
-    """Of a block the shortcut's projection comes first (official nn_blocks.py)."""
+    """Yield the ResNet; a block's shortcut projection comes first (official nn_blocks.py)."""
     number = 0
 
     def layer(side: int, inputs: int, outputs: int, ours: str) -> Iterator[Variable]:
@@ -182,7 +182,7 @@ def _heads(ensemble: bool, dimension: int) -> Iterator[Variable]:
 
 
 def _box_head(prefix: str, first_norm: int, ours: str) -> Iterator[Variable]:
-    """Four convolutions, then two fully connected layers; normalisations are numbered through."""
+    """Yield four convolutions and two fully connected layers; norms are numbered consecutively."""
     for layer in range(4):
         shape = (3, 3, CHANNELS, CHANNELS)
         yield from _convolution(
