@@ -80,7 +80,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def tree(report: DatasetReport) -> list[str]:
-    """The expected files and folders below the root, each marked as there or missing."""
+    """List the expected files and folders below the root, each marked as present or missing."""
     lines = [f"{'':<10}{report.root}/"]
     shown: set[Path] = set()
     for entry in sorted(report.entries, key=lambda entry: entry.path):

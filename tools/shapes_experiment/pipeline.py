@@ -142,7 +142,7 @@ class Pipeline:
         test: bool = True,
         seconds: float = 200,
     ) -> Stage:
-        """A training.
+        """Return the stage of a training.
 
         Args:
             name: of the stage and of its folder.
@@ -222,7 +222,7 @@ class Pipeline:
         return f"{self.prefix}{name}"
 
     def _paths(self, name: str, train: bool, test: bool) -> tuple[str, ...]:
-        """What differs from the configs' own paths and names."""
+        """Return the options that replace the paths and names of the configurations."""
         options = ["OUTPUT_DIR", str(self.folder / name)]
         own = (self.folder, self.seed) != (Pipeline.folder, Pipeline.seed)
         embeddings = self.folder / "embeddings"
@@ -241,7 +241,7 @@ class Pipeline:
 
 
 def _store(folder: Path) -> tuple[Path, Path]:
-    """What an extraction leaves; the manifest is written last."""
+    """Return the outputs of an extraction; the manifest is written last."""
     return folder, folder / MANIFEST
 
 

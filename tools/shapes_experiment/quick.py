@@ -65,7 +65,7 @@ def build_stages(pipeline: Pipeline) -> list[Stage]:
 
 
 def first_page_stage(pipeline: Pipeline) -> Stage:
-    """The stage that shows, before the long training, what CLIP alone finds."""
+    """Return the stage that shows CLIP's own detections before the main training."""
     return Stage(
         "first_page",
         f"write a first page to look at meanwhile, {FIRST_PAGE}: what CLIP alone finds",
@@ -82,7 +82,7 @@ def first_page_stage(pipeline: Pipeline) -> Stage:
 
 
 def page_stage(pipeline: Pipeline, stages: list[Stage]) -> Stage:
-    """The stage that writes the page."""
+    """Return the stage that writes the result page."""
     runs = (f"{label}={pipeline.folder / name}" for name, label in ROWS.items())
     weights = pipeline.folder / "ensemble" / "model_final.pth"
     return Stage(
@@ -103,7 +103,7 @@ def page_stage(pipeline: Pipeline, stages: list[Stage]) -> Stage:
 
 
 def verdict(pipeline: Pipeline) -> tuple[bool, str]:
-    """Whether the ensemble finds novel classes better than its text head, and the sentence."""
+    """Return whether the ensemble beats its text head on novel classes, and a sentence."""
     novel = {name: pipeline.figures(name)["APr"] for name in ("both_heads", "text_head")}
     holds = novel["both_heads"] > novel["text_head"]
     return holds, (

@@ -94,7 +94,7 @@ def selection(repeats: int, device: torch.device) -> None:
 
 
 def training(repeats: int, device: torch.device) -> None:
-    """A training step of one image: forward, backward, and the optimizer's, in both precisions."""
+    """Time a training step of one image (forward, backward, optimizer) in both precisions."""
     work: dict[str, Callable[[], object]] = {}
     batch = [training_picture()]
     for variant in ("plain", "text", "vild", "ensemble"):
@@ -120,7 +120,7 @@ def training(repeats: int, device: torch.device) -> None:
 
 
 def inference(repeats: int, device: torch.device) -> None:
-    """Detections and masks of one picture, by vocabulary size, and where the time goes."""
+    """Time detection of one image by vocabulary size, and each part of the model."""
     picture = [{"image": random_picture(), "height": HEIGHT, "width": WIDTH}]
     work, models = {}, {}
     for variant in ("plain", "text", "vild", "ensemble"):
@@ -151,7 +151,7 @@ def inference(repeats: int, device: torch.device) -> None:
 
 
 def precision(repeats: int, device: torch.device) -> None:
-    """Detections of one picture in fp32 and bf16, each with and without ``channels_last``."""
+    """Time detection of one image in fp32 and bf16, each with and without ``channels_last``."""
     picture = [{"image": random_picture(), "height": HEIGHT, "width": WIDTH}]
     model = make_model("ensemble", LVIS, device).eval()
     layouts = {"": model, ", channels_last": copy.deepcopy(model)}
@@ -226,7 +226,7 @@ def random_picture() -> Tensor:
 
 
 def training_picture() -> dict[str, object]:
-    """A picture of 20 objects with its distilled regions."""
+    """Return an image of 20 objects with its distilled regions."""
     objects = Instances((HEIGHT, WIDTH))
     objects.gt_boxes = Boxes(random_boxes(20))
     objects.gt_classes = torch.arange(20) * 4 + 1  # base ones
