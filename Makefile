@@ -21,9 +21,9 @@ test:  ## the default tests: CPU, offline, about 4 minutes on two cores
 	@$(RUN) -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 test-slow:  ## the long tests alone, which `make test` leaves out
-	@$(RUN) -m pytest $(PARALLEL) -m "slow and not gpu" $(PYTEST_ARGS)
+	@$(RUN) -m pytest $(PARALLEL) -m "slow and not gpu and not exhaustive" $(PYTEST_ARGS)
 
-test-all:  ## all tests but those that need a GPU: both of the above
+test-all:  ## all tests except for those that need a GPU: also the exhaustive ones
 	@$(RUN) -m pytest $(PARALLEL) -m "not gpu" $(PYTEST_ARGS)
 
 lint:  ## ruff, mypy, codespell

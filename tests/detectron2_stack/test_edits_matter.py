@@ -34,7 +34,7 @@ TESTS = {
 EDITS = [(package, edit) for package in MENDED_PACKAGES for edit in package.edits]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("package", "edit"), EDITS, ids=[f"{p.module}/{e.file}-{i}" for i, (p, e) in enumerate(EDITS)]
 )

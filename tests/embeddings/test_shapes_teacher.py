@@ -108,7 +108,7 @@ def test_too_few_scenes_are_refused(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["open_clip_config.json"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_shipped_command_reproduces_the_accuracy(tmp_path: Path) -> None:
     shutil.copy(SHAPES_FOLDER / "open_clip_config.json", tmp_path)
     teacher = train(tmp_path, progress=False)

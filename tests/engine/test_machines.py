@@ -89,7 +89,7 @@ def losses(output: Path) -> dict[str, float]:
     return state
 
 
-@pytest.mark.parametrize("gpus", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("gpus", [1, pytest.param(2, marks=pytest.mark.exhaustive)])
 def test_two_machines_train_and_resume(gpus: int, folder: Path, tmp_path: Path) -> None:
     processes = machines(folder, tmp_path / "run", gpus=gpus)
     first, _ = outputs(processes)
@@ -261,7 +261,7 @@ def _falling(folder: str) -> None:
         torch.save(torch.tensor(history), f"{output}.pth")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_losses_of_one_and_of_two_processes_fall_alike(folder: Path) -> None:
     for processes in (1, 2):
         launch(_falling, processes, args=(str(folder),), device="cpu")

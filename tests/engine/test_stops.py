@@ -110,7 +110,7 @@ def _interrupt(folder: str) -> None:
     signal.pause()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ctrl_c_ends_all_processes_of_a_job(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         launch(_interrupt, 2, args=(str(tmp_path),))

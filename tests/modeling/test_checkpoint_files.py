@@ -140,7 +140,7 @@ def test_flipped_bits_are_found_or_harmless(kind: str, tmp_path: Path) -> None:
     assert not undetected(file, whole, rng.choice(bits, 250, replace=False).tolist())
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
 def test_every_flipped_bit_is_found_or_harmless(kind: str, tmp_path: Path) -> None:
     file = tmp_path / f"model.{kind}"

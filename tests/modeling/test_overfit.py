@@ -12,8 +12,14 @@ from .. import small_shapes
 ITERATIONS = 120
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", ["text", "vild", "ensemble"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param("text", marks=pytest.mark.exhaustive),
+        pytest.param("vild", marks=pytest.mark.exhaustive),
+        pytest.param("ensemble", marks=pytest.mark.slow),
+    ],
+)
 def test_eight_pictures_are_learned(variant: str, tmp_path: Path) -> None:
     small_shapes.make(tmp_path, 8)
     cfg = small_shapes.config(

@@ -344,13 +344,13 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and 
 
 @needs_fork
 @pytest.mark.parametrize("machines", [1, 2])
-@pytest.mark.parametrize("kills", [2, pytest.param(15, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(15, marks=pytest.mark.exhaustive)])
 def test_killed_and_resumed(tools: Tools, kills: int, machines: int) -> None:
     kill_and_resume(tools, extract_proposals, kills, machines)
 
 
 @needs_fork
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("machines", [1, 2])
 def test_killed_and_resumed_embeddings(tools: Tools, machines: int) -> None:
     assert tools.propose() == 0

@@ -50,7 +50,7 @@ def test_a_case_of_each_part(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.log*"))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_sample_of_the_campaign() -> None:
     code, output = campaign("--every", 20)
     assert code == 0, output[-6000:]

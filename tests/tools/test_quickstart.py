@@ -22,7 +22,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_stopped_in_every_stage_it_goes_on(tmp_path: Path, repository: Path) -> None:
     for name in ("tools", "projects", "configs"):
         (tmp_path / name).symlink_to(repository / name)

@@ -304,7 +304,7 @@ def test_exchange_with_detectron2(
 
 @needs_photographs
 @pytest.mark.parametrize(
-    "count", [8, pytest.param(78, marks=pytest.mark.slow)], ids=["some", "all"]
+    "count", [8, pytest.param(78, marks=pytest.mark.exhaustive)], ids=["some", "all"]
 )
 def test_photographs_pass_without_a_warning(
     tmp_path: Path, detector: Path, run: Run, count: int

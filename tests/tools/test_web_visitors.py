@@ -111,7 +111,7 @@ def test_an_impossible_threshold(threshold: float, detector: PageDetector, pictu
     assert message == f"error: expected a lowest score from 0 to 1, got {threshold!r}."
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_many_visitors_at_once(detector: PageDetector, picture: Path, tmp_path: Path) -> None:
     """Responses are not mixed up: every visitor gets the requested words."""
     files = [picture, *malformed.write_pictures(tmp_path / "malformed").values()]
@@ -221,7 +221,7 @@ def test_odd_words_over_http(number: int, page: ServedPage) -> None:
     assert time.perf_counter() - begin < 20
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_thousand_requests_in_parallel(page: ServedPage) -> None:
     draw = np.random.default_rng(0)
     image = io.BytesIO()
@@ -246,7 +246,7 @@ def test_a_thousand_requests_in_parallel(page: ServedPage) -> None:
     assert "Drop an image first." in ask(page, "last", [None, "crow", 0.3])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_nothing_stays_behind(opts: list[str], tmp_path: Path) -> None:
     with served_page(tmp_path, opts) as page:
         assert upload(page) == 200
