@@ -65,7 +65,10 @@ def trained(cfg: CfgNode, *hooks: HookBase) -> tuple[Trainer, Losses]:
     return trainer, losses
 
 
-@pytest.mark.parametrize("variant", LEARNED)
+@pytest.mark.parametrize(
+    "variant",
+    ["ensemble", *(pytest.param(v, marks=pytest.mark.slow) for v in LEARNED if v != "ensemble")],
+)
 def test_bfloat16_is_near_float32(variant: str, folder: Path) -> None:
     _, plain = trained(config(folder, variant, f"{variant}_plain", 3))
     trainer, half = trained(config(folder, variant, f"{variant}_half", 3, **BF16))
