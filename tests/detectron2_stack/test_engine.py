@@ -9,11 +9,9 @@ import torch
 from detectron2 import model_zoo
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
-from detectron2.engine import SimpleTrainer, hooks
+from detectron2.engine import SimpleTrainer, hooks, launch
 from detectron2.export import TracingAdapter
 from detectron2.utils import comm
-
-from vild.engine import launch
 
 
 class _Model(torch.nn.Module):
@@ -57,7 +55,7 @@ def _gather_ranks(folder: str) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the launcher takes NCCL (gpu)")
 def test_two_processes_on_cpu(tmp_path: Path) -> None:
-    launch(_gather_ranks, 2, args=(str(tmp_path),))
+    launch(_gather_ranks, 2, dist_url="auto", args=(str(tmp_path),))
     assert [file.read_text(encoding="utf-8") for file in sorted(tmp_path.iterdir())] == [
         "[0, 1]",
         "[0, 1]",
