@@ -128,6 +128,8 @@ def test_the_quickstart_is_made_of_the_configs_own_paths(repository: Path) -> No
             cfg = configuration(stage, repository)
             assert cfg.MODEL.VILD.TEXT_EMBEDDINGS == "output/shapes/text.safetensors"
             assert cfg.DATASETS.TRAIN == ("shapes_train_base",)
+            if "quick_ensemble" in " ".join(stage.command):
+                assert cfg.MODEL.VILD.DISTILL.REGIONS == quick.REGIONS
     assert sum(stage.seconds for stage in stages) < 9 * 60
     # reads the shipped teacher; all other embeddings depend on this stage
     assert [s.name for s in stages if s.version == teacher_version()] == ["text_embeddings"]
