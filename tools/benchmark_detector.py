@@ -35,7 +35,7 @@ def main() -> int:
     """Command line entry; returns the exit code."""
     args = build_parser().parse_args()
     args.only = args.only or SECTIONS
-    from tool_parts.benchmark_detector import benchmark
+    from benchmarks.detector import benchmark
 
     return benchmark(args)
 

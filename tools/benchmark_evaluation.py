@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run the command and return its exit code."""
     args = build_parser().parse_args()
-    from tool_parts.benchmark_evaluation import benchmark
+    from benchmarks.evaluation import benchmark
 
     return benchmark(args)
 

@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run the command and return its exit code."""
     args = build_parser().parse_args()
-    from tool_parts.benchmark_proposals import benchmark
+    from benchmarks.proposals import benchmark
 
     return benchmark(args)
 

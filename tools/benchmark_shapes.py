@@ -21,7 +21,7 @@ from pathlib import Path
 
 from vild_cli.arguments import positive_int, tool_parser
 
-# the rows of shapes_experiment/methods.py, in the same order
+# the rows of experiments/methods.py, in the same order
 NAMES = (
     *("oracle", "supervised", "supervised_base", "clip", "text", "text_clip", "image"),
     *("vild_0", "vild_0.1", "vild", "vild_1", "ensemble"),
@@ -54,14 +54,14 @@ def main() -> int:
     args = parser.parse_args()
     if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
         parser.error(f"expected --seeds of at least 0, each once, got {args.seeds}")
-    from shapes_experiment.claims import claims_to_markdown, judge
-    from shapes_experiment.methods import METHODS
-    from shapes_experiment.pipeline import Pipeline
-    from shapes_experiment.quick import ROWS, quick_pipeline, quick_stages
-    from shapes_experiment.table import collect, to_markdown
+    from experiments.claims import claims_to_markdown, judge
+    from experiments.methods import METHODS
+    from experiments.pipeline import Pipeline
+    from experiments.progress import shown_time
+    from experiments.quick import ROWS, quick_pipeline, quick_stages
+    from experiments.stages import StageRunner, run_or_exit
+    from experiments.table import collect, to_markdown
     from vild.data.files import atomic_path, require_writable_folder
-    from vild.engine.progress import shown_time
-    from vild.engine.stages import StageRunner, run_or_exit
 
     try:
         require_writable_folder(args.out_dir, "--out-dir")

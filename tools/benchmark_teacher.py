@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run the command and return its exit code."""
     args = build_parser().parse_args()
-    from tool_parts.benchmark_teacher import benchmark
+    from benchmarks.teacher import benchmark
 
     return benchmark(args, args.part or PARTS)
 

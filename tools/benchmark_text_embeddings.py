@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run the command and return its exit code."""
     args = build_parser().parse_args()
-    from tool_parts.benchmark_text_embeddings import benchmark
+    from benchmarks.text_embeddings import benchmark
 
     return benchmark(args)
 

@@ -58,7 +58,7 @@ def main() -> int:
     from vild.config import read_config, use_available_device
     from vild.data import register_from_arguments
     from vild.embeddings import EmbeddingStore
-    from vild.engine.regions import compare_regions
+    from vild.engine.region_similarity import compare_regions
 
     register_from_arguments(args)
     store = EmbeddingStore(args.regions)

@@ -36,7 +36,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.out.suffix != ".safetensors":
         parser.error(f"expected the output to end in .safetensors, got {args.out}")
-    from vild.modeling.checkpoint_files import read_checkpoint, write_weights
+    from vild.checkpoint.files import read_checkpoint, write_weights
     from vild.storage.errors import UnsafeFileError
 
     try:

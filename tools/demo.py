@@ -55,7 +55,7 @@ def main() -> int:
     args = build_parser().parse_args()
     if args.video_input is not None and not args.video_input.is_file():
         raise ValueError(f"expected a video at {args.video_input}: no such file")
-    from tool_parts.demo import detect
+    from vild.inference.demo import detect
 
     failed = detect(args)
     for written in (args.output, args.results):

@@ -22,7 +22,7 @@ from vild_cli.arguments import add_vocabulary_arguments, positive_int, tool_pars
 from vild_cli.errors import one_line_errors
 
 if TYPE_CHECKING:
-    from vild.inference.export import Exported
+    from vild.export.exporting import Exported
 
 FORMATS = ("torchscript", "onnx")
 
@@ -75,8 +75,8 @@ def main() -> int:
     args = build_parser().parse_args()
     from vild.config import read_config, register_datasets
     from vild.data import read_image
+    from vild.export.exporting import export_detector
     from vild.inference.arguments import predictor_from_arguments
-    from vild.inference.export import export_detector
 
     cfg = read_config(args.config_file, args.opts)
     cfg.MODEL.DEVICE = "cpu"

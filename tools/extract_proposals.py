@@ -85,8 +85,8 @@ def work(
     import torch
 
     import vild
+    from vild.checkpoint import load_weights
     from vild.config import read_config
-    from vild.modeling import load_weights
     from vild.proposals import ProposalExtractor, extract_proposals
     from vild.proposals.store import FIELDS, KIND
     from vild.storage import StoreWriter, store_spec

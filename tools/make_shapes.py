@@ -54,8 +54,8 @@ def report(args: argparse.Namespace, folder: Path, seconds: float | None) -> Non
         folder: folder of the dataset.
         seconds: time taken; None if the dataset already existed.
     """
-    from vild.data.contact_sheet import write_contact_sheet
     from vild.data.shapes import pixel_digest, register_shapes
+    from vild.reporting.contact_sheet import write_contact_sheet
 
     if seconds is not None:
         print(f"wrote {folder} in {seconds:.1f} s")

@@ -28,9 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Command line entry; returns the exit code."""
     args = build_parser().parse_args()
-    from shapes_experiment import quick
-    from vild.engine.progress import shown_time
-    from vild.engine.stages import StageRunner, run_or_exit
+    from experiments import quick
+    from experiments.progress import shown_time
+    from experiments.stages import StageRunner, run_or_exit
 
     images = tuple(args.images) if args.images else quick.IMAGES
     pipeline = quick.quick_pipeline(options=tuple(args.opts), images=images)

@@ -63,7 +63,7 @@ def main() -> int:
     folders = {name: Path(folder) for name, folder in (run.split("=", 1) for run in args.run)}
     if len(folders) < len(args.run):
         parser.error("expected another NAME for every --run, got one twice")
-    from tool_parts.result_page import write_result_page
+    from experiments.result_page import write_result_page
 
     write_result_page(folders, args)
     print(f"wrote {args.out}")

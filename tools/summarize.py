@@ -41,8 +41,8 @@ def main() -> int:
     """Run the command and return its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = build_parser().parse_args()
-    from vild.inference.runs import read_runs
-    from vild.inference.summary import build_tables, to_markdown, write_summary
+    from vild.reporting.runs import read_runs
+    from vild.reporting.summary import build_tables, to_markdown, write_summary
 
     runs = read_runs(args.run, args.names)
     tables = build_tables(runs, args.task, args.reference)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from vild_cli.arguments import tool_parser
 
 if TYPE_CHECKING:
-    from vild.engine.stages import Stage
+    from experiments.stages import Stage
 
 OUTPUT = Path("output/coco_mini")
 DATASET = "datasets/coco_mini.yaml"
@@ -30,7 +30,7 @@ EXPECTED_AP50 = 30.0  # box, base classes, on the training images
 
 def build_stages(data: Path, text_embeddings: Path, opts: list[str]) -> list[Stage]:
     """Return all stages, in order."""
-    from vild.engine.stages import Stage
+    from experiments.stages import Stage
 
     text, run, val = OUTPUT / "text.safetensors", OUTPUT / "text", OUTPUT / "val"
     return [
@@ -86,8 +86,8 @@ def main() -> int:
     for path in (data / "annotations" / "instances_val2017.json", args.text_embeddings):
         if not path.is_file():
             parser.error(f"expected a file at {path}, got none")
-    from vild.engine.stages import StageRunner, run_or_exit
-    from vild.inference.runs import read_runs
+    from experiments.stages import StageRunner, run_or_exit
+    from vild.reporting.runs import read_runs
 
     os.environ["COCO_MINI"] = str(data)
     print(f"export COCO_MINI={data}")

@@ -55,8 +55,8 @@ def trained(args: argparse.Namespace) -> Teacher:
     """Train a teacher and write it to ``--out-dir``."""
     import torch
 
+    from experiments.teacher_training import train
     from vild.data.files import atomic_path, require_writable_folder
-    from vild.embeddings.shapes_training import train
     from vild.embeddings.teacher import SHAPES_FOLDER
 
     require_writable_folder(args.out_dir, "--out-dir")
@@ -75,15 +75,15 @@ def report(teacher: Teacher, vocabulary_seed: int) -> None:
     """Print the zero-shot accuracy over a seed's classes and over all compositions."""
     import numpy as np
 
-    from vild.data import Vocabulary
-    from vild.data.shapes import ALL_COMPOSITIONS, shapes_vocabulary
-    from vild.embeddings import embed_vocabulary
-    from vild.embeddings.shapes_training import (
+    from experiments.teacher_training import (
         draw_crops,
         embed_crops,
         jitter,
         zero_shot_accuracy,
     )
+    from vild.data import Vocabulary
+    from vild.data.shapes import ALL_COMPOSITIONS, shapes_vocabulary
+    from vild.embeddings import embed_vocabulary
 
     crops = draw_crops("held-out", 2000, seed=vocabulary_seed)
     classes = shapes_vocabulary(vocabulary_seed)

@@ -63,17 +63,15 @@ def main() -> int:
 
     from vild.data import Vocabulary, find_split, register_from_arguments
     from vild.data.files import require_writable_folder
-    from vild.inference import PictureWriter, instances_from_results, read_results_by_picture
+    from vild.reporting import ImageWriter, instances_from_results, read_results_by_image
 
     require_writable_folder(args.out_dir, "--out-dir")
     register_from_arguments(args)
     records = find_split(args.dataset)
     rows = MetadataCatalog.get(args.dataset).thing_dataset_id_to_contiguous_id
-    results = read_results_by_picture(
-        args.results, [record["image_id"] for record in records], rows
-    )
+    results = read_results_by_image(args.results, [record["image_id"] for record in records], rows)
     chosen = choose(records, args)
-    writer = PictureWriter(
+    writer = ImageWriter(
         args.out_dir,
         Vocabulary.from_dataset(args.dataset),
         [] if args.no_ground_truth else chosen,

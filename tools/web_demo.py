@@ -49,7 +49,7 @@ def main() -> int:
     """Run the command and return its exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     args = build_parser().parse_args()
-    from tool_parts.web_demo import run_page
+    from vild.web.page import run_page
 
     with contextlib.suppress(KeyboardInterrupt):
         run_page(args)

@@ -21,7 +21,7 @@ from vild.data.dataset_mapper import ViLDDatasetMapper
 from vild.data.inspection import DatasetReport, inspect_custom
 from vild.evaluation import evaluate_results
 from vild.evaluation.evaluator import Protocol
-from vild.inference import instances_from_results, read_results_by_picture
+from vild.reporting import instances_from_results, read_results_by_image
 
 from .mutating import (
     mutations,
@@ -152,7 +152,7 @@ def test_results(folder: Path, items: Any) -> None:
         return
     assert set(metrics) <= {"bbox", "segm"}
     # evaluated masks can be drawn
-    for own in read_results_by_picture(folder / "results.json", range(1, 5), rows).values():
+    for own in read_results_by_image(folder / "results.json", range(1, 5), rows).values():
         instances_from_results(own, (40, 48), rows)
 
 

@@ -14,6 +14,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor
 
+from vild.checkpoint import AtomicCheckpointer
 from vild.embeddings import (
     CROP_MODES,
     CropRule,
@@ -23,13 +24,7 @@ from vild.embeddings import (
     crop_and_resize,
 )
 from vild.inference.predictor import OpenVocabularyPredictor
-from vild.modeling import (
-    AtomicCheckpointer,
-    classification_loss,
-    distillation_loss,
-    fuse_scores,
-    select_detections,
-)
+from vild.modeling import classification_loss, distillation_loss, fuse_scores, select_detections
 from vild.modeling.norms import NORMS, make_norm, normalise
 from vild.modeling.suppression import suppress, suppress_in_rounds
 from vild.proposals import ProposalExtractor

@@ -10,10 +10,7 @@ import open_clip
 import pytest
 import torch
 
-from vild.data import Vocabulary
-from vild.data.shapes import ALL_COMPOSITIONS, shapes_vocabulary
-from vild.embeddings import Teacher, embed_vocabulary
-from vild.embeddings.shapes_training import (
+from experiments.teacher_training import (
     Crops,
     cut,
     draw_crops,
@@ -22,6 +19,9 @@ from vild.embeddings.shapes_training import (
     train,
     zero_shot_accuracy,
 )
+from vild.data import Vocabulary
+from vild.data.shapes import ALL_COMPOSITIONS, shapes_vocabulary
+from vild.embeddings import Teacher, embed_vocabulary
 from vild.embeddings.teacher import SHAPES_FOLDER
 
 

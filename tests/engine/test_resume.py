@@ -13,9 +13,9 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
+from vild.checkpoint import AtomicCheckpointer, load_weights
 from vild.engine import Trainer
 from vild.engine.hooks import CheckpointAndStop
-from vild.modeling import AtomicCheckpointer, load_weights
 
 from .. import small_shapes
 from ..forked import Forked

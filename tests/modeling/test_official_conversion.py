@@ -11,9 +11,9 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
+from vild.checkpoint import load_weights
 from vild.config import read_config
 from vild.data import Vocabulary
-from vild.modeling import load_weights
 from vild.modeling.official import convert_variables, official_text
 from vild.modeling.official.variables import HEAD, TEXT, model_variables
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import convert_checkpoint
-from vild.modeling import load_weights
+from vild.checkpoint import load_weights
 
+from ..checkpoint.test_checkpointer import Detector, state_dict
 from ..malicious import GADGETS, as_torch
-from ..modeling.test_checkpointing import Detector, state_dict
 
 Run = Callable[..., int]
 

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 import demo
-from tool_parts.demo import _video_writer
+from vild.inference.demo import _video_writer
+from vild.inference.detection_files import NamedDetectionsWriter
 from vild.inference.inputs import find_pictures
-from vild.inference.named import NamedDetectionsWriter
 
 from .. import malformed, small_shapes
 
@@ -170,7 +170,7 @@ def test_outputs_are_checked_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("tool_parts.demo.predictor_from_arguments", lambda *_: 1 / 0)
+    monkeypatch.setattr("vild.inference.demo.predictor_from_arguments", lambda *_: 1 / 0)
     common = ("--config-file", CONFIG, "--input", photos)
     for more in (("--output", photos / "a.png"), ("--results", photos), ("--results", "a.xml")):
         assert run(demo, *common, *more, *opts) == 2

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import result_page
-from tool_parts.result_page import stage_section
-from vild.engine.stages import Record
+from experiments.result_page import stage_section
+from experiments.stages import Record
 
 
 @pytest.mark.parametrize(

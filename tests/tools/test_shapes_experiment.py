@@ -16,13 +16,13 @@ import quickstart
 import submit_train
 import train_coco_mini
 import train_shapes_teacher
-from shapes_experiment import quick
-from shapes_experiment.claims import claims_to_markdown, judge
-from shapes_experiment.methods import METHODS, distill
-from shapes_experiment.pipeline import TRAIN_NET, Pipeline, teacher_version
-from shapes_experiment.table import METRICS, collect, summary, to_markdown
+from experiments import quick
+from experiments.claims import claims_to_markdown, judge
+from experiments.methods import METHODS, distill
+from experiments.pipeline import TRAIN_NET, Pipeline, teacher_version
+from experiments.stages import Stage, StageRunner
+from experiments.table import METRICS, collect, summary, to_markdown
 from vild.config import read_config
-from vild.engine.stages import Stage, StageRunner
 from vild_cli.training import parse
 
 

@@ -22,17 +22,19 @@ import make_shapes
 import summarize
 import train_shapes_teacher
 import web_demo
-from shapes_experiment.methods import METHODS
+from experiments import teacher_training
+from experiments.methods import METHODS
 from vild import precision
 from vild.data.shapes import dataset
-from vild.embeddings import crops, shapes_training, teacher
+from vild.embeddings import crops, teacher
 from vild.embeddings import store as embeddings
 from vild.embeddings.text import CLIP_TEMPERATURE
 from vild.evaluation import ground_truth
-from vild.inference import export, runs
-from vild.inference.web import Limits
+from vild.export import exporting
 from vild.proposals import extraction
 from vild.proposals import store as proposals
+from vild.reporting import runs
+from vild.web.detector import Limits
 from vild_cli import arguments, training
 
 ROOT = Path(__file__).parents[2]
@@ -173,15 +175,15 @@ def test_choices_and_defaults_are_those_of_the_package() -> None:
         assert one.get_default("pretrained") == teacher.OPENAI_TAG
         assert f"or {teacher.SHAPES_MODEL}" in one.format_help()
     assert text.get_default("temperature") == CLIP_TEMPERATURE
-    assert choices(export_model.build_parser(), "format") == tuple(export.FORMATS)
+    assert choices(export_model.build_parser(), "format") == tuple(exporting.FORMATS)
     assert choices(summarize.build_parser(), "task") == runs.TASKS
     assert choices(benchmark_shapes.build_parser(), "only") == tuple(METHODS)
     parser = make_shapes.build_parser()
     assert parser.get_default("train_images") == dataset.TRAIN_IMAGES
     assert parser.get_default("val_images") == dataset.VAL_IMAGES
     parser = train_shapes_teacher.build_parser()
-    assert parser.get_default("iterations") == shapes_training.ITERATIONS
-    assert parser.get_default("scenes") == shapes_training.SCENES
+    assert parser.get_default("iterations") == teacher_training.ITERATIONS
+    assert parser.get_default("scenes") == teacher_training.SCENES
     parser = web_demo.build_parser()
     assert parser.get_default("max_upload_mb") == Limits().upload_mb
     assert parser.get_default("max_megapixels") == Limits().megapixels

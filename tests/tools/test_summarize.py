@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import summarize
-from vild.inference.summary import MISSING
+from vild.reporting.summary import MISSING
 
 Run = Callable[..., int]
 

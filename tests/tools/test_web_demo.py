@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from vild.inference import OpenVocabularyPredictor
-from vild.inference.web import Limits, PageDetector
+from vild.web.detector import Limits, PageDetector
 
 from .. import malformed, small_shapes
 from .pages import CONFIG, ServedPage, status

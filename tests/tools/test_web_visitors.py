@@ -17,7 +17,7 @@ from PIL import IcoImagePlugin, Image
 
 from vild.embeddings.cache import CachedTextEncoder
 from vild.inference import OpenVocabularyPredictor
-from vild.inference.web import Limits, PageDetector
+from vild.web.detector import Limits, PageDetector
 
 from .. import malformed, small_shapes
 from .pages import ServedPage, served_page, status

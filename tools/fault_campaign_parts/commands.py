@@ -16,11 +16,11 @@ from time import sleep
 import torch
 
 import convert_official_checkpoint
+from experiments.stages import Stage, StageRunner, run_or_exit
 from fault_campaign_parts.bench import Bench, script
 from fault_campaign_parts.children import Target, guarded
 from vild.data import Vocabulary, download
 from vild.embeddings.cache import CachedTextEncoder
-from vild.engine.stages import Stage, StageRunner, run_or_exit
 from vild.modeling.official import OfficialModel
 
 VARIANTS = ("ensemble", "vild", "image", "text", "rpn_baseline")

@@ -17,6 +17,7 @@ from fault_campaign_parts.commands import (
     download_archives,
     run_stages,
 )
+from vild.checkpoint import load_weights
 from vild.config import read_config
 from vild.data import Vocabulary, read_image, register_custom
 from vild.data.inspection import inspect_custom
@@ -25,9 +26,8 @@ from vild.embeddings.cache import CachedTextEncoder
 from vild.embeddings.store import embedding_faults
 from vild.embeddings.teacher import Teacher
 from vild.evaluation import evaluate_results
-from vild.inference.runs import read_runs
-from vild.modeling import load_weights
 from vild.proposals import ProposalStore, read_detectron2_proposals
+from vild.reporting.runs import read_runs
 from vild.storage import store_faults
 
 

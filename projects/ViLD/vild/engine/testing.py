@@ -18,15 +18,16 @@ from detectron2.evaluation import (
 from detectron2.utils import comm
 from torch import nn
 
+from vild.checkpoint import AtomicCheckpointer, load_weights
+from vild.checkpoint.checkpointer import IMAGE_HEAD
 from vild.data import Vocabulary
 from vild.embeddings import Teacher, TextEmbeddings, embed_vocabulary
 from vild.engine.preflight import check_test_proposals, check_test_sets
 from vild.engine.trainer import Trainer
 from vild.evaluation import OpenVocabularyEvaluator
-from vild.inference import PictureWriter
-from vild.modeling import AtomicCheckpointer, ViLDROIHeads, load_weights
-from vild.modeling.checkpointing import IMAGE_HEAD
+from vild.modeling import ViLDROIHeads
 from vild.precision import autocast, resolve_precision
+from vild.reporting import ImageWriter
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ class _Pictures(DatasetEvaluator):
     """An evaluator that only draws the detections of each image to a file."""
 
     def __init__(self, folder: str, dataset_name: str) -> None:
-        self.writer = PictureWriter(
+        self.writer = ImageWriter(
             folder, Vocabulary.from_dataset(dataset_name), DatasetCatalog.get(dataset_name)
         )
 

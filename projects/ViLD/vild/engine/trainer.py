@@ -19,6 +19,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
+from vild.checkpoint import AtomicCheckpointer
 from vild.engine.hooks import (
     CheckpointAndStop,
     DivergenceGuard,
@@ -29,7 +30,6 @@ from vild.engine.hooks import (
 from vild.engine.loading import build_test_loader, build_train_loader, is_vild
 from vild.engine.writing import METRICS, NamedWriter, remove_cut_line, write_errors_in_one_line
 from vild.evaluation import OpenVocabularyEvaluator
-from vild.modeling import AtomicCheckpointer
 from vild.storage import require_disk_space
 
 logger = logging.getLogger(__name__)

@@ -20,12 +20,13 @@ from detectron2.structures import Instances
 from PIL import Image
 from torch import Tensor
 
+from vild.checkpoint import load_weights
 from vild.data import Vocabulary, clean_name, read_image
 from vild.data.augmentations import ResizeShortestEdge
 from vild.data.images import image_pixels
 from vild.embeddings import TextEmbeddings
 from vild.embeddings.cache import CachedTextEncoder
-from vild.modeling import WITH_TEACHER, ViLDROIHeads, load_weights
+from vild.modeling import WITH_TEACHER, ViLDROIHeads
 from vild.precision import autocast, resolve_precision
 
 Words = Sequence[str] | str | os.PathLike[str] | Vocabulary | TextEmbeddings

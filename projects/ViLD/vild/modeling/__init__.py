@@ -7,9 +7,7 @@ Detectron2.
 
 import vild.modeling.official  # noqa: F401  (registers the official architecture)
 from vild.modeling.box_head import EmbeddingHead, Projection, ViLDBoxHead
-from vild.modeling.checkpointing import AtomicCheckpointer, load_weights
 from vild.modeling.classifier import TextClassifier
-from vild.modeling.exportable import ExportableDetector
 from vild.modeling.fusion import fuse_scores
 from vild.modeling.losses import classification_loss, distillation_loss
 from vild.modeling.meta_arch import ImagesWithRegions, ViLDRCNN
@@ -28,9 +26,7 @@ __all__ = [
     "DISTILLED",
     "VARIANTS",
     "WITH_TEACHER",
-    "AtomicCheckpointer",
     "EmbeddingHead",
-    "ExportableDetector",
     "ImagesWithRegions",
     "OptionalMaskROIHeads",
     "Projection",
@@ -43,7 +39,6 @@ __all__ = [
     "distillation_loss",
     "fuse_scores",
     "load_text_embeddings",
-    "load_weights",
     "select_detections",
     "select_from_chunks",
 ]

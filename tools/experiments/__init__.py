@@ -1,0 +1,1 @@
+"""Experiments on `shapes`: a runner of stages, the paper's methods, and the result page."""

@@ -1,0 +1,251 @@
+"""The commands of the experiment, from making the data to evaluating each method.
+
+Every one is a command of this project that LVIS takes too, with `configs/shapes/*.yaml`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.stages import Stage
+from vild.data.shapes.dataset import FORMAT, shapes_folder
+from vild.embeddings.teacher import SHAPES_FOLDER
+from vild.reporting.runs import read_runs
+from vild.storage.layout import MANIFEST
+
+TRAIN_NET = "projects/ViLD/train_net.py"
+PROPOSALS = 100  # a picture, kept in the stores
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Stages of one data seed.
+
+    Attributes:
+        folder: of everything but the pictures; `output/shapes` is where the configs look for it.
+        seed: of the data and of the trainings.
+        options: KEY VALUE pairs of the configuration, for every training and evaluation.
+        prefix: of the stages' names, where several pipelines are run together.
+        images: number of training and of validation images; None: as make_shapes.py has it.
+        precision: of trainings and of the extraction of proposals: ``fp32`` or ``bf16``.
+        regions: proposals per training image that the teacher embeds.
+    """
+
+    folder: Path = Path("output/shapes")
+    seed: int = 0
+    options: tuple[str, ...] = ()
+    prefix: str = ""
+    images: tuple[int, int] | None = None
+    precision: str = "fp32"
+    regions: int = 60
+
+    @property
+    def data(self) -> str:
+        """What the data sets' names begin with."""
+        return f"shapes_seed{self.seed}" if self.seed else "shapes"
+
+    @property
+    def baseline(self) -> Path:
+        """Checkpoint that proposals come from and that every detector begins with."""
+        return self.folder / "rpn_baseline" / "model_final.pth"
+
+    def prepare(self, baseline: str = "rpn_baseline") -> list[Stage]:
+        """Return the stages up to the region embeddings; the first draws the images.
+
+        Args:
+            baseline: config of the class-agnostic detector, a file in configs/shapes without its
+                ending.
+        """
+        pictures, text = shapes_folder(self.seed), self.folder / "text.safetensors"
+        splits = (f"{self.data}_train_base", f"{self.data}_val")
+        make = ["tools/make_shapes.py"]
+        if self.seed:
+            make += ["--seed", str(self.seed)]
+        if self.images:
+            make += ["--train-images", str(self.images[0]), "--val-images", str(self.images[1])]
+        stages = [
+            Stage(
+                self._name("shapes"),
+                "draw the pictures of `shapes`",
+                tuple(make),
+                (pictures / "shapes.json",),
+                seconds=17,
+                keep=True,
+                version=f"format {FORMAT}",
+            ),
+            Stage(
+                self._name("text_embeddings"),
+                "embed the names of its classes by its own small CLIP",
+                (
+                    *("tools/extract_text_embeddings.py", "--vocabulary", f"{self.data}_val"),
+                    *("--model", "vild-shapes", "--out", str(text)),
+                ),
+                (text,),
+                (self._name("shapes"),),
+                seconds=6,
+                version=teacher_version(),
+            ),
+            self.train(
+                *("rpn_baseline", baseline, "train the class-agnostic detector on base classes"),
+                weights=None,
+                test=False,
+                seconds=140,
+            ),
+        ]
+        proposals, embeddings = self.folder / "proposals", self.folder / "embeddings"
+        stages.append(
+            Stage(
+                self._name("proposals"),
+                "extract its proposals",
+                (
+                    *("tools/extract_proposals.py", "--weights", str(self.baseline)),
+                    *("--config-file", "configs/shapes/rpn_baseline.yaml"),
+                    *("--topk", str(PROPOSALS), "--out-dir", str(proposals)),
+                    *("--precision", self.precision),
+                    *(word for split in splits for word in ("--split", split)),
+                ),
+                tuple(path for split in splits for path in _store(proposals / split)),
+                (self._name("rpn_baseline"),),
+                seconds=45,
+            )
+        )
+        for split, regions, stem in zip(
+            splits, (self.regions, PROPOSALS), ("train", "val"), strict=True
+        ):
+            stages.append(
+                Stage(
+                    self._name(f"embeddings_{stem}"),
+                    f"embed the regions of {split} by the CLIP",
+                    (
+                        *("tools/extract_image_embeddings.py", "--split", split),
+                        *("--proposals", str(proposals / split), "--regions", str(regions)),
+                        *("--model", "vild-shapes", "--pretrained", ""),
+                        *("--out-dir", str(embeddings)),
+                    ),
+                    _store(embeddings / split),
+                    (self._name("proposals"),),
+                    seconds=45 if stem == "train" else 20,
+                )
+            )
+        return stages
+
+    def train(
+        self,
+        name: str,
+        config: str,
+        title: str,
+        *options: str,
+        weights: Path | None,
+        test: bool = True,
+        seconds: float = 200,
+    ) -> Stage:
+        """Return the stage of a training.
+
+        Args:
+            name: of the stage and of its folder.
+            config: file in configs/shapes, without its ending.
+            title: of the stage.
+            *options: KEY VALUE pairs.
+            weights: to begin with; None: random ones.
+            test: whether it is evaluated at its end.
+            seconds: about how long it takes.
+        """
+        after = ("embeddings_train", "embeddings_val") if weights else ("shapes", "text_embeddings")
+        begin = ("MODEL.WEIGHTS", str(weights)) if weights else ()
+        if self.precision != "fp32":
+            options += ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", self.precision)
+        weights_file = self.folder / name / "model_final.pth"
+        return Stage(
+            self._name(name),
+            title,
+            (
+                *(TRAIN_NET, "--resume", "--config-file", f"configs/shapes/{config}.yaml"),
+                *(*begin, *self._paths(name, True, test), *options, *self.options),
+            ),
+            (self.folder / name, weights_file, *((self.metrics(name),) if test else ())),
+            tuple(map(self._name, after)),
+            seconds,
+        )
+
+    def evaluate(
+        self,
+        name: str,
+        config: str,
+        title: str,
+        *options: str,
+        trained: str,
+        seconds: float = 25,
+    ) -> Stage:
+        """Evaluate the checkpoint of a training in another way.
+
+        Args:
+            name: of the stage and of its folder.
+            config: file in configs/shapes, without its ending.
+            title: of the stage.
+            *options: KEY VALUE pairs.
+            trained: stage of the training.
+            seconds: about how long it takes.
+        """
+        weights = self.folder / trained / "model_final.pth"
+        return Stage(
+            self._name(name),
+            title,
+            (
+                *(TRAIN_NET, "--eval-only", "--eval", "bbox"),
+                *("--config-file", f"configs/shapes/{config}.yaml", "MODEL.WEIGHTS", str(weights)),
+                *(*self._paths(name, False, True), *options, *self.options),
+            ),
+            (self.folder / name, self.metrics(name)),
+            tuple(map(self._name, (trained, "embeddings_val"))),
+            seconds,
+        )
+
+    def metrics(self, name: str) -> Path:
+        """Json of a stage's figures."""
+        return self.folder / name / f"{self.data}_val_metrics.json"
+
+    def figures(self, name: str) -> Mapping[str, float]:
+        """Figures of the boxes of a stage, in percent.
+
+        Raises:
+            ValueError: it has left none.
+        """
+        (run,) = read_runs([self.metrics(name)])
+        if "bbox" not in run.results:
+            raise ValueError(f"{self.metrics(name)}: expected figures of boxes (bbox)")
+        return run.results["bbox"]
+
+    def _name(self, name: str) -> str:
+        return f"{self.prefix}{name}"
+
+    def _paths(self, name: str, train: bool, test: bool) -> tuple[str, ...]:
+        """Return the options that replace the paths and names of the configurations."""
+        options = ["OUTPUT_DIR", str(self.folder / name)]
+        own = (self.folder, self.seed) != (Pipeline.folder, Pipeline.seed)
+        embeddings = self.folder / "embeddings"
+        if own:
+            options += ["MODEL.VILD.TEXT_EMBEDDINGS", str(self.folder / "text.safetensors")]
+        if own and train:
+            options += ["SEED", str(self.seed)]
+            options += ["DATASETS.TRAIN", f'("{self.data}_train_base",)']
+            options += ["MODEL.VILD.DISTILL.STORE", str(embeddings / f"{self.data}_train_base")]
+        if own and test:
+            options += ["DATASETS.TEST", f'("{self.data}_val",)']
+            options += ["DATASETS.PROPOSAL_FILES_TEST", f'("{embeddings / self.data}_val",)']
+        if not test:
+            options += ["DATASETS.TEST", "()"]
+        return tuple(options)
+
+
+def _store(folder: Path) -> tuple[Path, Path]:
+    """Return the outputs of an extraction; the manifest is written last."""
+    return folder, folder / MANIFEST
+
+
+def teacher_version() -> str:
+    """Digest of the weights that the package ships: a newer package's embed everything anew."""
+    weights = SHAPES_FOLDER / "open_clip_model.safetensors"
+    return hashlib.sha256(weights.read_bytes()).hexdigest()

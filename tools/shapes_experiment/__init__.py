@@ -1,1 +1,0 @@
-"""The paper's experiment on `shapes` as stages, for the quickstart and the benchmark."""
