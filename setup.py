@@ -36,8 +36,8 @@ setup(
         "msgspec>=0.18",  # typed decoding of annotations and results
         "filelock",  # one writer a shard of a store
         "tqdm",  # progress bars
-        "matplotlib",  # pictures and curves
-        "PyYAML",  # descriptions of data sets, word lists
+        "matplotlib",  # images and curves
+        "PyYAML",  # descriptions of datasets, word lists
         "tensorboard",  # training curves
         "jinja2",  # result pages
     ],

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Say what is there, missing or broken in LVIS v1, COCO 2017 or a data set of your own.
+"""Say what is there, missing or broken in LVIS v1, COCO 2017 or a dataset of your own.
 
     python datasets/check_datasets.py                          # LVIS and COCO below the data root
-    python datasets/check_datasets.py --custom birds.yaml      # a data set of your own
+    python datasets/check_datasets.py --custom birds.yaml      # a dataset of your own
     python datasets/check_datasets.py --download lvis          # get what is missing, then check
 
 The exit code is 0 if nothing is missing or broken, 1 otherwise. Nothing is downloaded without
@@ -53,13 +53,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--custom",
         type=Path,
         metavar="YAML",
-        help="check the data set that this yaml describes",
+        help="check the dataset that this yaml describes",
     )
     parser.add_argument(
         "--images",
         choices=IMAGE_CHECKS,
         default="sample",
-        help=f"which pictures to decode in full; sample: {SAMPLE_SIZE} per split. That all of "
+        help=f"which images to decode in full; sample: {SAMPLE_SIZE} per split. That all of "
         "them exist is checked in any case",
     )
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Text embeddings without a teacher and pictures without files, for tests of the detector."""
+"""Text embeddings without a teacher and images without files, for tests of the detector."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def mapped_image(
     dimension: int = 16,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """What ViLDDatasetMapper gives of a picture: objects of ``classes`` in turn, and regions."""
+    """What ViLDDatasetMapper gives of an image: objects of ``classes`` in turn, and regions."""
     generator = torch.Generator().manual_seed(seed)
 
     def boxes(number: int) -> Boxes:
@@ -64,7 +64,7 @@ def mapped_image(
         size = (torch.rand(number, 2, generator=generator) * 0.3 + 0.15) * side
         return Boxes(torch.cat([corner, corner + size], dim=1))
 
-    picture = torch.randint(0, 256, (3, side, side), generator=generator, dtype=torch.uint8)
+    image = torch.randint(0, 256, (3, side, side), generator=generator, dtype=torch.uint8)
     instances = Instances((side, side))
     instances.gt_boxes = boxes(objects)
     instances.gt_classes = torch.tensor([classes[n % len(classes)] for n in range(objects)]).long()
@@ -76,7 +76,7 @@ def mapped_image(
     given.proposal_boxes = boxes(regions)
     given.teacher_embeddings = unit_rows(regions, dimension, seed=seed)
     return {
-        "image": picture,
+        "image": image,
         "height": side,
         "width": side,
         "instances": instances,
@@ -85,7 +85,7 @@ def mapped_image(
 
 
 def with_proposals(mapped: dict[str, Any]) -> dict[str, Any]:
-    """The regions of a mapped picture as its precomputed proposals."""
+    """The regions of a mapped image as its precomputed proposals."""
     given = mapped["distill_regions"]
     proposals = Instances(given.image_size)
     proposals.proposal_boxes = given.proposal_boxes
@@ -95,7 +95,7 @@ def with_proposals(mapped: dict[str, Any]) -> dict[str, Any]:
 
 
 def tiny_config(folder: Path, variant: str, text: TextEmbeddings, *changes: Any) -> CfgNode:
-    """A detector that takes a step on a small picture in a tenth of a second."""
+    """A detector that takes a step on a small image in a tenth of a second."""
     cfg = read_config(CONFIGS / "shapes" / f"vild_{variant}.yaml")
     file = folder / f"text{len(text.vocabulary)}.safetensors"
     text.save(file)

@@ -1,4 +1,4 @@
-"""Pictures and words as careless or hostile users give them."""
+"""Images and words as careless or hostile users give them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 FINE = " s, of "  # of a page's answer: nothing is wrong with it
 
 
-def _picture(mode: str = "RGB", size: tuple[int, int] = (90, 60)) -> Image.Image:
+def _image(mode: str = "RGB", size: tuple[int, int] = (90, 60)) -> Image.Image:
     image = Image.new("RGB", size, (40, 90, 160))
     ImageDraw.Draw(image).ellipse((size[0] // 4, size[1] // 4, size[0] // 2, size[1] // 2), "red")
     return image.convert(mode)
@@ -41,11 +41,11 @@ def png_header(width: int, height: int) -> bytes:
 def _rotated() -> bytes:
     exif = Image.Exif()
     exif[274] = 6
-    return _encoded(_picture(), "JPEG", exif=exif)
+    return _encoded(_image(), "JPEG", exif=exif)
 
 
 def _animated() -> bytes:
-    frames = [_picture(), _picture().rotate(90, expand=True)]
+    frames = [_image(), _image().rotate(90, expand=True)]
     return _encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
 
 
@@ -55,45 +55,45 @@ def _flipped(data: bytes) -> bytes:
 
 
 # name -> contents, and what has to be in the message; some are sound, but of unusual kinds
-PICTURES: dict[str, tuple[Callable[[], bytes], str]] = {
+IMAGES: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty.jpg": (lambda: b"", "it is empty"),
-    "one_byte.png": (lambda: b"\x89", "no picture of a kind"),
-    "truncated.jpg": (lambda: _encoded(_picture(), "JPEG")[:400], "cut short or damaged"),
-    "truncated.png": (lambda: _encoded(_picture(), "PNG")[:120], "cut short or damaged"),
-    "half.webp": (lambda: _encoded(_picture(), "WEBP")[:60], "cannot read the picture"),
-    "no_end.jpg": (lambda: _encoded(_picture(), "JPEG")[:-2], "cut short or damaged"),
-    "flipped.png": (lambda: _flipped(_encoded(_picture(), "PNG")), "cut short or damaged"),
+    "one_byte.png": (lambda: b"\x89", "no image of a kind"),
+    "truncated.jpg": (lambda: _encoded(_image(), "JPEG")[:400], "cut short or damaged"),
+    "truncated.png": (lambda: _encoded(_image(), "PNG")[:120], "cut short or damaged"),
+    "half.webp": (lambda: _encoded(_image(), "WEBP")[:60], "cannot read the image"),
+    "no_end.jpg": (lambda: _encoded(_image(), "JPEG")[:-2], "cut short or damaged"),
+    "flipped.png": (lambda: _flipped(_encoded(_image(), "PNG")), "cut short or damaged"),
     "bomb.png": (lambda: png_header(20_000, 20_000), "too large"),
     "large.png": (lambda: png_header(9_000, 9_000), "9000 x 9000 pixels"),
     "lying.png": (lambda: png_header(500, 400), "cut short or damaged"),
-    "no_size.png": (lambda: png_header(0, 10), "cannot read the picture"),
-    "drawing.svg": (lambda: b'<svg xmlns="http://www.w3.org/2000/svg"/>', "no picture of a kind"),
-    "script.svg": (lambda: b"<svg onload=alert(1)></svg>", "no picture of a kind"),
-    "text.jpg": (lambda: b"this is text\n" * 40, "no picture of a kind"),
-    "page.jpg": (lambda: b"<!DOCTYPE html><h1>404</h1>", "no picture of a kind"),
-    "zeros.bmp": (lambda: bytes(2000), "no picture of a kind"),
+    "no_size.png": (lambda: png_header(0, 10), "cannot read the image"),
+    "drawing.svg": (lambda: b'<svg xmlns="http://www.w3.org/2000/svg"/>', "no image of a kind"),
+    "script.svg": (lambda: b"<svg onload=alert(1)></svg>", "no image of a kind"),
+    "text.jpg": (lambda: b"this is text\n" * 40, "no image of a kind"),
+    "page.jpg": (lambda: b"<!DOCTYPE html><h1>404</h1>", "no image of a kind"),
+    "zeros.bmp": (lambda: bytes(2000), "no image of a kind"),
     "script.eps": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
     "floats.tiff": (
         lambda: _encoded(Image.fromarray(np.ones((5, 5), np.float32)), "TIFF"),
         "unknown range",
     ),
-    "archive.jpg": (lambda: b"PK\x03\x04" + bytes(100), "no picture of a kind"),
-    "video.png": (lambda: b"\0\0\0\x18ftypmp42" + bytes(100), "cannot read the picture"),
-    "dots..and spaces ü★.png": (lambda: _encoded(_picture(), "PNG"), FINE),
-    "no_ending": (lambda: _encoded(_picture(), "PNG"), FINE),
-    "cmyk.jpg": (lambda: _encoded(_picture("CMYK"), "JPEG"), FINE),
-    "one_pixel.png": (lambda: _encoded(_picture(size=(1, 1)), "PNG"), FINE),
-    "ruler.png": (lambda: _encoded(_picture(size=(1200, 1)), "PNG"), FINE),
+    "archive.jpg": (lambda: b"PK\x03\x04" + bytes(100), "no image of a kind"),
+    "video.png": (lambda: b"\0\0\0\x18ftypmp42" + bytes(100), "cannot read the image"),
+    "dots..and spaces ü★.png": (lambda: _encoded(_image(), "PNG"), FINE),
+    "no_ending": (lambda: _encoded(_image(), "PNG"), FINE),
+    "cmyk.jpg": (lambda: _encoded(_image("CMYK"), "JPEG"), FINE),
+    "one_pixel.png": (lambda: _encoded(_image(size=(1, 1)), "PNG"), FINE),
+    "ruler.png": (lambda: _encoded(_image(size=(1200, 1)), "PNG"), FINE),
     "animated.gif": (_animated, FINE),
     "wide_grey.png": (
         lambda: _encoded(Image.fromarray(np.arange(4800, dtype=np.uint16).reshape(60, 80)), "PNG"),
         FINE,
     ),
     "rotated.jpg": (_rotated, FINE),
-    "grey.png": (lambda: _encoded(_picture("L"), "PNG"), FINE),
-    "palette.png": (lambda: _encoded(_picture("P"), "PNG"), FINE),
-    "transparent.png": (lambda: _encoded(_picture("RGBA"), "PNG"), FINE),
-    "black_and_white.png": (lambda: _encoded(_picture("1"), "PNG"), FINE),
+    "grey.png": (lambda: _encoded(_image("L"), "PNG"), FINE),
+    "palette.png": (lambda: _encoded(_image("P"), "PNG"), FINE),
+    "transparent.png": (lambda: _encoded(_image("RGBA"), "PNG"), FINE),
+    "black_and_white.png": (lambda: _encoded(_image("1"), "PNG"), FINE),
 }
 
 # words as typed, and what has to be in the message
@@ -133,9 +133,9 @@ WORDS: dict[str, tuple[str, str]] = {
 }
 
 
-def write_pictures(folder: Path) -> dict[str, Path]:
-    """Write all of ``PICTURES``; returns name -> file."""
+def write_images(folder: Path) -> dict[str, Path]:
+    """Write all of ``IMAGES``; returns name -> file."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, (make, _) in PICTURES.items():
+    for name, (make, _) in IMAGES.items():
         (folder / name).write_bytes(make())
-    return {name: folder / name for name in PICTURES}
+    return {name: folder / name for name in IMAGES}

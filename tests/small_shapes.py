@@ -1,4 +1,4 @@
-"""A few pictures of `shapes` with text embeddings and a store of the real teacher's regions."""
+"""A few images of `shapes` with text embeddings and a store of the real teacher's regions."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from vild.storage.layout import write_json
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BASE = "small_shapes_base"  # training on base classes
-SEEN = "small_shapes_seen"  # the same pictures, for evaluation on what training has seen
+SEEN = "small_shapes_seen"  # the same images, for evaluation on what training has seen
 NOVEL = list(shapes_vocabulary(0).novel)
 PER_OBJECT = 6  # regions of the store around each object
 
 
-def make(folder: Path, pictures: int) -> None:
-    """Write the pictures, text embeddings and the store, and register ``BASE`` and ``SEEN``."""
-    generate_shapes(folder / "shapes", train_images=pictures, val_images=1, progress=False)
+def make(folder: Path, count: int) -> None:
+    """Write the images, text embeddings and the store, and register ``BASE`` and ``SEEN``."""
+    generate_shapes(folder / "shapes", train_images=count, val_images=1, progress=False)
     register(folder)
     teacher = Teacher.load("vild-shapes", device="cpu")
     text = embed_vocabulary(teacher, Vocabulary.from_dataset(BASE), templates="single")
@@ -46,8 +46,8 @@ def make(folder: Path, pictures: int) -> None:
         return {"boxes": boxes[image], "objectness": torch.zeros(len(boxes[image]))}
 
     def regions(image: int) -> dict[str, torch.Tensor]:
-        picture = torch.from_numpy(read_image(records[image]["file_name"]).copy())
-        return {**proposals(image), **pack(embedder.embed(picture, boxes[image]), "float16")}
+        pixels = torch.from_numpy(read_image(records[image]["file_name"]).copy())
+        return {**proposals(image), **pack(embedder.embed(pixels, boxes[image]), "float16")}
 
     write_store(folder / "proposals", "proposals", PROPOSAL_FIELDS, {}, images, proposals)
     own = fields(teacher.dimension, "float16")
@@ -81,7 +81,7 @@ def jittered(annotations: Sequence[dict[str, Any]], rng: np.random.RandomState) 
 
 
 def register(folder: Path, change: Callable[[dict[str, Any]], None] | None = None) -> None:
-    """Register the data sets, after a change of the annotations if one is given."""
+    """Register the datasets, after a change of the annotations if one is given."""
     contents = json.loads((folder / "shapes/annotations/train.json").read_text(encoding="utf-8"))
     if change is not None:
         change(contents)
@@ -101,7 +101,7 @@ def register(folder: Path, change: Callable[[dict[str, Any]], None] | None = Non
 
 
 def config(folder: Path, variant: str, **changes: Any) -> CfgNode:
-    """The benchmark's own configuration of a variant, on these pictures."""
+    """The benchmark's own configuration of a variant, on these images."""
     cfg = read_config(CONFIGS / "shapes" / f"vild_{variant}.yaml")
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.VILD.TEXT_EMBEDDINGS = str(folder / "text.safetensors")

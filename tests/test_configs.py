@@ -100,7 +100,7 @@ def test_custom_data_is_registered_by_the_configuration(tmp_path: Path) -> None:
 
 @pytest.fixture
 def coco_mini(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Annotation files without pictures where datasets/coco_mini.yaml looks for them."""
+    """Annotation files without images where datasets/coco_mini.yaml looks for them."""
     categories = [{"id": n, "name": name} for n, name in enumerate((*COCO_BASE, *COCO_NOVEL), 1)]
     contents = {"images": [], "annotations": [], "categories": categories}
     (tmp_path / "annotations").mkdir()
@@ -127,7 +127,7 @@ def parameters(paths: list[Path], slow: str) -> list[Any]:
 @pytest.mark.usefixtures("coco_mini")
 @pytest.mark.parametrize("path", parameters(CONFIGS, slow="_r152"))
 def test_recipe_takes_a_step_and_detects(path: Path, tmp_path: Path) -> None:
-    """As shipped but for its numbers of channels in the heads, on one small picture."""
+    """As shipped but for its numbers of channels in the heads, on one small image."""
     cfg = read_config(path)
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.ROI_BOX_HEAD.CONV_DIM = cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 32
@@ -358,7 +358,7 @@ def test_another_batch_size_scales_the_schedule() -> None:
     assert solver.WARMUP_ITERS == 16_000
     assert solver.CHECKPOINT_PERIOD == 1234
     assert cfg.TEST.EVAL_PERIOD == 0
-    assert lines[0] == "16 pictures a batch instead of the recipe's 256; so"
+    assert lines[0] == "16 images a batch instead of the recipe's 256; so"
     assert "SOLVER.BASE_LR: 0.32 -> 0.02" in lines
     assert len(lines) == 5
 

@@ -135,7 +135,7 @@ def test_the_examples_of_custom_data_and_words(
         "--train-images 200 --val-images 50": "--train-images 8 --val-images 3",
         "train_net.py": "train_net.py --num-gpus 0",
         "OUTPUT_DIR": "SOLVER.MAX_ITER 2 SOLVER.STEPS () TEST.DETECTIONS_PER_IMAGE 10 OUTPUT_DIR",
-        "datasets/shapes/": "things/",  # in the place of the quickstart's pictures and detector
+        "datasets/shapes/": "things/",  # in the place of the quickstart's images and detector
         "output/shapes/": "output/things/",
         '--vocabulary "striped': '--confidence-threshold 0 --vocabulary "striped',
     }

@@ -130,5 +130,5 @@ def test_every_command_of_the_table(tmp_path: Path) -> None:
     detections = json.loads((tmp_path / "detections.json").read_text(encoding="utf-8"))
     assert {"image_id", "category_id", "bbox", "score", "segmentation"} <= set(detections[0])
     assert len(list((tmp_path / "shown").iterdir())) == 2
-    assert len(list((tmp_path / "pictures").iterdir())) == 2
+    assert len(list((tmp_path / "images").iterdir())) == 2
     assert list((tmp_path / "summary").glob("*.md"))

@@ -33,7 +33,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two pictures, the converted checkpoint, and embeddings of the pictures' classes."""
+    """Two images, the converted checkpoint, and embeddings of the images' classes."""
     made = tmp_path_factory.mktemp("official")
     generate_shapes(made / "shapes", train_images=1, val_images=2, progress=False)
     torch.save({"model": converted("double_branch").state}, made / "model.pth")
@@ -64,8 +64,8 @@ def test_evaluation(folder: Path) -> None:
 
 
 def test_demo(folder: Path) -> None:
-    file, pictures = str(CONFIGS / "vild_ensemble_r50.yaml"), str(folder / "shapes" / "val")
-    args = ["--config-file", file, "--input", pictures, "--results", str(folder / "demo.json")]
+    file, images = str(CONFIGS / "vild_ensemble_r50.yaml"), str(folder / "shapes" / "val")
+    args = ["--config-file", file, "--input", images, "--results", str(folder / "demo.json")]
     run(folder, "tools/demo.py", *args, "--confidence-threshold", "0", "--opts")
     assert len(json.loads((folder / "demo.json").read_text(encoding="utf-8"))) == 10
 
@@ -73,24 +73,24 @@ def test_demo(folder: Path) -> None:
 def test_predictor(folder: Path, tmp_path: Path) -> None:
     cfg = config("double_branch", tmp_path, "MODEL.WEIGHTS", str(folder / "model.pth"))
     predictor = OpenVocabularyPredictor(cfg)
-    picture = cv2.imread(str(folder / "shapes" / "val" / "000001.png"))
-    found = predictor(picture[:120])
+    image = cv2.imread(str(folder / "shapes" / "val" / "000001.png"))
+    found = predictor(image[:120])
     assert found.image_size == found.pred_masks.shape[1:] == (120, 160)
-    as_tensor = torch.from_numpy(picture[:120, :, ::-1].copy()).permute(2, 0, 1)
+    as_tensor = torch.from_numpy(image[:120, :, ::-1].copy()).permute(2, 0, 1)
     with torch.no_grad():
         alone = predictor.model([{"image": as_tensor, "height": 120, "width": 160}])[0]["instances"]
     torch.testing.assert_close(found.pred_boxes.tensor, alone.pred_boxes.tensor)
 
     predictor.set_vocabulary(text_embeddings(["owl", "kite"], 512, temperature=0.01))
     assert predictor.vocabulary.names == ("owl", "kite")
-    assert set(predictor(picture).pred_classes.tolist()) <= {0, 1}
+    assert set(predictor(image).pred_classes.tolist()) <= {0, 1}
 
 
 def test_pillows_resizing_is_not_equal(folder: Path) -> None:
     """Detectron2's loader resizes by Pillow: half a pixel away, and rounded to whole levels."""
-    picture = cv2.imread(str(folder / "shapes" / "val" / "000001.png"))
-    theirs = ResizeTransform(160, 160, 1024, 1024).apply_image(picture).astype(np.float32)
-    ours = resize(torch.from_numpy(picture).float().permute(2, 0, 1), 1024, 1024)
+    image = cv2.imread(str(folder / "shapes" / "val" / "000001.png"))
+    theirs = ResizeTransform(160, 160, 1024, 1024).apply_image(image).astype(np.float32)
+    ours = resize(torch.from_numpy(image).float().permute(2, 0, 1), 1024, 1024)
     off = np.abs(ours.permute(1, 2, 0).numpy() - theirs)
     LOGGER.info("mean %.1f, largest %.0f of 255 grey levels", off.mean(), off.max())
     assert off.mean() > 1

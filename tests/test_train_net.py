@@ -17,7 +17,7 @@ from .making import text_embeddings
 
 
 def made(tmp_path: Path) -> None:
-    """Four pictures and text embeddings of the classes, without a teacher."""
+    """Four images and text embeddings of the classes, without a teacher."""
     generate_shapes(tmp_path / "shapes", train_images=4, val_images=2, progress=False)
     classes = MetadataCatalog.get("shapes_train")
     novel = [n for n, flag in zip(classes.thing_classes, classes.novel, strict=True) if flag]
@@ -48,7 +48,7 @@ def run(tmp_path: Path, *args: str) -> str:
 def test_trains_resumes_and_evaluates(tmp_path: Path) -> None:
     made(tmp_path)
     log = run(tmp_path, "SOLVER.MAX_ITER", "2")
-    assert "1 pictures a batch instead of the recipe's 8" in log
+    assert "1 images a batch instead of the recipe's 8" in log
     assert "SOLVER.BASE_LR: 0.02 -> 0.0025" in log
     state = torch.load(tmp_path / "run" / "model_0000001.pth", weights_only=False)
     momentum = state["trainer"]["_trainer"]["optimizer"]["state"]

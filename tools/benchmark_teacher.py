@@ -23,8 +23,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--part", action="append", choices=PARTS, help="all by default")
     parser.add_argument("--device")
     parser.add_argument("--precision", help="of the encoder; the extraction's default by default")
-    parser.add_argument("--pictures", type=int, default=8, help="of the part `extraction`")
-    parser.add_argument("--regions", type=int, default=32, help="a picture, likewise")
+    parser.add_argument("--images", type=int, default=8, help="of the part `extraction`")
+    parser.add_argument("--regions", type=int, default=32, help="an image, likewise")
     parser.add_argument("--batch-size", type=int, default=32, help="crops")
     return parser
 

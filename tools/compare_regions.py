@@ -30,11 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", required=True, nargs="+", help="their checkpoints")
     parser.add_argument("--dataset", required=True, help="registered, with all classes annotated")
     parser.add_argument(
-        "--regions", required=True, help="store of the teacher's embeddings of the data set"
+        "--regions", required=True, help="store of the teacher's embeddings of the dataset"
     )
-    parser.add_argument(
-        "--pictures", type=positive_int, help="how many are looked at (default: all)"
-    )
+    parser.add_argument("--images", type=positive_int, help="how many are looked at (default: all)")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs of the configuration"
     )
@@ -65,7 +63,7 @@ def main() -> int:
     for number, weights in enumerate(args.weights):
         cfg = read_config(args.config_file, ["MODEL.WEIGHTS", weights, *args.opts])
         use_available_device(cfg)
-        teacher, detector = compare_regions(cfg, args.dataset, store, args.pictures)
+        teacher, detector = compare_regions(cfg, args.dataset, store, args.images)
         if number == 0:
             report("the teacher", teacher)
         report(weights, detector)

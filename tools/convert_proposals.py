@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     way.add_argument("--from-detectron2", type=Path, metavar="PKL", help="read this file")
     way.add_argument("--to-detectron2", type=Path, metavar="PKL", help="write this file")
     parser.add_argument("--allow-pickle", action="store_true", help="the pickle can be trusted")
-    parser.add_argument("--split", help="registered data set that the file read is of")
+    parser.add_argument("--split", help="registered dataset that the file read is of")
     parser.add_argument("--out-dir", type=Path, default=Path("proposals"))
     parser.add_argument("--store", type=Path, help="the store to write the file from")
     add_data_arguments(parser)
@@ -63,7 +63,7 @@ def main() -> int:
     store = ProposalStore(folder)
     print(
         f"{folder}: {store.rows} proposals of {len(store)} images; left out: {dropped} boxes "
-        f"without area in their picture, {foreign} images of other splits; without proposals: "
+        f"without area in their image, {foreign} images of other splits; without proposals: "
         f"{len(store.failed)} images"
     )
     return 3 if store.failed else 0

@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         nargs="+",
         metavar="FILE",
-        help="pictures to compare on; the first one is traced",
+        help="images to compare on; the first one is traced",
     )
     parser.add_argument("--format", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--text-embeddings", choices=("input", "baked"), default="input")
@@ -57,7 +57,7 @@ def report(item: Exported) -> None:
     import torch
 
     print(
-        f"wrote {item.file}: {item.megabytes:.1f} MB; {item.picture[0]} x {item.picture[1]} pixels "
+        f"wrote {item.file}: {item.megabytes:.1f} MB; {item.image[0]} x {item.image[1]} pixels "
         f"in {item.seconds:.3f} s, by the detector itself in {item.eager_seconds:.3f} s "
         f"({torch.get_num_threads()} threads)"
     )
@@ -81,12 +81,12 @@ def main() -> int:
     cfg = read_config(args.config_file, args.opts)
     cfg.MODEL.DEVICE = "cpu"
     register_datasets(cfg)
-    pictures = [read_image(file) for file in args.sample_image]
+    images = [read_image(file) for file in args.sample_image]
     written = export_detector(
         predictor_from_arguments(cfg, args).model,
         cfg,
         args.output,
-        pictures,
+        images,
         formats=args.format,
         text_input=args.text_embeddings == "input",
         repeats=args.repeats,

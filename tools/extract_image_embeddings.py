@@ -37,12 +37,12 @@ logger = logging.getLogger("extract_image_embeddings")
 def build_parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
     parser = tool_parser(__doc__)
-    parser.add_argument("--split", required=True, help="registered data set")
+    parser.add_argument("--split", required=True, help="registered dataset")
     parser.add_argument("--proposals", type=Path, required=True, help="their store for this split")
     parser.add_argument("--out-dir", type=Path, default=Path("embeddings"))
     regions = parser.add_argument_group("regions")
     regions.add_argument(
-        "--regions", type=positive_int, default=300, help="most a picture, the best first"
+        "--regions", type=positive_int, default=300, help="most an image, the best first"
     )
     regions.add_argument(
         "--crop-mode",
@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="auto: bf16 on GPUs that compute in it, else fp32",
     )
     encoder.add_argument("--batch-size", type=positive_int, default=256, help="crops")
-    parser.add_argument("--retry-failed", action="store_true", help="try failed pictures again")
+    parser.add_argument("--retry-failed", action="store_true", help="try failed images again")
     parser.add_argument("--images-per-shard", type=positive_int, default=256)
     parser.add_argument(
         "--threads", type=positive_int, default=2, help="image-loading threads per process"

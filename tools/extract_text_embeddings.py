@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--vocabulary",
         required=True,
-        help="lvis, coco, a registered data set, a file (.json, .txt with one class per line, "
+        help="lvis, coco, a registered dataset, a file (.json, .txt with one class per line, "
         ".yaml, .csv or .safetensors) or a comma list",
     )
     parser.add_argument(

@@ -19,12 +19,12 @@ from vild_cli.errors import one_line_errors
 def build_parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
     parser = tool_parser(__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="other classes and pictures (0)")
+    parser.add_argument("--seed", type=int, default=0, help="other classes and images (0)")
     parser.add_argument("--out-dir", type=Path, help="default: shapes below $DETECTRON2_DATASETS")
     parser.add_argument("--train-images", type=positive_int, default=2000)
     parser.add_argument("--val-images", type=positive_int, default=500)
     parser.add_argument("--workers", type=positive_int, help="processes (one per core)")
-    parser.add_argument("--contact-sheet", type=Path, help="PNG with the first pictures, annotated")
+    parser.add_argument("--contact-sheet", type=Path, help="PNG with the first images, annotated")
     parser.add_argument("--digest", action="store_true", help="print a digest of the pixels")
     return parser
 

@@ -25,23 +25,23 @@ from vild_cli.errors import one_line_errors
 def build_parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
     parser = tool_parser(__doc__)
-    parser.add_argument("--dataset", required=True, help="registered data set of the runs")
+    parser.add_argument("--dataset", required=True, help="registered dataset of the runs")
     parser.add_argument(
         "--run", action="append", required=True, metavar="NAME=FOLDER", help="may be repeated"
     )
     parser.add_argument("--out", type=path, required=True, help="html file")
     parser.add_argument("--title", default="ViLD: open-vocabulary detection")
     parser.add_argument("--task", choices=("bbox", "segm"), default="bbox", help="of all figures")
-    parser.add_argument("--pictures", type=positive_int, default=10, help="how many")
+    parser.add_argument("--images", type=positive_int, default=10, help="how many")
     parser.add_argument(
         "--threshold", type=fraction, default=0.3, help="lowest score that is drawn"
     )
     group = parser.add_argument_group("heat map of region against text embeddings")
     group.add_argument("--config-file", help="of the detector whose regions are shown")
     group.add_argument("--weights", help="its checkpoint")
-    group.add_argument("--regions", help="store of the teacher's embeddings of the data set")
+    group.add_argument("--regions", help="store of the teacher's embeddings of the dataset")
     group.add_argument(
-        "--region-pictures", type=positive_int, default=200, help="how many are looked at"
+        "--region-images", type=positive_int, default=200, help="how many are looked at"
     )
     group.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of its configuration")
     parser.add_argument("--stages", type=path, help="records of tools/quickstart.py, for times")

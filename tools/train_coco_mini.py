@@ -48,7 +48,7 @@ def build_stages(data: Path, text_embeddings: Path, opts: list[str]) -> list[Sta
         ),
         Stage(
             "text",
-            "learn the base classes of the training pictures by heart",
+            "learn the base classes of the training images by heart",
             ("projects/ViLD/train_net.py", "--resume", "--config-file", CONFIG, *opts),
             (run, run / "model_final.pth", run / "coco_mini_train_metrics.json"),
             ("text_embeddings",),
@@ -56,7 +56,7 @@ def build_stages(data: Path, text_embeddings: Path, opts: list[str]) -> list[Sta
         ),
         Stage(
             "val",
-            "evaluate on other pictures",
+            "evaluate on other images",
             (
                 *("projects/ViLD/train_net.py", "--eval-only", "--config-file", CONFIG),
                 *("MODEL.WEIGHTS", str(run / "model_final.pth"), "OUTPUT_DIR", str(val)),

@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out-dir", type=Path, default=Path("output/shapes_teacher"))
     parser.add_argument("--iterations", type=positive_int, default=3000)
     parser.add_argument(
-        "--scenes", type=positive_int, default=8000, help="pictures to cut crops from"
+        "--scenes", type=positive_int, default=8000, help="images to cut crops from"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vocabulary-seed", type=int, default=0, help="classes to evaluate on")

@@ -2,7 +2,7 @@
 r"""Draw the detections of a results file beside the ground truth, one file per image.
 
 python tools/visualize_results.py --dataset lvis_v1_val --results detections.json \
-    --out-dir output/pictures --limit 50
+    --out-dir output/images --limit 50
 
 The results file is in COCO or LVIS format, as written by train_net.py --eval-only and Detectron2's
 evaluators. Names of novel classes begin with a star. Exit code: 0, or 3 if images could not be
@@ -23,16 +23,14 @@ from vild_cli.errors import one_line_errors
 def build_parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
     parser = tool_parser(__doc__)
-    parser.add_argument("--dataset", required=True, help="registered data set of the results")
+    parser.add_argument("--dataset", required=True, help="registered dataset of the results")
     parser.add_argument("--results", type=path, required=True, help="json of the detections")
     parser.add_argument("--out-dir", type=path, required=True)
     parser.add_argument(
         "--threshold", type=fraction, default=0.3, help="lowest score that is drawn"
     )
-    parser.add_argument(
-        "--limit", type=positive_int, help="draw this many pictures, the first ones"
-    )
-    parser.add_argument("--images", nargs="+", metavar="ID", help="draw these pictures")
+    parser.add_argument("--limit", type=positive_int, help="draw this many images, the first ones")
+    parser.add_argument("--images", nargs="+", metavar="ID", help="draw these images")
     parser.add_argument("--no-ground-truth", action="store_true", help="draw the detections alone")
     add_data_arguments(parser)
     return parser
@@ -86,7 +84,7 @@ def main() -> int:
             writer.write(record, instances_from_results(own, size, rows))
         except (ValueError, OSError) as error:
             failed[record["image_id"]] = error
-    print(f"{args.out_dir}: {writer.written} pictures")
+    print(f"{args.out_dir}: {writer.written} images")
     for image, reason in failed.items():
         print(f"failed: image {image}: {reason}")
     return 3 if failed else 0

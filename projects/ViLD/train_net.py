@@ -94,7 +94,7 @@ def evaluate_only(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     if args.eval_results:
         if len(cfg.DATASETS.TEST) != 1:
             raise ValueError(
-                "expected one data set in DATASETS.TEST beside --eval-results, got "
+                "expected one dataset in DATASETS.TEST beside --eval-results, got "
                 f"{tuple(cfg.DATASETS.TEST)}"
             )
         (name,) = cfg.DATASETS.TEST

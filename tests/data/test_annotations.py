@@ -183,7 +183,7 @@ def test_an_object_without_valid_polygons_does_not_stop_the_mapper(tmp_path: Pat
     assert found.gt_has_mask.tolist() == [True, False]
 
 
-def test_dropped_rows_and_ids_leave_the_pictures(tmp_path: Path) -> None:
+def test_dropped_rows_and_ids_leave_the_images(tmp_path: Path) -> None:
     path = write(tmp_path, coco_contents())
     everything = load_records(path, tmp_path, COCO_ROWS)
     base = load_records(path, tmp_path, COCO_ROWS, kept_rows=[0, 2])
@@ -199,7 +199,7 @@ def rows_of(records: list[dict[str, Any]]) -> list[list[int]]:
     return [[a["category_id"] for a in record["annotations"]] for record in records]
 
 
-def test_what_was_looked_for_in_a_picture_is_carried(tmp_path: Path) -> None:
+def test_what_was_looked_for_in_a_image_is_carried(tmp_path: Path) -> None:
     records = load_records(write(tmp_path, lvis_contents()), tmp_path, {1: 0}, kept_rows=[])
     assert [record["neg_category_ids"] for record in records] == [[3, 5], [3, 8]]
     assert [record["not_exhaustive_category_ids"] for record in records] == [[6], [9]]
@@ -331,7 +331,7 @@ def test_bad_records_are_named(
         load_records(write(tmp_path, contents), tmp_path, COCO_ROWS)
 
 
-def test_frequencies_are_counted_in_pictures(tmp_path: Path) -> None:
+def test_frequencies_are_counted_in_images(tmp_path: Path) -> None:
     counts = {1: 0, 2: 10, 3: 11, 4: 100, 5: 101}
     pairs = [(category, image) for category, n in counts.items() for image in range(n)]
     pairs += [(2, 0)] * 50  # several instances in an image count as one image

@@ -219,7 +219,7 @@ def serve_archives(
         values = {
             **vars(archive),
             "md5": hashlib.md5(data).hexdigest(),
-            "pictures": None if archive.pictures is None else len(members[archive.name]),
+            "images": None if archive.images is None else len(members[archive.name]),
         }
         small.append(Archive(**values))
     monkeypatch.setattr(module, "ARCHIVES", tuple(small))
@@ -236,12 +236,12 @@ def test_fetch_fills_the_layout_and_a_second_one_asks_for_nothing(
     serve_archives(server, monkeypatch)
     options: dict[str, Any] = {"flat": flat, "archive_base": server.url + "/", "progress": False}
     fetch("lvis", tmp_path, **options)
-    pictures = ["train2017/1.jpg", "train2017/2.jpg", "val2017/3.jpg"]
+    images = ["train2017/1.jpg", "train2017/2.jpg", "val2017/3.jpg"]
     annotations = ["lvis_v1_train.json", "lvis_v1_val.json"]
     expected = (
-        [f"annotations/{name}" for name in annotations] + pictures
+        [f"annotations/{name}" for name in annotations] + images
         if flat
-        else [f"coco/{name}" for name in pictures] + [f"lvis/{name}" for name in annotations]
+        else [f"coco/{name}" for name in images] + [f"lvis/{name}" for name in annotations]
     )
     assert files_below(tmp_path) == expected
     assert len(server.requests) == 4
@@ -284,7 +284,7 @@ def test_an_archive_with_other_contents_is_named(
 
 
 def test_an_unknown_data_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected a data set among coco, lvis, got 'voc'"):
+    with pytest.raises(ValueError, match="expected a dataset among coco, lvis, got 'voc'"):
         fetch("voc", tmp_path)
 
 

@@ -17,7 +17,7 @@ from .test_annotations import write
 from .test_custom import classes_of
 
 DESCRIPTION = (
-    r"birds\.yaml: expected the description of a data set with the keys name, novel, train, val, "
+    r"birds\.yaml: expected the description of a dataset with the keys name, novel, train, val, "
     "base, evaluator, crowds_are_objects: "
 )
 
@@ -82,7 +82,7 @@ DESCRIPTION = (
         (lambda s: s.update(novel=["ospray"]), "novel class 'ospray'.*Did you mean 'osprey'"),
         (lambda s: s.update(base=["crows"]), "base class 'crows'.*Did you mean 'crow'"),
         (lambda s: s.update(novel=["crow", 2]), "novel class 2 is listed more than once"),
-        (lambda s: s.update(novel=["crow", "2"]), "the novel class '2' is not in the data set"),
+        (lambda s: s.update(novel=["crow", "2"]), "the novel class '2' is not in the dataset"),
         (lambda s: s.update(base=["crow", "crow"]), "base class 'crow' is listed more than once"),
         (lambda s: s.update(base=["crow", "osprey"]), "'osprey' is listed as base and as novel"),
         (lambda s: s.update(novel="rare"), "frequency group 'r', 'c' or 'f'; got 'rare'"),
@@ -123,7 +123,7 @@ def test_what_is_no_description_is_refused(tmp_path: Path, text: str, message: s
 
 def test_a_missing_yaml_is_named(tmp_path: Path) -> None:
     path = tmp_path / "gone.yaml"
-    message = f"expected a yaml that describes a data set at {path}: No such file or directory"
+    message = f"expected a yaml that describes a dataset at {path}: No such file or directory"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         register_custom(path)
 
@@ -160,7 +160,7 @@ def test_a_yaml_in_another_encoding_is_refused(
     path = tmp_path / "birds.yaml"
     path.write_bytes(_rename(tmp_path, spec, "osprey", "h\u00e9ron").encode(encoding))
     message = (
-        rf"{re.escape(str(path))}: expected a yaml that describes a data set in UTF-8, got {got}\. "
+        rf"{re.escape(str(path))}: expected a yaml that describes a dataset in UTF-8, got {got}\. "
         "Save the file as UTF-8"
     )
     with pytest.raises(ValueError, match=f"^{message}$"):

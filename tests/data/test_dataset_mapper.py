@@ -71,12 +71,12 @@ def source() -> Source:
 
 @pytest.fixture
 def record(source: Source, tmp_path: Path) -> dict[str, Any]:
-    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     for box, colour in zip(
         source.record.boxes.int().tolist(), source.record.embeddings, strict=True
     ):
-        picture[box[1] : box[3], box[0] : box[2]] = colour.numpy().astype(np.uint8)
-    Image.fromarray(picture).save(tmp_path / "7.png")
+        image[box[1] : box[3], box[0] : box[2]] = colour.numpy().astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "7.png")
     return {
         "file_name": str(tmp_path / "7.png"),
         "image_id": 7,
@@ -372,7 +372,7 @@ def test_a_missing_image_is_an_error(source: Source, record: dict[str, Any]) -> 
         mapper(source, [])({**record, "image_id": 8})
 
 
-def test_a_store_of_another_picture_is_refused(source: Source, record: dict[str, Any]) -> None:
+def test_a_store_of_another_image_is_refused(source: Source, record: dict[str, Any]) -> None:
     Image.new("RGB", (90, 80)).save(record["file_name"])
     changed = {**record, "width": 90, "height": 80}
     with pytest.raises(ValueError, match=r"80 x 90 pixels, .* made on 200 x 300"):

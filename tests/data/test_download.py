@@ -314,7 +314,7 @@ def make_zip(members: dict[str, bytes]) -> bytes:
 
 @pytest.fixture
 def zip_path(tmp_path: Path) -> Path:
-    path = tmp_path / "pictures.zip"
+    path = tmp_path / "images.zip"
     path.write_bytes(make_zip({"val/": b"", "val/1.jpg": b"one", "val/2.jpg": b"two"}))
     return path
 
@@ -335,7 +335,7 @@ def test_only_what_is_missing_is_unpacked(zip_path: Path, tmp_path: Path) -> Non
     assert (tmp_path / "val" / "2.jpg").read_bytes() == b"two"
 
 
-def test_a_folder_of_pictures_may_be_a_link(zip_path: Path, tmp_path: Path) -> None:
+def test_a_folder_of_images_may_be_a_link(zip_path: Path, tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "coco").mkdir()
     (tmp_path / "coco" / "val").symlink_to(tmp_path / "disk")
@@ -367,13 +367,13 @@ def test_unpacking_needs_room(
     zip_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 5))
-    with pytest.raises(OSError, match=r"unpacking pictures.zip: expected 0.00 GB of free disk"):
+    with pytest.raises(OSError, match=r"unpacking images.zip: expected 0.00 GB of free disk"):
         extract(zip_path, tmp_path, progress=False)
     assert not (tmp_path / "val").exists()
 
 
 def test_an_image_that_is_not_finished_is_not_counted(tmp_path: Path) -> None:
-    archive = Archive("http://x/a.zip", "", 0.1, ("coco",), "coco", ".", ("val",), pictures=2)
+    archive = Archive("http://x/a.zip", "", 0.1, ("coco",), "coco", ".", ("val",), images=2)
     (tmp_path / "val").mkdir()
     for name in ("1.jpg", "2.jpg.part", "Thumbs.db"):
         (tmp_path / "val" / name).touch()
@@ -416,10 +416,10 @@ def test_the_table_of_archives() -> None:
         name: {a.name: a.folder for a in ARCHIVES if name in a.datasets}
         for name in ("lvis", "coco")
     }
-    pictures = {"train2017.zip": "coco", "val2017.zip": "coco"}
-    assert needed["coco"] == {**pictures, "annotations_trainval2017.zip": "coco"}
+    images = {"train2017.zip": "coco", "val2017.zip": "coco"}
+    assert needed["coco"] == {**images, "annotations_trainval2017.zip": "coco"}
     assert needed["lvis"] == {
-        **pictures,
+        **images,
         "lvis_v1_train.json.zip": "lvis",
         "lvis_v1_val.json.zip": "lvis",
     }

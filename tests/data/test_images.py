@@ -20,7 +20,7 @@ ORIENTATION = 274
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def image() -> Image.Image:
     """Return 24 × 40 pixels with distinct corners; smooth, so that JPEG changes little."""
     rows, columns = np.mgrid[0:24, 0:40]
     channels = (rows * 10, columns * 6, (rows + columns) * 4)
@@ -41,9 +41,9 @@ def check_form(array: np.ndarray, height: int, width: int) -> None:
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.bmp", "a.tiff", "a.webp", "a.ppm"])
 def test_common_kinds_are_as_detectron2_reads_them(
-    picture: Image.Image, tmp_path: Path, name: str
+    image: Image.Image, tmp_path: Path, name: str
 ) -> None:
-    path = saved(picture, tmp_path / name)
+    path = saved(image, tmp_path / name)
     array = read_image(path)
     check_form(array, 24, 40)
     np.testing.assert_array_equal(array, detectron2_read_image(path, "RGB"))
@@ -52,9 +52,9 @@ def test_common_kinds_are_as_detectron2_reads_them(
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK", "YCbCr", "LAB"])
 def test_every_mode_becomes_rgb_as_in_detectron2(
-    picture: Image.Image, tmp_path: Path, mode: str
+    image: Image.Image, tmp_path: Path, mode: str
 ) -> None:
-    source = picture if mode != "LAB" else Image.merge("LAB", picture.split())
+    source = image if mode != "LAB" else Image.merge("LAB", image.split())
     path = tmp_path / ("a.tiff" if mode in ("CMYK", "YCbCr", "LAB") else "a.png")
     # Pillow 12.3 cannot read the uncompressed file of this mode that it writes
     options = {"compression": "tiff_lzw"} if mode == "YCbCr" else {}
@@ -64,8 +64,8 @@ def test_every_mode_becomes_rgb_as_in_detectron2(
     np.testing.assert_array_equal(array, detectron2_read_image(path, "RGB"))
 
 
-def test_cmyk_jpeg(picture: Image.Image, tmp_path: Path) -> None:
-    path = saved(picture.convert("CMYK"), tmp_path / "a.jpg")
+def test_cmyk_jpeg(image: Image.Image, tmp_path: Path) -> None:
+    path = saved(image.convert("CMYK"), tmp_path / "a.jpg")
     np.testing.assert_array_equal(read_image(path), detectron2_read_image(path, "RGB"))
 
 
@@ -74,12 +74,12 @@ def test_transparency_shows_the_colour_below(tmp_path: Path) -> None:
     assert (read_image(path) == (200, 100, 50)).all()
 
 
-def test_a_palette_with_transparency_gives_no_warning(picture: Image.Image, tmp_path: Path) -> None:
-    image = picture.convert("P")
-    path = saved(image, tmp_path / "a.png", transparency=bytes(range(256)))
+def test_a_palette_with_transparency_gives_no_warning(image: Image.Image, tmp_path: Path) -> None:
+    palette = image.convert("P")
+    path = saved(palette, tmp_path / "a.png", transparency=bytes(range(256)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        np.testing.assert_array_equal(read_image(path), np.array(image.convert("RGB")))
+        np.testing.assert_array_equal(read_image(path), np.array(palette.convert("RGB")))
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tiff"])
@@ -123,11 +123,11 @@ def test_first_frame_of_an_animation(tmp_path: Path) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
 def test_orientation_as_in_detectron2(
-    picture: Image.Image, tmp_path: Path, name: str, orientation: int
+    image: Image.Image, tmp_path: Path, name: str, orientation: int
 ) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    path = saved(picture, tmp_path / name, exif=exif)
+    path = saved(image, tmp_path / name, exif=exif)
     array = read_image(path)
     check_form(array, *((24, 40) if orientation < 5 else (40, 24)))
     np.testing.assert_array_equal(array, detectron2_read_image(path, "RGB"))
@@ -148,29 +148,29 @@ UPRIGHT = {  # EXIF 2.32, tag 274: where row 0 and column 0 of the stored image 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("name", ["a.png", "a.tiff"])
 def test_orientation_is_applied_once(
-    picture: Image.Image, tmp_path: Path, name: str, orientation: int
+    image: Image.Image, tmp_path: Path, name: str, orientation: int
 ) -> None:
     """Pillow turns a TIFF while loading it; Detectron2 wrongly turns it again."""
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    path = saved(picture, tmp_path / name, exif=exif)
-    np.testing.assert_array_equal(read_image(path), UPRIGHT[orientation](np.array(picture)))
+    path = saved(image, tmp_path / name, exif=exif)
+    np.testing.assert_array_equal(read_image(path), UPRIGHT[orientation](np.array(image)))
 
 
-def test_16_bits_and_palettes_are_turned(picture: Image.Image, tmp_path: Path) -> None:
+def test_16_bits_and_palettes_are_turned(image: Image.Image, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     values = (np.arange(24 * 40, dtype=np.uint16) * 60).reshape(24, 40)
     path = saved(Image.fromarray(values), tmp_path / "wide.png", exif=exif)
     expected = np.rot90((values.astype(int) + 128) // 257, -1)
     np.testing.assert_array_equal(read_image(path)[..., 2], expected)
-    path = saved(picture.convert("P"), tmp_path / "palette.png", exif=exif)
+    path = saved(image.convert("P"), tmp_path / "palette.png", exif=exif)
     np.testing.assert_array_equal(read_image(path), detectron2_read_image(path, "RGB"))
 
 
-def test_a_broken_exif_block_counts_as_none(picture: Image.Image, tmp_path: Path) -> None:
-    path = saved(picture, tmp_path / "a.jpg", exif=b"Exif\0\0no such byte order")
-    plain = saved(picture, tmp_path / "plain.jpg")
+def test_a_broken_exif_block_counts_as_none(image: Image.Image, tmp_path: Path) -> None:
+    path = saved(image, tmp_path / "a.jpg", exif=b"Exif\0\0no such byte order")
+    plain = saved(image, tmp_path / "plain.jpg")
     np.testing.assert_array_equal(read_image(path), read_image(plain))
 
 
@@ -191,11 +191,11 @@ def encoded(kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["JPEG", "progressive", "PNG", "BMP", "GIF", "TIFF", "WEBP"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
-def test_half_a_picture_is_never_accepted(tmp_path: Path, kind: str, share: float) -> None:
+def test_half_a_image_is_never_accepted(tmp_path: Path, kind: str, share: float) -> None:
     whole = encoded(kind)
-    path = tmp_path / "cut.picture"
+    path = tmp_path / "cut.image"
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(UnreadableImageError, match=r"cut\.picture.*(again|no picture)"):
+    with pytest.raises(UnreadableImageError, match=r"cut\.image.*(again|no image)"):
         read_image(path)
 
 
@@ -220,7 +220,7 @@ def test_a_download_padded_with_zeros_is_not_accepted(tmp_path: Path, kind: str)
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "PostScript"),
     ],
 )
-def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes, complaint: str) -> None:
+def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, complaint: str) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
     with pytest.raises(UnreadableImageError, match=rf"a\.jpg: .*{complaint}"):
@@ -266,7 +266,7 @@ def white_png(path: Path, width: int, height: int) -> Path:
     return path
 
 
-def test_too_large_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_a_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     large = white_png(tmp_path / "large.png", 60, 30)
     with warnings.catch_warnings():
@@ -277,11 +277,11 @@ def test_too_large_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         read_image(bomb)
 
 
-def test_a_program_that_accepts_half_pictures_is_told(
-    picture: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_program_that_accepts_half_images_is_told(
+    image: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(ValueError, match="LOAD_TRUNCATED_IMAGES") as caught:
-        read_image(saved(picture, tmp_path / "a.png"))
+        read_image(saved(image, tmp_path / "a.png"))
     # not the image's fault: code that skips unreadable images must not skip them all
     assert not isinstance(caught.value, UnreadableImageError)

@@ -14,7 +14,7 @@ from PIL import Image
 from vild.data import inspection
 from vild.data.inspection import evenly_spaced, inspect_custom, inspect_dataset, layout_in_use
 
-from ..malformed import PICTURES
+from ..malformed import IMAGES
 from .conftest import (
     HEIGHT,
     WIDTH,
@@ -174,9 +174,9 @@ def _with_zeroed_end() -> bytes:
     ("make", "complaint"),
     [
         (_with_zeroed_end, "its data are cut short or damaged (OSError: "),
-        (PICTURES["floats.tiff"][0], "its values are floats of an unknown range. Convert it to 8"),
-        (PICTURES["no_end.jpg"][0], "its data are cut short or damaged (OSError: "),
-        (PICTURES["script.eps"][0], "it is PostScript, a program. Convert it to PNG or JPEG"),
+        (IMAGES["floats.tiff"][0], "its values are floats of an unknown range. Convert it to 8"),
+        (IMAGES["no_end.jpg"][0], "its data are cut short or damaged (OSError: "),
+        (IMAGES["script.eps"][0], "it is PostScript, a program. Convert it to PNG or JPEG"),
     ],
 )
 def test_images_that_training_refuses_are_errors(

@@ -132,17 +132,15 @@ def test_both_layouts_are_found(root: Path, layout: str) -> None:
     flat = layout == "flat"
     lvis = MetadataCatalog.get("lvis_v1_val")
     assert lvis.json_file == str(root / ("annotations" if flat else "lvis") / "lvis_v1_val.json")
-    pictures = root if flat else root / "coco"
+    images = root if flat else root / "coco"
     for name in LVIS_NAMES:
         assert [record["file_name"] for record in DatasetCatalog.get(name)] == [
-            str(pictures / "train2017" / "000000000001.jpg"),
-            str(pictures / "train2017" / "000000000002.jpg"),
-            str(pictures / "val2017" / "000000000003.jpg"),
+            str(images / "train2017" / "000000000001.jpg"),
+            str(images / "train2017" / "000000000002.jpg"),
+            str(images / "val2017" / "000000000003.jpg"),
         ]
     for name, split in zip(COCO_NAMES, ("train2017", "train2017", "val2017"), strict=True):
-        assert DatasetCatalog.get(name)[0]["file_name"] == str(
-            pictures / split / "000000000001.jpg"
-        )
+        assert DatasetCatalog.get(name)[0]["file_name"] == str(images / split / "000000000001.jpg")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -56,7 +56,7 @@ def test_two_runs_are_byte_identical_whatever_the_workers(tmp_path: Path) -> Non
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
 
 
-def test_another_seed_gives_other_classes_and_pictures(tmp_path: Path) -> None:
+def test_another_seed_gives_other_classes_and_images(tmp_path: Path) -> None:
     assert shapes_vocabulary(0).compositions != shapes_vocabulary(1).compositions
     for seed in (0, 1):
         generate_shapes(tmp_path / str(seed), seed, 2, 1, workers=1, progress=False)
@@ -80,7 +80,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def fail(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vild.data.shapes.dataset._write_picture", fail)
+    monkeypatch.setattr("vild.data.shapes.dataset._write_image", fail)
     with pytest.raises(KeyboardInterrupt):
         generate_shapes(
             tmp_path / "shapes", train_images=2, val_images=1, workers=1, progress=False
@@ -205,7 +205,7 @@ def test_json_is_lvis_s_format(shapes: Path) -> None:
         assert not present[image["id"]] & set(image["neg_category_ids"])
 
 
-def test_base_split_has_the_pictures_and_no_novel_annotation(shapes: Path) -> None:
+def test_base_split_has_the_images_and_no_novel_annotation(shapes: Path) -> None:
     names = register_shapes(0, shapes)
     assert names == ["shapes_train_base", "shapes_train", "shapes_val"]
     novel = MetadataCatalog.get("shapes_train_base").novel
@@ -336,6 +336,6 @@ def test_contact_sheet_draws_boxes_where_a_mask_is_missing(shapes: Path, tmp_pat
 
 
 @pytest.mark.parametrize("counts", [(0, 5), (5, 0)])
-def test_no_pictures_is_refused(tmp_path: Path, counts: tuple[int, int]) -> None:
+def test_no_images_is_refused(tmp_path: Path, counts: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="expected at least one image a split"):
         generate_shapes(tmp_path / "s", 0, *counts)

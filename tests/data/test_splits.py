@@ -96,7 +96,7 @@ def test_flags_from_names_ids_and_groups(
     ("novel", "message"),
     [
         (["ospray"], r"x: the novel class 'ospray' is not in .*Did you mean 'osprey'\?"),
-        (["Sparrow"], r"'Sparrow' is not in the data set\. Did you mean 'sparrow'\?"),
+        (["Sparrow"], r"'Sparrow' is not in the dataset\. Did you mean 'sparrow'\?"),
         ([3], r"the novel class 3 is not in .*It has 4 classes, among them 'red kite'"),
         (["tractor"], r"It has 4 classes, among them 'red kite', 'sparrow', 'crow', 'osprey'"),
         (["crow", "crow"], "the novel class 'crow' is listed more than once"),

@@ -324,7 +324,7 @@ def test_names_have_to_be_a_list_of_text(names: Any) -> None:
         ("https://example.org/words", "no such file"),
         ("lists/birds", "no such file"),
         ("lists", "got a folder"),
-        ("lvis_v1_vall", "registered data set, got 'lvis_v1_vall'. Did you mean lvis_v1_val"),
+        ("lvis_v1_vall", "registered dataset, got 'lvis_v1_vall'. Did you mean lvis_v1_val"),
         ("LVIS_V1_val", "Did you mean lvis_v1_val"),
         ("lvis_v1", "Did you mean lvis_v1_"),
         ("coco_2017", "Did you mean coco_2017_"),

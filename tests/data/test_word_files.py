@@ -131,9 +131,9 @@ REFUSED = {
     "yaml with names twice": ("a.yaml", "names: [cat]\nnames: [dog]\n", "'names' occurs more"),
     "broken yaml": ("a.yaml", "names: [cat\n", "is not valid yaml: "),
     "words as yaml": ("a.yaml", "cat\ndog\n", "under 'names', got 'cat"),
-    "a data set": (
+    "a dataset": (
         *("birds.yaml", "name: birds\nval: {json: a.json, images: b}\nnovel: [owl]\n"),
-        r"description of a data set\. Register it with --dataset-yaml .* such as birds_val",
+        r"description of a dataset\. Register it with --dataset-yaml .* such as birds_val",
     ),
     "csv of separators": ("a.csv", ";;\n;;\n", "got empty lines only"),
     "csv without a name": ("a.csv", "id,x\n1,2\n", "called 'name', 'class' or 'label'"),

@@ -1,4 +1,4 @@
-"""Pictures of plain rectangles with LVIS annotations, made in the blink of an eye."""
+"""Images of plain rectangles with LVIS annotations, made in the blink of an eye."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FREQUENCIES = ("f", "c", "r")
 
 
 def write_lvis_json(folder: Path, images: int = 6, size: int = 96) -> Path:
-    """Write ``images`` pictures of one rectangle per class and their LVIS json; return its path."""
+    """Write ``images`` images of one rectangle per class and their LVIS json; return its path."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     records, annotations = [], []

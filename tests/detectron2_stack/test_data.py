@@ -35,7 +35,7 @@ def test_pascal_voc_lists_load(tmp_path: Path) -> None:
 
 
 def write_voc(folder: Path) -> None:
-    """A Pascal VOC folder of two pictures with one cat each."""
+    """A Pascal VOC folder of two images with one cat each."""
     (folder / "ImageSets" / "Main").mkdir(parents=True)
     (folder / "Annotations").mkdir()
     (folder / "ImageSets" / "Main" / "val.txt").write_text("000001\n000002\n", encoding="utf-8")

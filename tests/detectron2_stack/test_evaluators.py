@@ -97,7 +97,7 @@ def test_semantic_segmentation_evaluation(tmp_path: Path, name: str) -> None:
     truth = np.zeros((6, 8), np.uint8)
     truth[:, 4:] = 1
     Image.fromarray(truth).save(tmp_path / "truth.png")
-    record = {"file_name": "picture.png", "sem_seg_file_name": str(tmp_path / "truth.png")}
+    record = {"file_name": "image.png", "sem_seg_file_name": str(tmp_path / "truth.png")}
     DatasetCatalog.register(name, lambda: [record])
     MetadataCatalog.get(name).set(stuff_classes=["left", "right"], ignore_label=255)
     evaluator = SemSegEvaluator(name, distributed=False)

@@ -1,4 +1,4 @@
-"""Pictures are drawn on today's numpy and matplotlib."""
+"""Images are drawn on today's numpy and matplotlib."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_panoptic_prediction_is_drawn(mode: ColorMode) -> None:
         {"id": 2, "isthing": True, "category_id": 0, "score": 0.9},
     ]
     visualizer = Visualizer(IMAGE, metadata, instance_mode=mode)
-    picture = visualizer.draw_panoptic_seg_predictions(segmentation, segments)
-    drawn = np.abs(picture.get_image().astype(int) - IMAGE).sum(axis=2)
+    image = visualizer.draw_panoptic_seg_predictions(segmentation, segments)
+    drawn = np.abs(image.get_image().astype(int) - IMAGE).sum(axis=2)
     assert drawn[:20].mean() > 10  # stuff
     assert drawn[30:50, 10:40].mean() > 10  # thing
 

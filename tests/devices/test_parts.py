@@ -31,7 +31,7 @@ from vild.proposals import ProposalExtractor
 
 from ..embeddings import test_extraction
 from ..embeddings.conftest import tiny_clip
-from ..embeddings.test_extraction import extract, make_pictures
+from ..embeddings.test_extraction import extract, make_images
 from ..making import mapped_image, text_embeddings, tiny_config, tiny_model, unit_rows
 from .comparing import compare
 from .gradients import gradients
@@ -150,18 +150,18 @@ def test_crops(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def run(device: str) -> list[Tensor]:
         size = (32, mode)
-        picture = torch.from_numpy(IMAGE).to(device)
+        image = torch.from_numpy(IMAGE).to(device)
         out = torch.empty(len(REGIONS), 3, 32, 32, device=device)
         found = [
-            crop_and_resize(picture, REGIONS, *size),
-            crop_and_resize(picture, REGIONS.to(device), *size),
+            crop_and_resize(image, REGIONS, *size),
+            crop_and_resize(image, REGIONS.to(device), *size),
             crop_and_resize(IMAGE, REGIONS.numpy(), *size, device=device),
-            crop_and_resize(picture, REGIONS, *size, out=out, interpolation="bilinear"),
-            crop_and_resize(picture, torch.empty(0, 4), *size),
+            crop_and_resize(image, REGIONS, *size, out=out, interpolation="bilinear"),
+            crop_and_resize(image, torch.empty(0, 4), *size),
         ]
-        back = crop_and_resize(picture, REGIONS, *size, device="cpu")
+        back = crop_and_resize(image, REGIONS, *size, device="cpu")
         assert not isinstance(back, SimulatedTensor)
-        normal = crop_and_resize(picture, REGIONS, *size, normalise=statistics)
+        normal = crop_and_resize(image, REGIONS, *size, normalise=statistics)
         return [*found, normal * 0.2]
 
     compare(run, rtol=0, atol=2.5 / 255)  # another way to compute the same
@@ -284,7 +284,7 @@ def test_proposals(source: str, tmp_path: Path) -> None:
 def test_extracted_embeddings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # the simulation is of one thread
     monkeypatch.setattr("vild.embeddings.extraction.run_ahead", lambda items, ahead: items)
-    files, proposals = make_pictures(tmp_path, [3, 0, 7])
+    files, proposals = make_images(tmp_path, [3, 0, 7])
     stores = []
     for device in ("cpu", "cuda"):
         cropper = partial(RegionCropper, device=device)

@@ -54,7 +54,7 @@ def test_crops(mode: str) -> None:
     boxes = torch.tensor([[3.0, 4, 50, 60], [5, 10, 80, 43], [30.2, 20.7, 41, 33]])
     statistics = torch.full((3,), 0.5), torch.full((3,), 0.25)
     with simulated_cuda() as device:
-        picture = mapped_image()["image"].permute(1, 2, 0).cuda()
+        image = mapped_image()["image"].permute(1, 2, 0).cuda()
         device.waits.clear()
-        crop_and_resize(picture, boxes, 32, mode, normalise=statistics)
+        crop_and_resize(image, boxes, 32, mode, normalise=statistics)
         most(device, ours=8, detectron2=0)

@@ -94,7 +94,7 @@ def test_boxes_have_four_columns(shape: tuple[int, ...], image: np.ndarray) -> N
 
 
 @pytest.mark.parametrize(
-    ("picture", "got"),
+    ("image", "got"),
     [
         (np.zeros((8, 8, 3), np.float32), "(8, 8, 3) and float32"),
         (np.zeros((3, 8, 9), np.uint8), "(3, 8, 9) and uint8"),
@@ -105,9 +105,9 @@ def test_boxes_have_four_columns(shape: tuple[int, ...], image: np.ndarray) -> N
         (Image.new("RGB", (8, 8)), "() and Image"),
     ],
 )
-def test_pictures_are_rgb_bytes(picture, got: str) -> None:
+def test_images_are_rgb_bytes(image, got: str) -> None:
     with pytest.raises(ValueError, match=r"shape \(height, width, 3\) and uint8, RGB") as error:
-        crop_and_resize(picture, torch.empty(0, 4), 8)
+        crop_and_resize(image, torch.empty(0, 4), 8)
     assert f"got {got}." in str(error.value)
     assert "numpy.asarray(" in str(error.value)
 

@@ -98,10 +98,10 @@ def known_to_open_clip(boxes: torch.Tensor, size: int, mode: str) -> torch.Tenso
 
 
 def resize_batched(
-    picture: torch.Tensor, layout: crops._Layout, size: int, interpolation: str = "bicubic"
+    image: torch.Tensor, layout: crops._Layout, size: int, interpolation: str = "bicubic"
 ) -> torch.Tensor:
-    out = torch.full((len(layout.extent), 3, size, size), torch.nan, device=picture.device)
-    crops._resize_batched(picture, layout, out, interpolation)
+    out = torch.full((len(layout.extent), 3, size, size), torch.nan, device=image.device)
+    crops._resize_batched(image, layout, out, interpolation)
     return out
 
 
@@ -269,7 +269,7 @@ def test_what_rounds_to_nothing_is_a_pixel(resize, box, pixel, image: np.ndarray
 
 
 @by_mode
-def test_boxes_are_clipped_to_the_picture(mode: str, image: np.ndarray) -> None:
+def test_boxes_are_clipped_to_the_image(mode: str, image: np.ndarray) -> None:
     outside = torch.tensor([[-30.0, -1e9, 50.2, 40.0], [200.0, 100.0, 1e20, 700.0]])
     inside = torch.tensor([[0.0, 0.0, 50.0, 40.0], [200.0, 100.0, WIDTH, HEIGHT]])
     got, expected = (crop_and_resize(image, b, 16, mode) for b in (outside, inside))
@@ -295,7 +295,7 @@ def test_results_are_bytes_over_255(resize, mode: str, image: np.ndarray) -> Non
     assert torch.equal((got * 255).round() / 255, got)
 
 
-def test_pictures_of_any_layout(image: np.ndarray) -> None:
+def test_images_of_any_layout(image: np.ndarray) -> None:
     boxes = boxes_of_all_scales()
     expected = crop_and_resize(image, boxes, 16)
     read_only = image.copy()
@@ -309,10 +309,10 @@ def test_pictures_of_any_layout(image: np.ndarray) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             for view in (read_only, mirrored, padded[:, 4:-5, :3], planar, Image.fromarray(image)):
-                picture = np.asarray(view) if isinstance(view, Image.Image) else view
-                assert torch.equal(crop_and_resize(picture, boxes, 16), expected)
+                pixels = np.asarray(view) if isinstance(view, Image.Image) else view
+                assert torch.equal(crop_and_resize(pixels, boxes, 16), expected)
                 layout = crops._lay_out(boxes.double(), image.shape[:2], 16, "stretch")
-                got = resize_batched(crops._as_picture(picture), layout, 16)
+                got = resize_batched(crops._as_image(pixels), layout, 16)
                 assert_same(got, expected, most=2)
             rows = boxes.numpy()
             rows.flags.writeable = False
@@ -322,18 +322,18 @@ def test_pictures_of_any_layout(image: np.ndarray) -> None:
 
 
 def test_inputs_stay_as_they_are(image: np.ndarray) -> None:
-    picture, boxes = image.copy(), torch.tensor([[0, 0, WIDTH, HEIGHT]])
+    pixels, boxes = image.copy(), torch.tensor([[0, 0, WIDTH, HEIGHT]])
     for size in (16, HEIGHT):
-        crop_and_resize(picture, boxes, size, "clip").fill_(0.5)
-    assert np.array_equal(picture, image)
+        crop_and_resize(pixels, boxes, size, "clip").fill_(0.5)
+    assert np.array_equal(pixels, image)
     assert boxes.tolist() == [[0, 0, WIDTH, HEIGHT]]
 
 
-def test_device_is_the_pictures_or_the_one_asked_for(image: np.ndarray) -> None:
+def test_device_is_the_images_or_the_one_asked_for(image: np.ndarray) -> None:
     boxes = torch.tensor([[1.0, 2.0, 30.0, 40.0]])
-    for picture in (image, torch.from_numpy(image)):
+    for pixels in (image, torch.from_numpy(image)):
         for device in (None, "cpu", torch.device("cpu")):
-            assert crop_and_resize(picture, boxes, 8, device=device).device.type == "cpu"
+            assert crop_and_resize(pixels, boxes, 8, device=device).device.type == "cpu"
 
 
 @pytest.mark.gpu
@@ -346,12 +346,12 @@ def test_cuda_equals_the_cpu(mode: str, interpolation: str, image: np.ndarray) -
     got = crop_and_resize(image, boxes, 224, mode, device="cuda", interpolation=interpolation)
     assert got.device.type == "cuda"
     assert_same(got.cpu(), expected, most=2)
-    picture = torch.from_numpy(image).cuda()
-    again = crop_and_resize(picture, boxes.cuda(), 224, mode, interpolation=interpolation)
+    pixels = torch.from_numpy(image).cuda()
+    again = crop_and_resize(pixels, boxes.cuda(), 224, mode, interpolation=interpolation)
     assert torch.equal(again, got)
-    back = crop_and_resize(picture, boxes, 224, mode, device="cpu", interpolation=interpolation)
+    back = crop_and_resize(pixels, boxes, 224, mode, device="cpu", interpolation=interpolation)
     assert torch.equal(back, expected)
-    assert crop_and_resize(picture, torch.empty(0, 4), 8, mode).shape == (0, 3, 8, 8)
+    assert crop_and_resize(pixels, torch.empty(0, 4), 8, mode).shape == (0, 3, 8, 8)
 
 
 @pytest.mark.parametrize("mode", CROP_MODES)

@@ -61,7 +61,7 @@ def split_of(images: Iterable[int]) -> SplitImages:
     return SplitImages("split", dict.fromkeys(images, ""), "")
 
 
-def make_pictures(folder: Path, rows: list[int] = ROWS) -> tuple[dict[int, str], ProposalStore]:
+def make_images(folder: Path, rows: list[int] = ROWS) -> tuple[dict[int, str], ProposalStore]:
     """Write noise images, and a store of their proposals."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(0)
@@ -120,12 +120,12 @@ def extract(
 
 def by_hand(file: str, boxes: Tensor, rule: CropRule) -> Tensor:
     """Compute the embeddings region by region."""
-    picture = np.asarray(Image.open(file))
-    size = picture.shape[:2]
+    image = np.asarray(Image.open(file))
+    size = image.shape[:2]
     result = []
     for box in boxes:
         crops = [
-            crop_and_resize(picture, enlarge_boxes(box[None], s, size), SIZE, rule.mode)
+            crop_and_resize(image, enlarge_boxes(box[None], s, size), SIZE, rule.mode)
             for s in rule.scales
         ]
         result.append(functional.normalize(sum(stub(crop)[0] for crop in crops), dim=0))
@@ -134,7 +134,7 @@ def by_hand(file: str, boxes: Tensor, rule: CropRule) -> Tensor:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, str], ProposalStore]:
-    return make_pictures(tmp_path_factory.mktemp("pictures"))
+    return make_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 1000])
@@ -225,11 +225,11 @@ def test_int8_keeps_the_direction(
         fields(16, "float64")
 
 
-def test_unreadable_and_changed_pictures_are_recorded(
+def test_unreadable_and_changed_images_are_recorded(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    files, proposals = make_pictures(tmp_path)
-    Path(files[12]).write_bytes(b"not a picture")
+    files, proposals = make_images(tmp_path)
+    Path(files[12]).write_bytes(b"not an image")
     Path(files[13]).unlink()
     Image.new("RGB", (5, 5)).save(files[14])
     files[99] = files[10]  # an image without proposals
@@ -237,7 +237,7 @@ def test_unreadable_and_changed_pictures_are_recorded(
         store = extract(tmp_path / "e", files, proposals)
     assert list(store.failed) == [12, 13, 14, 99]
     assert "12.png" in store.failed[12]
-    assert "the picture was changed" in store.failed[14]
+    assert "the image was changed" in store.failed[14]
     assert "no proposals" in store.failed[99]
     assert "image 12" in caplog.text
     for image in (10, 11, 15, 16):
@@ -287,7 +287,7 @@ def test_other_proposals_or_another_teacher_are_refused(
 ) -> None:
     files, proposals = made
     extract(tmp_path / "e", files, proposals)
-    _, changed = make_pictures(tmp_path / "other", [4] * 7)
+    _, changed = make_images(tmp_path / "other", [4] * 7)
     with pytest.raises(StoreMismatchError, match=r"source\.proposals\.digest"):
         extract(tmp_path / "e", files, changed)
     with pytest.raises(StoreMismatchError, match=r"source\.crop\.mode: 'stretch' / 'pad'"):
@@ -325,11 +325,11 @@ def test_the_teacher_itself(
 ) -> None:
     files, proposals = made
     store = extract(tmp_path, files, proposals, encode=teacher.encode_image)
-    picture = np.asarray(Image.open(files[12]))
+    image = np.asarray(Image.open(files[12]))
     boxes = store[12].boxes
     pair = [
-        teacher.encode_image(crop_and_resize(picture, b, SIZE))
-        for b in (boxes, enlarge_boxes(boxes, 1.5, picture.shape[:2]))
+        teacher.encode_image(crop_and_resize(image, b, SIZE))
+        for b in (boxes, enlarge_boxes(boxes, 1.5, image.shape[:2]))
     ]
     expected = functional.normalize(pair[0] + pair[1], dim=1)
     torch.testing.assert_close(store[12].embeddings.float(), expected, rtol=0, atol=1e-3)
@@ -341,10 +341,10 @@ def test_crops_are_resized_as_the_teacher_s_images_were(
     """The store and online training use the teacher's interpolation."""
     files, proposals = made
     rule = CropRule(scales=(1.0,))
-    picture = np.asarray(Image.open(files[12]))
+    image = np.asarray(Image.open(files[12]))
     boxes = proposals[12].boxes
     crops = {
-        kind: crop_and_resize(picture, boxes, SIZE, interpolation=kind)
+        kind: crop_and_resize(image, boxes, SIZE, interpolation=kind)
         for kind in ("bicubic", "bilinear")
     }
     assert not torch.equal(crops["bicubic"], crops["bilinear"])
@@ -355,7 +355,7 @@ def test_crops_are_resized_as_the_teacher_s_images_were(
         (batch,) = cropper.batches([[12]])
         assert torch.equal(batch.crops, expected)
         own = Teacher(teacher.model, teacher.tokenizer, name="tiny", interpolation=kind)
-        embedded = OnlineEmbedder(own, rule).embed(torch.tensor(picture), boxes)
+        embedded = OnlineEmbedder(own, rule).embed(torch.tensor(image), boxes)
         torch.testing.assert_close(embedded, own.encode_image(expected))
 
 
@@ -375,7 +375,7 @@ def _extract_slowly(folder: Path, count: int, started: object) -> None:
 def test_killed_at_any_moment_and_resumed(tmp_path: Path) -> None:
     """After twenty kills during the run, the store equals that of an uninterrupted run."""
     rows = [4] * 100
-    files, proposals = make_pictures(tmp_path, rows)
+    files, proposals = make_images(tmp_path, rows)
     whole = extract(tmp_path / "whole", files, proposals, per_shard=1)
     draw = np.random.default_rng(1)
     context = multiprocessing.get_context("forkserver")  # imports torch once for all of them

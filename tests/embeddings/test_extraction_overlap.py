@@ -16,12 +16,12 @@ from vild.embeddings.store import embedding_faults
 from vild.proposals import ProposalStore
 from vild.storage import ShardBuilder, StoreError, store_faults
 
-from .test_extraction import ROWS, SIZE, extract, make_pictures, stub
+from .test_extraction import ROWS, SIZE, extract, make_images, stub
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, str], ProposalStore]:
-    return make_pictures(tmp_path_factory.mktemp("images"))
+    return make_images(tmp_path_factory.mktemp("images"))
 
 
 def test_the_next_shard_is_encoded_while_one_is_written(

@@ -159,11 +159,11 @@ def test_unreadable_files_are_named(embeddings: TextEmbeddings, tmp_path: Path) 
 
 
 def test_class_lists_must_agree(embeddings: TextEmbeddings) -> None:
-    embeddings.check_classes(["kite", "owl", "wren"], "the data set")
-    with pytest.raises(ValueError, match="the data set has 2 classes, the text embeddings 3"):
-        embeddings.check_classes(["kite", "owl"], "the data set")
+    embeddings.check_classes(["kite", "owl", "wren"], "the dataset")
+    with pytest.raises(ValueError, match="the dataset has 2 classes, the text embeddings 3"):
+        embeddings.check_classes(["kite", "owl"], "the dataset")
     with pytest.raises(ValueError, match="row 1 is 'wren' there and 'owl' here"):
-        embeddings.check_classes(["kite", "wren", "owl"], "the data set")
+        embeddings.check_classes(["kite", "wren", "owl"], "the dataset")
 
 
 def test_some_of_the_classes(embeddings: TextEmbeddings) -> None:

@@ -91,10 +91,10 @@ def test_other_vocabularies_in_coco_format(folder: Path, tmp_path: Path) -> None
         "categories": [{"id": 9 + n, "name": name} for n, name in enumerate(names)],
     }
     (tmp_path / "own.json").write_text(json.dumps(contents), encoding="utf-8")
-    (tmp_path / "pictures").mkdir()
-    shutil.copy(image["file_name"], tmp_path / "pictures")
+    (tmp_path / "images").mkdir()
+    shutil.copy(image["file_name"], tmp_path / "images")
     (tmp_path / "own.yaml").write_text(
-        f"name: evaluated\nval: {{json: own.json, images: pictures}}\nnovel: ['{names[2]}']\n",
+        f"name: evaluated\nval: {{json: own.json, images: images}}\nnovel: ['{names[2]}']\n",
         encoding="utf-8",
     )
     cfg = config(

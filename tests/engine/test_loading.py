@@ -144,13 +144,13 @@ def test_the_online_teacher_gives_what_a_store_would_have(online: CfgNode, folde
     teacher, store = Teacher.load("vild-shapes", device="cpu"), ProposalStore(folder / "proposals")
     for mapped in next(iter(build_train_loader(online))):
         assert "original_image" not in mapped
-        picture = read_image(mapped["file_name"])
+        image = read_image(mapped["file_name"])
         boxes = store[mapped["image_id"]].boxes
         for row, embedding in enumerate(mapped["distill_regions"].teacher_embeddings):
             expected = torch.zeros(64)
             for scale in (1.0, 1.5):
                 box = enlarge_boxes(boxes[row : row + 1], scale, (60, 80))
-                crop = crop_and_resize(picture, box, teacher.image_size, "stretch")
+                crop = crop_and_resize(image, box, teacher.image_size, "stretch")
                 expected += teacher.encode_image(crop)[0]
             torch.testing.assert_close(embedding, expected / expected.norm(), atol=1e-5, rtol=0)
         student = torch.rand(3, 64, requires_grad=True)

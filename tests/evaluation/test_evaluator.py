@@ -195,12 +195,12 @@ def test_without_annotations_only_the_results_are_written(
     assert "no annotations" in caplog.text
 
 
-def test_pictures_that_were_not_processed_are_missed_with_a_warning(
+def test_images_that_were_not_processed_are_missed_with_a_warning(
     shapes: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     evaluator = OpenVocabularyEvaluator(dataset_name=SHAPES, output_dir=tmp_path)
     metrics = inference_on_dataset(Remembered(shapes.found), batches(shapes)[:2], evaluator)
-    assert "6 pictures were processed" in caplog.text
+    assert "6 images were processed" in caplog.text
     assert metrics["bbox"]["AP"] < evaluate_results(SHAPES, shapes.results)["bbox"]["AP"]
 
 

@@ -125,7 +125,7 @@ def test_coco_leaves_out_classes_outside_of_the_vocabulary(coco: Case, tmp_path:
     same(found.metrics["AP"], percent(official_coco(coco, "bbox", more).stats[0]))
 
 
-def test_the_order_of_the_detections_and_of_the_pictures_does_not_matter(shapes: Case) -> None:
+def test_the_order_of_the_detections_and_of_the_images_does_not_matter(shapes: Case) -> None:
     items = read_json(shapes.results)
     # sorted by class, so that an image's detections are scattered; ties keep their order
     items.sort(key=lambda item: item["category_id"])
@@ -140,7 +140,7 @@ def test_the_order_of_the_detections_and_of_the_pictures_does_not_matter(shapes:
     )
 
 
-def test_only_the_300_best_of_a_picture_count(shapes: Case) -> None:
+def test_only_the_300_best_of_a_image_count(shapes: Case) -> None:
     counts = [len(found) for found in shapes.found.values()]
     assert max(counts) > 300
     detections = Detections.read(shapes.results, GroundTruth.read(shapes.json_file, shapes.novel))

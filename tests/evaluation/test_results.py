@@ -25,14 +25,14 @@ from .perturbing import instances, read_json
 IDS = [3, 5, 8]
 
 
-def picture(number: int, *, seed: int = 0) -> Instances:
+def image(number: int, *, seed: int = 0) -> Instances:
     rng = np.random.RandomState(seed)
     masks = rng.rand(number, 20, 30) > 0.5
     return instances(list(masks), rng.randint(0, 3, number), (20, 30), rng)
 
 
 def test_detections_are_read_back_equal(tmp_path: Path) -> None:
-    found = picture(7)
+    found = image(7)
     with ResultsWriter(tmp_path / "new" / "r.json") as writer:
         writer.add(11, found, IDS)
     items = read_json(tmp_path / "new" / "r.json")
@@ -49,7 +49,7 @@ def test_detections_are_read_back_equal(tmp_path: Path) -> None:
 
 
 def test_masks_are_encoded_as_pycocotools_does() -> None:
-    masks = picture(7).pred_masks
+    masks = image(7).pred_masks
     encoded = encode_masks(masks)
     for mask, item in zip(masks.numpy(), encoded, strict=True):
         expected = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
@@ -68,22 +68,22 @@ def test_masks_that_are_not_pasted_are_refused(masks: torch.Tensor) -> None:
 
 
 def test_masks_are_left_out_where_there_are_none_or_none_are_wanted(tmp_path: Path) -> None:
-    without = picture(2)
+    without = image(2)
     without.remove("pred_masks")
     with ResultsWriter(tmp_path / "a.json") as writer:
         writer.add(1, without, IDS)
     with ResultsWriter(tmp_path / "b.json", masks=False) as writer:
-        writer.add(1, picture(2), IDS)
+        writer.add(1, image(2), IDS)
     first, second = read_json(tmp_path / "a.json"), read_json(tmp_path / "b.json")
     assert first == second
     assert set(first[0]) == {"image_id", "category_id", "bbox", "score"}
 
 
 @pytest.mark.parametrize("numbers", [(), (0,), (0, 2, 0), (2, 0, 3)])
-def test_pictures_without_detections(tmp_path: Path, numbers: tuple[int, ...]) -> None:
+def test_images_without_detections(tmp_path: Path, numbers: tuple[int, ...]) -> None:
     with ResultsWriter(tmp_path / "r.json") as writer:
         for image_id, number in enumerate(numbers):
-            writer.add(image_id, picture(number), IDS)
+            writer.add(image_id, image(number), IDS)
     items = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     expected = [image_id for image_id, number in enumerate(numbers) for _ in range(number)]
     assert [item["image_id"] for item in items] == expected
@@ -94,7 +94,7 @@ def test_pictures_without_detections(tmp_path: Path, numbers: tuple[int, ...]) -
 def write_and_die(target: Path) -> None:
     writer = ResultsWriter(target)
     for image_id in range(50):
-        writer.add(image_id, picture(5), IDS)
+        writer.add(image_id, image(5), IDS)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -110,26 +110,26 @@ def test_a_killed_process_leaves_the_old_file_or_none(tmp_path: Path) -> None:
 
 def write_and_fail(target: Path) -> None:
     with ResultsWriter(target) as writer:
-        writer.add(2, picture(3), IDS)
+        writer.add(2, image(3), IDS)
         raise RuntimeError("on the way")
 
 
 def test_an_error_leaves_the_old_file_alone(tmp_path: Path) -> None:
     target = tmp_path / "r.json"
     with ResultsWriter(target) as writer:
-        writer.add(1, picture(2), IDS)
+        writer.add(1, image(2), IDS)
     before = target.read_bytes()
     with pytest.raises(RuntimeError, match="on the way"):
         write_and_fail(target)
     assert target.read_bytes() == before
     assert list(tmp_path.iterdir()) == [target]
     with pytest.raises(ValueError, match="closed already"):
-        writer.add(3, picture(1), IDS)
+        writer.add(3, image(1), IDS)
 
 
 def test_a_writer_that_nobody_closes_leaves_nothing(tmp_path: Path) -> None:
     writer = ResultsWriter(tmp_path / "r.json")
-    writer.add(1, picture(2), IDS)
+    writer.add(1, image(2), IDS)
     del writer
     assert not (tmp_path / "r.json").exists()
 
@@ -145,8 +145,8 @@ def test_a_writer_that_nobody_closes_leaves_nothing(tmp_path: Path) -> None:
 )
 def test_impossible_detections_are_refused(tmp_path: Path, change: Any, complaint: str) -> None:
     writer = ResultsWriter(tmp_path / "r.json")
-    writer.add(1, picture(1), IDS)
-    bad = picture(2)
+    writer.add(1, image(1), IDS)
+    bad = image(2)
     change(bad)
     with pytest.raises(ValueError, match=complaint) as error:
         writer.add(77, bad, IDS)
@@ -163,7 +163,7 @@ def test_parts_are_merged(tmp_path: Path) -> None:
     parts, expected = [], []
     for rank, number in enumerate((0, 3, 2, 0)):
         with ResultsWriter(tmp_path / f"part{rank}.json") as writer:
-            writer.add(rank, picture(number, seed=rank), IDS)
+            writer.add(rank, image(number, seed=rank), IDS)
         parts.append(writer.path)
         expected += read_json(writer.path)
     foreign = tmp_path / "foreign.json"  # another program's layout
@@ -176,7 +176,7 @@ def test_parts_are_merged(tmp_path: Path) -> None:
 
 def test_parts_that_are_missing_or_cut_off_are_refused(tmp_path: Path) -> None:
     with ResultsWriter(tmp_path / "part0.json") as writer:
-        writer.add(1, picture(3), IDS)
+        writer.add(1, image(3), IDS)
     with pytest.raises(ValueError, match=r"expected a part of the results at .*part1"):
         merge_parts([writer.path, tmp_path / "part1.json"], tmp_path / "all.json")
     writer.path.write_bytes(writer.path.read_bytes()[:-20])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vild.embeddings import TextEmbeddings
 from vild.export import checks, exporting
 from vild.export.exporting import export_detector
-from vild.inference.predictor import prepare_picture
+from vild.inference.predictor import prepare_image
 from vild.modeling.official.roi_heads import OfficialROIHeads
 
 from ..making import mapped_image, text_embeddings, tiny_config, tiny_model
@@ -28,7 +28,7 @@ OTHER = text_embeddings(30, novel=["class 1"], seed=5)  # more classes than dete
 Outputs = Sequence[Any]
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def sample(height: int, width: int, seed: int = 0) -> np.ndarray:
     """Make a random image (H, W, 3) uint8 RGB."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
@@ -94,20 +94,20 @@ def test_every_variant(variant: str, text_input: bool, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     objectness = ("MODEL.VILD.OBJECTNESS", variant == "vild")
     model, cfg = detector(tmp_path, variant, *objectness)
-    before = eager(model, prepare_picture(cfg, picture(60, 80)))
+    before = eager(model, prepare_image(cfg, sample(60, 80)))
     folder = tmp_path / "exported"
     written = export_detector(
-        model, cfg, folder, [picture(60, 80)], text_input=text_input, repeats=1
+        model, cfg, folder, [sample(60, 80)], text_input=text_input, repeats=1
     )
     assert [item.file.name for item in written] == ["model.ts", "model.onnx"]
     for item in written:
         assert len(item.checks) == (3 if text_input else 2)
         assert all(check.detections for check in item.checks)
-    after = eager(model, prepare_picture(cfg, picture(60, 80)))
+    after = eager(model, prepare_image(cfg, sample(60, 80)))
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
     # cases not covered by the export's checks: a larger image, more classes than detections
-    inputs: tuple[Tensor, ...] = (torch.from_numpy(picture(171, 130, seed=3)).permute(2, 0, 1),)
+    inputs: tuple[Tensor, ...] = (torch.from_numpy(sample(171, 130, seed=3)).permute(2, 0, 1),)
     if text_input:
         model.roi_heads.set_vocabulary(OTHER)
         inputs += (OTHER.embeddings,)
@@ -141,10 +141,10 @@ def test_the_backbone_and_mask_head_of_the_official_schedule(tmp_path: Path) -> 
         model.train()([mapped_image(4, 8, side=256, seed=seed) for seed in range(3)])
     torch.save({"model": model.eval().state_dict()}, tmp_path / "model.pth")
     folder = tmp_path / "exported"
-    export_detector(model, cfg, folder, [picture(60, 80)], text_input=True, repeats=1)
+    export_detector(model, cfg, folder, [sample(60, 80)], text_input=True, repeats=1)
     model.roi_heads.set_vocabulary(OTHER)
     for size in ((171, 130), (40, 250)):
-        image = torch.from_numpy(picture(*size, seed=3)).permute(2, 0, 1)
+        image = torch.from_numpy(sample(*size, seed=3)).permute(2, 0, 1)
         inputs = (image, OTHER.embeddings, torch.tensor(OTHER.vocabulary.novel))
         expected = eager(model, image)
         assert len(expected[0]) == 20
@@ -155,7 +155,7 @@ def test_the_backbone_and_mask_head_of_the_official_schedule(tmp_path: Path) -> 
 def test_what_is_written(tmp_path: Path) -> None:
     model, cfg = detector(tmp_path, "ensemble")
     folder = tmp_path / "exported"
-    export_detector(model, cfg, folder, [picture(60, 80)], formats=["torchscript"], repeats=1)
+    export_detector(model, cfg, folder, [sample(60, 80)], formats=["torchscript"], repeats=1)
     assert {file.name for file in folder.iterdir()} == {
         *("model.ts", "model.json", "text.safetensors")
     }
@@ -164,7 +164,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert [item["type"] for item in about["inputs"]] == ["uint8", "float32", "bool"]
     assert [item["name"] for item in about["outputs"]] == ["boxes", "scores", "classes", "masks"]
     assert about["vocabulary"][2] == {"name": "class 2", "novel": True}
-    assert about["picture"] == {"channels": "BGR", "short_side": 96, "long_side": 1333}
+    assert about["image"] == {"channels": "BGR", "short_side": 96, "long_side": 1333}
     assert len(about["weights"]["sha256"]) == 64
     assert about["config"] == cfg.dump()
     text = TextEmbeddings.load(folder / "text.safetensors")
@@ -172,7 +172,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert text.vocabulary == TEXT.vocabulary
 
 
-def test_nothing_is_found_in_the_traced_picture(
+def test_nothing_is_found_in_the_traced_image(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With fewer classes, which get larger probabilities, something is found."""
@@ -180,10 +180,10 @@ def test_nothing_is_found_in_the_traced_picture(
     many, one = (text_embeddings(k, temperature=1.0, seed=2) for k in (40, 1))
     threshold = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.2)
     model, cfg = detector(tmp_path, "text", *threshold, text=many)
-    written = export_detector(model, cfg, tmp_path / "exported", [picture(60, 80)], repeats=1)
+    written = export_detector(model, cfg, tmp_path / "exported", [sample(60, 80)], repeats=1)
     assert {check.detections for item in written for check in item.checks} == {0}
     assert "compared on no detection" in caplog.text
-    image = torch.from_numpy(picture(96, 96)).permute(2, 0, 1)
+    image = torch.from_numpy(sample(96, 96)).permute(2, 0, 1)
     for run, tolerance in ((run_torchscript, 1e-6), (run_onnx, 1e-4)):
         model.roi_heads.set_vocabulary(one)
         expected = eager(model, image)
@@ -196,10 +196,10 @@ def test_nothing_is_found_in_the_traced_picture(
 def test_boxes_alone_where_there_are_no_masks(tmp_path: Path) -> None:
     model, cfg = detector(tmp_path, "text", "MODEL.MASK_ON", False)
     (item,) = export_detector(
-        model, cfg, tmp_path / "exported", [picture(60, 80)], formats=["torchscript"], repeats=1
+        model, cfg, tmp_path / "exported", [sample(60, 80)], formats=["torchscript"], repeats=1
     )
     assert item.checks[0].masks == 0
-    image = prepare_picture(cfg, picture(60, 80))
+    image = prepare_image(cfg, sample(60, 80))
     assert len(run_torchscript(tmp_path / "exported", image, TEXT.embeddings)) == 3
 
 
@@ -225,7 +225,7 @@ def test_a_file_that_finds_something_else_is_not_kept(
     model, cfg = detector(tmp_path, "text")
     folder = tmp_path / "exported"
     with pytest.raises(ValueError, match=r"the torchscript file finds .* nothing was written"):
-        export_detector(model, cfg, folder, [picture(60, 80)], formats=["torchscript"])
+        export_detector(model, cfg, folder, [sample(60, 80)], formats=["torchscript"])
     assert not folder.exists()
 
 
@@ -243,14 +243,14 @@ def test_bad_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def refused(message: str, folder: str = "new", **kwargs: Any) -> None:
         with pytest.raises(ValueError, match=message):
-            export_detector(model, cfg, tmp_path / folder, [picture(60, 80)], **kwargs)
+            export_detector(model, cfg, tmp_path / folder, [sample(60, 80)], **kwargs)
 
     refused("expected formats of torchscript, onnx, got", formats=["tflite"])
     refused("expected formats", formats=[])
     refused("file is a file", "file")
     refused("an empty folder", ".")
     refused("1 or more repeats", repeats=0)
-    with pytest.raises(ValueError, match="expected a picture"):
+    with pytest.raises(ValueError, match="expected an image"):
         export_detector(model, cfg, tmp_path / "new", [])
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "onnxruntime", None)
@@ -277,28 +277,28 @@ def test_detectors_of_other_kinds(tmp_path: Path) -> None:
     for changes in ((*precomputed, *generator), (*precomputed, *generator, *clip)):
         model, cfg = detector(tmp_path, "text", *changes)
         with pytest.raises(ValueError, match="finds its regions itself"):
-            export_detector(model, cfg, tmp_path / "new", [picture(60, 80)])
+            export_detector(model, cfg, tmp_path / "new", [sample(60, 80)])
     with pytest.raises(ValueError, match="expected a detector with ViLDROIHeads, got Linear"):
-        export_detector(nn.Linear(1, 1), cfg, tmp_path / "new", [picture(60, 80)])
+        export_detector(nn.Linear(1, 1), cfg, tmp_path / "new", [sample(60, 80)])
     model, cfg = detector(tmp_path, "text")
     model.roi_heads.__class__ = OfficialROIHeads  # selects detections differently
     with pytest.raises(ValueError, match="with OfficialROIHeads, which is not exported"):
-        export_detector(model, cfg, tmp_path / "new", [picture(60, 80)])
+        export_detector(model, cfg, tmp_path / "new", [sample(60, 80)])
     model, cfg = detector(tmp_path, "text")
     model.roi_heads.mask_head = nn.Identity()
     with pytest.raises(ValueError, match="a mask head of Mask R-CNN's kind"):
-        export_detector(model, cfg, tmp_path / "new", [picture(60, 80)])
+        export_detector(model, cfg, tmp_path / "new", [sample(60, 80)])
 
 
-def test_the_picture_is_prepared_as_the_predictor_does(tmp_path: Path) -> None:
+def test_the_image_is_prepared_as_the_predictor_does(tmp_path: Path) -> None:
     cfg = tiny_config(tmp_path, "text", TEXT)
-    image = prepare_picture(cfg, picture(60, 80))
+    image = prepare_image(cfg, sample(60, 80))
     assert image.shape == (3, 96, 128)
     assert image.dtype == torch.uint8
     plain = mapped_image(0, 0, side=96)["image"]  # already in the target size
-    assert torch.equal(prepare_picture(cfg, plain.permute(1, 2, 0).numpy()), plain.flip(0))
+    assert torch.equal(prepare_image(cfg, plain.permute(1, 2, 0).numpy()), plain.flip(0))
     cfg.INPUT.FORMAT = "RGB"
-    assert torch.equal(prepare_picture(cfg, plain.permute(1, 2, 0).numpy()), plain)
+    assert torch.equal(prepare_image(cfg, plain.permute(1, 2, 0).numpy()), plain)
 
 
 def test_an_earlier_export_is_replaced(tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_an_earlier_export_is_replaced(tmp_path: Path) -> None:
     model, cfg = detector(tmp_path, "text")
     for _ in range(2):
         export_detector(
-            model, cfg, tmp_path / "out", [picture(60, 80)], formats=["torchscript"], repeats=1
+            model, cfg, tmp_path / "out", [sample(60, 80)], formats=["torchscript"], repeats=1
         )
     found = sorted(file.name for file in (tmp_path / "out").iterdir())
     assert found == ["model.json", "model.ts", "text.safetensors"]

@@ -46,7 +46,7 @@ def config(folder: Path, **changes: Any) -> CfgNode:
     return small_shapes.config(folder, "ensemble", **{"MODEL__WEIGHTS": weights, **few, **changes})
 
 
-def pictures(folder: Path) -> list[np.ndarray]:
+def images(folder: Path) -> list[np.ndarray]:
     small_shapes.register(folder)
     return [cv2.imread(record["file_name"]) for record in DatasetCatalog.get(small_shapes.SEEN)]
 
@@ -62,7 +62,7 @@ def test_the_configurations_own_classes_as_the_evaluation_sees_them(folder: Path
     cfg = config(folder)
     predictor = OpenVocabularyPredictor(cfg, cache=folder / "cache")
     assert predictor.vocabulary == TextEmbeddings.load(folder / "text.safetensors").vocabulary
-    first, *others = pictures(folder)
+    first, *others = images(folder)
     found = predictor(first)
     assert len(found) == 10
     assert found.image_size == (160, 160)
@@ -84,17 +84,17 @@ def test_the_configurations_own_classes_as_the_evaluation_sees_them(folder: Path
 
 def test_words_and_names_change_together(folder: Path) -> None:
     predictor = OpenVocabularyPredictor(config(folder), WORDS, cache=folder / "cache")
-    (picture, *_) = pictures(folder)
+    (image, *_) = images(folder)
     assert predictor.vocabulary.names == tuple(WORDS)
-    assert set(predictor(picture).pred_classes.tolist()) <= {0, 1, 2}
+    assert set(predictor(image).pred_classes.tolist()) <= {0, 1, 2}
     predictor.set_vocabulary("plain red arrow, dotted red star", novel=["dotted red star"])
     assert predictor.metadata.thing_classes == ["plain red arrow", "dotted red star"]
     assert predictor.vocabulary.novel == (False, True)
     predictor.set_vocabulary(Vocabulary.from_names(["heart"]), novel=[])
     assert predictor.vocabulary.novel == (False,)
-    assert set(predictor(picture).pred_classes.tolist()) == {0}
-    drawn = Visualizer(picture[:, :, ::-1], predictor.metadata).draw_instance_predictions(
-        predictor(picture)
+    assert set(predictor(image).pred_classes.tolist()) == {0}
+    drawn = Visualizer(image[:, :, ::-1], predictor.metadata).draw_instance_predictions(
+        predictor(image)
     )
     assert drawn.get_image().shape[2] == 3
     predictor.set_vocabulary(TextEmbeddings.load(folder / "text.safetensors"))
@@ -123,7 +123,7 @@ def test_words_that_the_detector_was_trained_on_are_base_classes(folder: Path) -
 def test_supervision_takes_the_result(folder: Path) -> None:
     supervision = pytest.importorskip("supervision", reason="needs supervision (pip install)")
     predictor = OpenVocabularyPredictor(config(folder), WORDS, cache=folder / "cache")
-    found = predictor(pictures(folder)[0])
+    found = predictor(images(folder)[0])
     detections = supervision.Detections.from_detectron2({"instances": found})
     detections["class_name"] = np.array(predictor.metadata.thing_classes)[detections.class_id]
     assert len(detections) == len(found) == 10
@@ -234,10 +234,10 @@ def test_images_as_thin_as_they_come(folder: Path, size: tuple[int, int]) -> Non
 
 
 def test_half_precision_finds_nearly_the_same(folder: Path) -> None:
-    picture = pictures(folder)[0]
-    full = OpenVocabularyPredictor(config(folder), cache=folder / "cache")(picture)
+    image = images(folder)[0]
+    full = OpenVocabularyPredictor(config(folder), cache=folder / "cache")(image)
     half = OpenVocabularyPredictor(config(folder), precision="bf16", cache=folder / "cache")
-    assert torch.allclose(half(picture).scores.float(), full.scores, atol=0.05)
+    assert torch.allclose(half(image).scores.float(), full.scores, atol=0.05)
     with pytest.raises(ValueError, match=r"^expected a precision of auto, fp32, .*, got 'fp8'$"):
         OpenVocabularyPredictor(config(folder), precision="fp8")
 
@@ -278,11 +278,11 @@ def test_more_words_than_imagenet_has(folder: Path) -> None:
     names = [f"thing {row}" for row in range(22_047)]
     rows = torch.nn.functional.normalize(torch.randn(len(names), 64), dim=1)
     predictor.set_vocabulary(TextEmbeddings(rows, Vocabulary.from_names(names), 0.02, "fake"))
-    first = int(predictor(pictures(folder)[0]).pred_classes[0])
+    first = int(predictor(images(folder)[0]).pred_classes[0])
     # its embedding becomes the last row
     rows = rows.roll(len(names) - 1 - first, dims=0)
     predictor.set_vocabulary(TextEmbeddings(rows, Vocabulary.from_names(names), 0.02, "fake"))
-    assert int(predictor(pictures(folder)[0]).pred_classes[0]) == len(names) - 1
+    assert int(predictor(images(folder)[0]).pred_classes[0]) == len(names) - 1
 
 
 def test_words_may_be_a_file(folder: Path, tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_prompts_of_ones_own_work_in_any_folder(folder: Path, tmp_path: Path) ->
 
 def test_images_may_be_files_and_of_pillow(folder: Path, tmp_path: Path) -> None:
     predictor = OpenVocabularyPredictor(config(folder), WORDS, cache=folder / "cache")
-    array = pictures(folder)[0]
+    array = images(folder)[0]
     expected = predictor(array)
     file = Path(DatasetCatalog.get(small_shapes.SEEN)[0]["file_name"])
     image = Image.open(file)
@@ -333,7 +333,7 @@ def test_images_may_be_files_and_of_pillow(folder: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("picture", "message"),
+    ("image", "message"),
     [
         (np.zeros((8, 8), np.uint8), r"expected images of shape \(H, W, 3\)"),
         (np.zeros((8, 8, 4), np.uint8), r"got \(8, 8, 4\)"),
@@ -349,9 +349,9 @@ def test_images_may_be_files_and_of_pillow(folder: Path, tmp_path: Path) -> None
         (Image.new("F", (8, 8)), "its values are floats"),
     ],
 )
-def test_impossible_pictures(folder: Path, picture: Any, message: str) -> None:
+def test_impossible_images(folder: Path, image: Any, message: str) -> None:
     predictor = OpenVocabularyPredictor(config(folder), WORDS, cache=folder / "cache")
-    for given in (picture, [picture], iter([picture])):
+    for given in (image, [image], iter([image])):
         with pytest.raises(ValueError, match=message):
             predictor(given)
 
@@ -416,13 +416,13 @@ def test_the_cache_keeps_the_newest_words(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.slow
 def test_memory_returns_after_large_vocabularies(folder: Path) -> None:
     predictor = OpenVocabularyPredictor(config(folder), WORDS, cache=folder / "cache")
-    picture = pictures(folder)[0]
+    image = images(folder)[0]
     sizes = []
     for _ in range(20):
         for count in (1203, 20, 13_000):
             predictor.set_vocabulary([f"thing {n}" for n in range(count)])
             assert len(predictor.vocabulary) == count
-            assert int(predictor(picture).pred_classes.max()) < count
+            assert int(predictor(image).pred_classes.max()) < count
         gc.collect()
         sizes.append(resident())
     assert max(sizes[5:]) <= 1.05 * sizes[4]

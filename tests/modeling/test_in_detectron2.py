@@ -36,14 +36,14 @@ def cfg(tmp_path: Path) -> CfgNode:
 
 def test_default_predictor_and_visualizer(cfg: CfgNode) -> None:
     predictor = DefaultPredictor(cfg)
-    picture = mapped_image(side=90)["image"].permute(1, 2, 0).numpy()
-    found = predictor(picture)["instances"]
+    image = mapped_image(side=90)["image"].permute(1, 2, 0).numpy()
+    found = predictor(image)["instances"]
     assert 0 < len(found) <= 20
     assert found.pred_masks.shape == (len(found), 90, 90)
-    shown = Visualizer(picture, predictor.model.roi_heads.metadata)
+    shown = Visualizer(image, predictor.model.roi_heads.metadata)
     shown = shown.draw_instance_predictions(found).get_image()
     assert shown.shape == (90, 90, 3)
-    assert not np.array_equal(shown, picture)
+    assert not np.array_equal(shown, image)
 
 
 def test_inference_on_dataset(tmp_path: Path) -> None:

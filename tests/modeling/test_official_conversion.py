@@ -198,7 +198,7 @@ def test_lvis_classes_are_in_the_official_order() -> None:
     [
         ((768, 3), None, r"\(D, K\) of shape \(512, 3\).*got \(768, 3\).*clip_synonym_prompt"),
         ((3, 512), None, r"got \(3, 512\)"),
-        ((512, 4), None, "got.*others belong to another teacher or data set"),
+        ((512, 4), None, "got.*others belong to another teacher or dataset"),
         ((512, 3), [1, 0, 1], r"a mask of 4 zeros and ones, background first, got \(3,\)"),
         ((512, 3), [1, 0, 1, 2], "zeros and ones"),
     ],

@@ -210,28 +210,28 @@ def test_distillation_loss() -> None:
     assert abs(float(loss) - float(arrays["loss"])) < 1e-5
 
 
-def scores_of(arrays: dict[str, np.ndarray], picture: int) -> Tensor:
-    text = background_last(tensor(arrays["class_logits"][picture])).softmax(1)[:, :-1]
+def scores_of(arrays: dict[str, np.ndarray], index: int) -> Tensor:
+    text = background_last(tensor(arrays["class_logits"][index])).softmax(1)[:, :-1]
     if "image_logits" not in arrays:
         return text
-    image = tensor(arrays["image_logits"][picture]).softmax(1)
+    image = tensor(arrays["image_logits"][index]).softmax(1)
     return fuse_scores(text, image, tensor(arrays["rare_mask"][1:] == 0))
 
 
-@pytest.mark.parametrize("picture", [0, 1])
+@pytest.mark.parametrize("image", [0, 1])
 @pytest.mark.parametrize("name", HEADS)
-def test_scores_and_detections(name: str, picture: int) -> None:
+def test_scores_and_detections(name: str, image: int) -> None:
     arrays = golden(f"postprocess_{name}")
-    scores = scores_of(arrays, picture)
-    assert difference(scores, arrays["out/raw_scores"][picture]) < 1e-6
+    scores = scores_of(arrays, image)
+    assert difference(scores, arrays["out/raw_scores"][image]) < 1e-6
 
     # inclusive coordinates, which the official NMS expects
-    boxes = tensor(arrays["out/raw_boxes"][picture, :, 0])[:, [1, 0, 3, 2]]
-    height, width = map(int, arrays["image_hw"][picture])
+    boxes = tensor(arrays["out/raw_boxes"][image, :, 0])[:, [1, 0, 3, 2]]
+    height, width = map(int, arrays["image_hw"][image])
     found = select_detections(boxes, scores, (height, width), 0.0, 0.5, 30)
-    count = int(arrays["out/num_detections"][picture])
+    count = int(arrays["out/num_detections"][image])
     official = [
-        tensor(arrays[f"out/detection_{key}"][picture, :count])
+        tensor(arrays[f"out/detection_{key}"][image, :count])
         for key in ("boxes", "scores", "classes")
     ]
     assert len(found[0]) == count

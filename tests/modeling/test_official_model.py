@@ -287,21 +287,21 @@ def test_regions_without_an_area_and_none_at_all() -> None:
 
 def test_resizing_samples_as_tensorflow_1_does() -> None:
     """The expected values are from tf.compat.v1.image.resize_images (TensorFlow 2.21)."""
-    picture = torch.arange(6.0).view(1, 2, 3) ** 2
+    image = torch.arange(6.0).view(1, 2, 3) ** 2
     larger = [[0, 0.6, 1.6, 3.4, 4], [6, 9, 12.4, 16.6, 18], [9, 13.2, 17.8, 23.2, 25]]
     smaller = [[0, 2.5], [9, 20.5]]
-    torch.testing.assert_close(resize(picture, 3, 5), torch.tensor([larger]))
-    torch.testing.assert_close(resize(picture, 2, 2), torch.tensor([smaller]))
-    assert torch.equal(resize(picture, 2, 3), picture)
+    torch.testing.assert_close(resize(image, 3, 5), torch.tensor([larger]))
+    torch.testing.assert_close(resize(image, 2, 2), torch.tensor([smaller]))
+    assert torch.equal(resize(image, 2, 3), image)
 
 
-def test_pictures_are_scaled_to_the_square(tmp_path: Path) -> None:
+def test_images_are_scaled_to_the_square(tmp_path: Path) -> None:
     model = build_model(config("vanilla", tmp_path)).eval()
     assert isinstance(model, OfficialViLDRCNN)
     assert model.backbone.size_divisibility == 64
     assert model.backbone.output_shape()["p6"] == ShapeSpec(channels=256, stride=64)
-    pictures = [torch.full((3, 427, 640), 124.0), torch.zeros(3, 30, 20)]
-    images = model.preprocess_image([{"image": picture.byte()} for picture in pictures])
+    samples = [torch.full((3, 427, 640), 124.0), torch.zeros(3, 30, 20)]
+    images = model.preprocess_image([{"image": image.byte()} for image in samples])
     assert images.image_sizes == [(171, 256), (256, 171)]
     assert images.tensor.shape == (2, 3, SIDE, SIDE)
     assert not images.tensor[0, :, 171:].any()

@@ -20,7 +20,7 @@ ITERATIONS = 120
         pytest.param("ensemble", marks=pytest.mark.slow),
     ],
 )
-def test_eight_pictures_are_learned(variant: str, tmp_path: Path) -> None:
+def test_eight_images_are_learned(variant: str, tmp_path: Path) -> None:
     small_shapes.make(tmp_path, 8)
     cfg = small_shapes.config(
         tmp_path,

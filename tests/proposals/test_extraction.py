@@ -49,7 +49,7 @@ def keep(model: nn.Module) -> None:
     """Keep the random weights."""
 
 
-def picture(height: int = 96, width: int = 128) -> np.ndarray:
+def sample(height: int = 96, width: int = 128) -> np.ndarray:
     draw = np.random.default_rng(0)
     small = Image.fromarray(draw.integers(0, 255, (12, 16, 3), np.uint8))
     return np.array(small.resize((width, height), Image.Resampling.BICUBIC))
@@ -58,21 +58,21 @@ def picture(height: int = 96, width: int = 128) -> np.ndarray:
 @pytest.mark.parametrize("source", ["rpn", "detector"])
 def test_proposals_are_sorted_apart_and_inside(cfg: CfgNode, source: str) -> None:
     extractor = ProposalExtractor(cfg, keep, source=source, nms_threshold=0.6, limit=50)
-    boxes, objectness = extractor(picture())
+    boxes, objectness = extractor(sample())
     assert 0 < len(boxes) <= 50
     assert boxes.dtype == objectness.dtype == torch.float32
     assert (objectness.diff() <= 0).all()
     assert (boxes >= 0).all()
     assert (boxes <= torch.tensor([128.0, 96, 128, 96])).all()
     assert float(box_iou(boxes, boxes).fill_diagonal_(0).max()) <= 0.6
-    again = ProposalExtractor(cfg, keep, source=source, nms_threshold=0.6, limit=50)(picture())
+    again = ProposalExtractor(cfg, keep, source=source, nms_threshold=0.6, limit=50)(sample())
     assert torch.equal(again.boxes, boxes)
 
 
 def test_boxes_are_in_original_pixels(cfg: CfgNode) -> None:
     extractor = ProposalExtractor(cfg, keep, limit=20)
-    once = extractor(picture())
-    large = np.array(Image.fromarray(picture()).resize((384, 288), Image.Resampling.BICUBIC))
+    once = extractor(sample())
+    large = np.array(Image.fromarray(sample()).resize((384, 288), Image.Resampling.BICUBIC))
     # the network sees the large image at the size of the small one, except for resampling
     thrice = extractor(large).boxes
     assert float(thrice.max()) > 128
@@ -82,7 +82,7 @@ def test_boxes_are_in_original_pixels(cfg: CfgNode) -> None:
 
 def test_the_threshold_keeps_more_where_it_is_higher(cfg: CfgNode) -> None:
     counts = [
-        len(ProposalExtractor(cfg, keep, nms_threshold=t, limit=1000)(picture()).boxes)
+        len(ProposalExtractor(cfg, keep, nms_threshold=t, limit=1000)(sample()).boxes)
         for t in (0.3, 0.6, 0.9)
     ]
     assert counts == sorted(counts)
@@ -92,8 +92,8 @@ def test_the_threshold_keeps_more_where_it_is_higher(cfg: CfgNode) -> None:
 def test_the_configurations_channel_order_is_kept(cfg: CfgNode) -> None:
     rgb = cfg.clone()
     rgb.INPUT.FORMAT = "RGB"
-    mirrored = np.ascontiguousarray(picture()[:, :, ::-1])
-    one = ProposalExtractor(cfg, keep, limit=20)(picture())
+    mirrored = np.ascontiguousarray(sample()[:, :, ::-1])
+    one = ProposalExtractor(cfg, keep, limit=20)(sample())
     other = ProposalExtractor(rgb, keep, limit=20)(mirrored)
     assert torch.equal(one.boxes, other.boxes)
 
@@ -121,7 +121,7 @@ def test_the_description_names_what_decides(cfg: CfgNode) -> None:
 @pytest.mark.parametrize("source", ["rpn", "detector"])
 def test_half_precision_proposes_nearly_the_same(cfg: CfgNode, source: str) -> None:
     full, half = (
-        ProposalExtractor(cfg, keep, source=source, limit=50, precision=name)(picture())
+        ProposalExtractor(cfg, keep, source=source, limit=50, precision=name)(sample())
         for name in ("fp32", "bf16")
     )
     assert half.boxes.dtype == half.objectness.dtype == torch.float32
@@ -153,7 +153,7 @@ def test_prepared_images_equal_detectron2s_input(cfg: CfgNode, channels: str) ->
     cfg = cfg.clone()
     cfg.INPUT.FORMAT = channels
     extractor = ProposalExtractor(cfg, keep, limit=20)
-    image = picture(50, 77)
+    image = sample(50, 77)
     prepared = extractor.prepare(image)
     assert prepared.pixels.dtype == torch.uint8
     ordered = image[:, :, ::-1] if channels == "BGR" else image
@@ -178,7 +178,7 @@ def write_store(
 def files(tmp_path: Path) -> dict[int, Path]:
     result = {number: tmp_path / f"{number}.png" for number in range(6)}
     for number, path in result.items():
-        Image.fromarray(picture(40 + 5 * number, 90 - 8 * number)).save(path)
+        Image.fromarray(sample(40 + 5 * number, 90 - 8 * number)).save(path)
     return result
 
 

@@ -20,7 +20,7 @@ from vild.proposals import RecallMeter
 NOVEL = [False, True, False, True, False]
 LIMITS = (100, 300, 1000)
 SIZES = ("all", "small", "medium", "large")
-Picture = tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]
+ImageInput = tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]
 
 
 @pytest.fixture
@@ -38,10 +38,10 @@ def thing(
     return {"bbox": bbox, "bbox_mode": BoxMode(mode), "category_id": category_id, **more}
 
 
-def pictures(seed: int) -> list[Picture]:
+def images(seed: int) -> list[ImageInput]:
     """Return crowded images, so that objects compete for proposals; two are without objects."""
     rng = np.random.default_rng(seed)
-    result: list[Picture] = []
+    result: list[ImageInput] = []
     for count in (1, 0, 8, 0, 40, 25):
         corners = rng.uniform(0, 300, (count, 2))
         extents = np.exp(rng.uniform(np.log(8), np.log(250), (count, 2)))
@@ -68,7 +68,7 @@ def pictures(seed: int) -> list[Picture]:
 
 
 def detectron2_recall(
-    content: list[Picture], kept: list[bool], size: str, limit: int
+    content: list[ImageInput], kept: list[bool], size: str, limit: int
 ) -> tuple[float, int]:
     """Return Detectron2's average recall and number of objects of the classes ``kept``."""
     annotations = [
@@ -98,10 +98,10 @@ def detectron2_recall(
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("seed", range(3))
 def test_equals_detectron2(seed: int) -> None:
-    content = pictures(seed)
+    content = images(seed)
     meter = RecallMeter(NOVEL, LIMITS)
-    for picture in content:
-        meter.add(*picture)
+    for image in content:
+        meter.add(*image)
     summary = meter.summary()
     kept_by_group = {
         "base": [not flag for flag in NOVEL],

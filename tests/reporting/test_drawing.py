@@ -40,7 +40,7 @@ def test_below_the_threshold_nothing_is_drawn(score: float) -> None:
     assert not changed(drawn).any()
 
 
-def test_empty_detections_leave_the_picture_alone() -> None:
+def test_empty_detections_leave_the_image_alone() -> None:
     drawn = draw_detections(plain(), found(), VOCABULARY)
     assert drawn.shape == (600, 800, 3)
     assert not changed(drawn).any()
@@ -140,19 +140,19 @@ def test_sizes(size: tuple[int, int], drawn_size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(120, 160), (120, 160, 1)])
-def test_grey_pictures(shape: tuple[int, ...]) -> None:
+def test_grey_images(shape: tuple[int, ...]) -> None:
     grey = draw_detections(np.full(shape, 128, np.uint8), found((BOX, 0.9, OWL)), VOCABULARY)
     assert np.array_equal(grey, draw_detections(plain(), found((BOX, 0.9, OWL)), VOCABULARY))
 
 
-def test_the_picture_that_is_given_stays_as_it_is() -> None:
-    picture = plain()
-    draw_detections(picture, found((BOX, 0.9, OWL)), VOCABULARY)
-    assert (picture == 128).all()
+def test_the_image_that_is_given_stays_as_it_is() -> None:
+    image = plain()
+    draw_detections(image, found((BOX, 0.9, OWL)), VOCABULARY)
+    assert (image == 128).all()
 
 
 @pytest.mark.parametrize(
-    ("picture", "instances", "message"),
+    ("image", "instances", "message"),
     [
         (plain(60, 80), found((BOX, 0.9, CROW)), "height and width"),
         (plain().astype(np.float32), found(), "uint8"),
@@ -162,9 +162,9 @@ def test_the_picture_that_is_given_stays_as_it_is() -> None:
         (plain(), found((BOX, 0.9, -1)), "a class below 2"),
     ],
 )
-def test_misuse_is_named(picture: np.ndarray, instances: Instances, message: str) -> None:
+def test_misuse_is_named(image: np.ndarray, instances: Instances, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        draw_detections(picture, instances, VOCABULARY)
+        draw_detections(image, instances, VOCABULARY)
 
 
 def annotation(**more: object) -> dict[str, object]:
@@ -206,7 +206,7 @@ def test_ground_truth_of_nothing() -> None:
     assert not changed(drawn).any()
 
 
-def test_ground_truth_of_another_picture_is_refused() -> None:
+def test_ground_truth_of_another_image_is_refused() -> None:
     with pytest.raises(ValueError, match="another version"):
         draw_ground_truth(plain(60, 80), record(), VOCABULARY)
     rle = mask_util.encode(np.zeros((10, 10), np.uint8, order="F"))
@@ -237,7 +237,7 @@ def test_side_by_side() -> None:
         side_by_side(left, right, ("one",))
 
 
-def test_a_long_caption_stays_over_its_picture() -> None:
+def test_a_long_caption_stays_over_its_image() -> None:
     left, right = np.full((50, 120, 3), 10, np.uint8), np.full((50, 120, 3), 10, np.uint8)
     both = side_by_side(left, right, ("a caption that is far too long for it", ""))
     bar = both.shape[0] - 50

@@ -16,7 +16,7 @@ from .scenes import CROW, OWL, VOCABULARY, found, plain, warmth
 
 
 def record(folder: Path, image_id: Any = 7) -> dict[str, Any]:
-    file = folder / "picture.png"
+    file = folder / "image.png"
     Image.fromarray(plain()).save(file)
     item = {"bbox": [40, 40, 60, 50], "bbox_mode": BoxMode.XYWH_ABS, "category_id": CROW}
     return {
@@ -50,7 +50,7 @@ def test_ground_truth_is_on_the_left_and_detections_on_the_right(
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_without_ground_truth_there_is_one_picture(tmp_path: Path) -> None:
+def test_without_ground_truth_there_is_one_image(tmp_path: Path) -> None:
     writer = ImageWriter(tmp_path / "out", VOCABULARY, threshold=0.5)
     high = writer.write(record(tmp_path, 1), found(([40, 40, 100, 90], 0.9, OWL)))
     low = writer.write(record(tmp_path, 2), found(([40, 40, 100, 90], 0.4, OWL)))
@@ -60,11 +60,11 @@ def test_without_ground_truth_there_is_one_picture(tmp_path: Path) -> None:
     assert writer.written == 2
 
 
-def test_a_broken_picture_is_named_and_not_counted(tmp_path: Path) -> None:
+def test_a_broken_image_is_named_and_not_counted(tmp_path: Path) -> None:
     own = record(tmp_path)
     Path(own["file_name"]).write_bytes(b"")
     writer = ImageWriter(tmp_path / "out", VOCABULARY, [own])
-    with pytest.raises(UnreadableImageError, match=r"picture\.png"):
+    with pytest.raises(UnreadableImageError, match=r"image\.png"):
         writer.write(own, found())
     assert writer.written == 0
     assert list(writer.folder.iterdir()) == []

@@ -24,13 +24,13 @@ def test_a_lone_label_is_above_its_box() -> None:
     assert (place.x, place.y, place.leader) == (20, 20, None)
 
 
-def test_at_the_upper_edge_the_label_stays_in_the_picture() -> None:
+def test_at_the_upper_edge_the_label_stays_in_the_image() -> None:
     (place,) = place_labels(np.array([[20, 2, 60, 70]]), np.array([[30, 10]]), (100, 100))
     assert place is not None
     assert place.y >= 0
 
 
-def test_a_label_wider_than_the_picture_begins_at_its_edge() -> None:
+def test_a_label_wider_than_the_image_begins_at_its_edge() -> None:
     (place,) = place_labels(np.array([[5, 5, 9, 9]]), np.array([[300, 10]]), (100, 100))
     assert place is not None
     assert place.x == 0

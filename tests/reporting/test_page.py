@@ -20,10 +20,10 @@ NASTY = '<script>document.title = "broken"</script> & "quotes"'
 def figures() -> list[PageFigure]:
     plot = Figure(figsize=(4, 2))
     plot.add_subplot().plot([1, 2, 3])
-    picture = np.random.RandomState(0).randint(0, 255, (60, 80, 3)).astype(np.uint8)
+    image = np.random.RandomState(0).randint(0, 255, (60, 80, 3)).astype(np.uint8)
     return [
         PageFigure.of_plot(plot, "a line", "rises"),
-        PageFigure.of_picture(picture, f"noise {NASTY}", NASTY),
+        PageFigure.of_image(image, f"noise {NASTY}", NASTY),
     ]
 
 
@@ -36,7 +36,7 @@ def make_page(folder: Path) -> Path:
         code=True,
     )
     page = folder / "index.html"
-    sections = [PageSection("Results", NASTY, table), PageSection("Pictures", figures=figures())]
+    sections = [PageSection("Results", NASTY, table), PageSection("Images", figures=figures())]
     write_page(page, "A title", NASTY, sections)
     return page
 

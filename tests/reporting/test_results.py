@@ -77,7 +77,7 @@ def test_broken_results_are_named(change: Any, message: str) -> None:
         instances_from_results(detections(written), (120, 160), ROWS)
 
 
-def test_a_file_is_sorted_by_picture(tmp_path: Path) -> None:
+def test_a_file_is_sorted_by_image(tmp_path: Path) -> None:
     entries = [
         {"image_id": i, "category_id": 3, "score": s, "bbox": [1, 2, 3, 4]}
         for i, s in ((2, 1), (1, 0.5), ("2", "0"))

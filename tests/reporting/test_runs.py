@@ -82,7 +82,7 @@ def test_several_data_sets_are_several_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_file_of_metrics(tmp_path: Path, nested: bool) -> None:
     metrics = {"bbox": {"AP": 10.5, "APr": None}, "segm": {"AP": 9.25}}
-    contents = {"pictures": 3, "metrics": metrics} if nested else metrics
+    contents = {"images": 3, "metrics": metrics} if nested else metrics
     file = write_metrics(tmp_path / "a" / "shapes_val_metrics.json", **contents)
     for given in (file, file.parent):
         (run,) = read_runs([given])

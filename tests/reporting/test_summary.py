@@ -122,7 +122,7 @@ def test_a_run_without_results_has_an_empty_row() -> None:
         build_tables([])
 
 
-def test_the_picture_has_a_panel_a_curve_and_the_runs_data_in_it() -> None:
+def test_the_image_has_a_panel_a_curve_and_the_runs_data_in_it() -> None:
     history = {"total_loss": CURVE, "loss_distill": CURVE, "segm/APr": CURVE[:1]}
     runs = [lvis("one", **history), lvis("two", total_loss=CURVE * 2)]
     figure = plot_summary(runs, build_tables(runs, reference=True))
@@ -141,7 +141,7 @@ def test_the_picture_has_a_panel_a_curve_and_the_runs_data_in_it() -> None:
     assert chips == [tuple(line.get_color()) for line in losses]
 
 
-def test_words_in_the_picture_do_not_run_into_each_other() -> None:
+def test_words_in_the_image_do_not_run_into_each_other() -> None:
     runs = [lvis("a name that is much longer than its column is wide, so that it is cut")]
     figure = plot_summary(runs, build_tables(runs, reference=True))
     figure.canvas.draw()
@@ -159,9 +159,9 @@ def test_files(tmp_path: Path, curves: int) -> None:
     assert paths[0].read_text(encoding="utf-8") == to_markdown(tables)
     assert paths[1].read_text(encoding="utf-8") == to_csv(tables)
     figure = plot_summary(runs, tables)
-    with Image.open(paths[2]) as picture:
-        picture.load()
-        assert picture.width == 1320
-        assert picture.height == pytest.approx(figure.get_size_inches()[1] * 110, abs=1)
-        assert (np.array(picture.convert("L")) < 100).any()
-    assert (picture.height > 600) == (curves > 0)
+    with Image.open(paths[2]) as image:
+        image.load()
+        assert image.width == 1320
+        assert image.height == pytest.approx(figure.get_size_inches()[1] * 110, abs=1)
+        assert (np.array(image.convert("L")) < 100).any()
+    assert (image.height > 600) == (curves > 0)

@@ -34,23 +34,23 @@ class SmallData:
     def arguments(self) -> list[str]:
         return ["--split", self.split, "--dataset-yaml", str(self.folder / "small.yaml")]
 
-    def picture(self, image: int) -> Path:
-        return self.folder / "pictures" / f"{image}.png"
+    def image(self, image: int) -> Path:
+        return self.folder / "images" / f"{image}.png"
 
-    def make_picture(self, image: int) -> None:
+    def make_image(self, image: int) -> None:
         height, width = SIZES[image - 1]
         draw = np.random.default_rng(image)
         small = Image.fromarray(draw.integers(0, 255, (height // 8, width // 8, 3), np.uint8))
-        small.resize((width, height)).save(self.picture(image))
+        small.resize((width, height)).save(self.image(image))
 
 
 @pytest.fixture
 def small(tmp_path: Path):  # type: ignore[no-untyped-def]
     data = SmallData(tmp_path, "small_val")
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     images, annotations = [], []
     for image, (height, width) in enumerate(SIZES, start=1):
-        data.make_picture(image)
+        data.make_image(image)
         images.append({"id": image, "file_name": f"{image}.png", "height": height, "width": width})
         annotations.append(
             {
@@ -66,7 +66,7 @@ def small(tmp_path: Path):  # type: ignore[no-untyped-def]
     contents = {"images": images, "annotations": annotations, "categories": categories}
     (tmp_path / "small.json").write_text(json.dumps(contents), encoding="utf-8")
     (tmp_path / "small.yaml").write_text(
-        "name: small\nval: {json: small.json, images: pictures}\nnovel: [owl]\n", encoding="utf-8"
+        "name: small\nval: {json: small.json, images: images}\nnovel: [owl]\n", encoding="utf-8"
     )
     yield data
     if data.split in DatasetCatalog.list():

@@ -19,7 +19,7 @@ from PIL import Image
 import demo
 from vild.inference.demo import _video_writer
 from vild.inference.detection_files import NamedDetectionsWriter
-from vild.inference.inputs import find_pictures
+from vild.inference.inputs import find_images
 
 from .. import malformed, small_shapes
 
@@ -37,15 +37,15 @@ def photos(opts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (folder / "more").mkdir(parents=True)
     for name, target in (("000001", "a"), ("000002", "b"), ("000003", "more/a")):
         shutil.copy(source / f"{name}.png", folder / f"{target}.png")
-    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 half a picture")
-    (folder / "notes.txt").write_text("no picture", encoding="utf-8")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 half an image")
+    (folder / "notes.txt").write_text("no image", encoding="utf-8")
     return folder
 
 
 Run = Callable[..., int]
 
 
-def test_a_folder_with_a_broken_picture(
+def test_a_folder_with_a_broken_image(
     run: Run, photos: Path, tmp_path: Path, opts: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, results = tmp_path / "found", tmp_path / "found.json"
@@ -113,7 +113,7 @@ def test_a_video(run: Run, photos: Path, tmp_path: Path, opts: list[str]) -> Non
         (("--input", "{photos}", "--novel", "crow"), "expected --vocabulary beside --novel"),
         (("--input", "{photos}", "--results", "found.xml"), "as one of"),
         (("--input", "{photos}/a.png", "--vocabulary", "crows.txt"), "at crows.txt: no such file"),
-        (("--input", "{photos}/a.png", "--vocabulary", "crows_val"), "a registered data set"),
+        (("--input", "{photos}/a.png", "--vocabulary", "crows_val"), "a registered dataset"),
         (("--input", "{photos}", "--output", "one.jpg"), "expected a folder as --output for 4"),
         (("--input", "{photos}/a.png", "--output", "{photos}/a.png"), "than the image itself"),
         (("--input", "{photos}/a.png", "--output", "one.mp4"), "expected a folder, or one of .jpg"),
@@ -204,10 +204,10 @@ def test_a_full_disk_is_one_line_with_the_file(
     assert not list(tmp_path.glob("*found*"))
 
 
-def make_video(file: Path, picture: Path, frames: int) -> None:
+def make_video(file: Path, image: Path, frames: int) -> None:
     writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), 5.0, (160, 160))
     for shift in range(frames):
-        writer.write(np.roll(cv2.imread(str(picture)), shift * 10, axis=1))
+        writer.write(np.roll(cv2.imread(str(image)), shift * 10, axis=1))
     writer.release()
 
 
@@ -258,7 +258,7 @@ def test_formulas_in_a_csv(run: Run, photos: Path, tmp_path: Path, opts: list[st
 
 def test_inputs_are_files_patterns_and_folders(photos: Path) -> None:
     def names(*inputs: str) -> list[str]:
-        return [str(p.relative_to(photos)) for p in find_pictures(inputs)]
+        return [str(p.relative_to(photos)) for p in find_images(inputs)]
 
     assert names(str(photos)) == ["a.png", "b.png", "broken.jpg", "more/a.png"]
     assert names(f"{photos}/*.png", str(photos / "a.png")) == ["a.png", "b.png"]
@@ -272,7 +272,7 @@ def test_inputs_are_files_patterns_and_folders(photos: Path) -> None:
     assert names(f"{photos}/kinds/*") == kinds
     assert names(str(photos / "kinds" / "._a.png")) == ["kinds/._a.png"]
     (photos / "empty").mkdir()
-    with pytest.raises(ValueError, match="no picture"):
+    with pytest.raises(ValueError, match="no image"):
         names(str(photos / "empty"))
 
 
@@ -308,17 +308,17 @@ def test_real_photographs(run: Run, tmp_path: Path, opts: list[str], photos: Pat
     assert sorted(file.stem for file in out.iterdir()) == [file.stem for file in files]
 
 
-def test_malformed_pictures(
+def test_malformed_images(
     run: Run, tmp_path: Path, opts: list[str], photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    malformed.write_pictures(tmp_path / "malformed")
+    malformed.write_images(tmp_path / "malformed")
     results = tmp_path / "found.csv"
     given = ("--input", tmp_path / "malformed" / "*", "--vocabulary", WORDS, "--results", results)
     assert run(demo, "--config-file", CONFIG, *given, "--confidence-threshold", "0", *opts) == 3
     said = capsys.readouterr().err
     with results.open(encoding="utf-8", newline="") as file:
         found = {Path(line["file"]).name for line in csv.DictReader(file)}
-    for name, (_, message) in malformed.PICTURES.items():
+    for name, (_, message) in malformed.IMAGES.items():
         assert (name in found) == (message == malformed.FINE), name
         assert (f"{name}: " in said) == (message != malformed.FINE), name
 

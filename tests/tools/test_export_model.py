@@ -61,9 +61,9 @@ def test_the_documented_way_to_run_a_file(
     """Without this project, it prints the predictor's detections, also for other words."""
     pytest.importorskip("onnxruntime")
     common = ("--config-file", CONFIG, "--output", tmp_path / "exported", "--repeats", 1)
-    pictures = ("--sample-image", sample(folder), sample(folder, 2))
+    images = ("--sample-image", sample(folder), sample(folder, 2))
     words = ("--vocabulary", WORDS, "--novel", "plain blue heart")
-    assert run(export_model, *common, *pictures, *words, "--opts", *opts) == 0
+    assert run(export_model, *common, *images, *words, "--opts", *opts) == 0
     printed = capsys.readouterr().out
     assert re.search(
         r"model\.ts: [\d.]+ MB; 160 x 160 pixels in [\d.]+ s, by the detector", printed

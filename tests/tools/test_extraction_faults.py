@@ -84,16 +84,16 @@ def test_odd_images_do_not_end_a_split(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
     small = tools.small
     noise = np.random.default_rng(0).integers(0, 255, (5000, 1, 3), np.uint8)
-    Image.fromarray(noise).save(small.picture(1))
-    Image.fromarray(noise.transpose(1, 0, 2)).save(small.picture(2))
-    Image.fromarray(noise[:1]).save(small.picture(3))
-    Image.new("L", (200, 200)).save(small.picture(4))  # a decompression bomb
-    Image.new("F", (50, 50)).save(small.picture(5), "TIFF")
-    small.picture(6).write_bytes(b"")
+    Image.fromarray(noise).save(small.image(1))
+    Image.fromarray(noise.transpose(1, 0, 2)).save(small.image(2))
+    Image.fromarray(noise[:1]).save(small.image(3))
+    Image.new("L", (200, 200)).save(small.image(4))  # a decompression bomb
+    Image.new("F", (50, 50)).save(small.image(5), "TIFF")
+    small.image(6).write_bytes(b"")
     assert tools.propose() == 3
     printed = capsys.readouterr().out
     for image, reason in ((4, "too large"), (5, "floats of an unknown range"), (6, "is empty")):
-        assert f"failed: image {image}: cannot read the picture {small.picture(image)}" in printed
+        assert f"failed: image {image}: cannot read the image {small.image(image)}" in printed
         assert reason in printed
     for mode in ("stretch", "pad", "clip"):
         assert tools.embed("--crop-mode", mode, out=mode) == 3
@@ -145,7 +145,7 @@ def test_other_errors_stop_and_name_the_image(
     for make, out in ((tools.embed, "new_e"), (tools.propose, "new_p")):
         with pytest.raises(type(error)):
             make(out=out)
-        assert f"stopped at image 1 ({tools.small.picture(1)})" in caplog.text
+        assert f"stopped at image 1 ({tools.small.image(1)})" in caplog.text
         caplog.clear()
 
 

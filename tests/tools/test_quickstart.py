@@ -1,4 +1,4 @@
-"""The quickstart itself, on a few pictures and two steps: stopped in every stage, and its page."""
+"""The quickstart itself, on a few images and two steps: stopped in every stage, and its page."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def test_stopped_in_every_stage_it_goes_on(tmp_path: Path, repository: Path) -> 
     page = (tmp_path / "output/quickstart/index.html").read_text(encoding="utf-8")
     for row in ("ViLD-ensemble", "its text head alone", "CLIP on cropped"):
         assert f"<td>\n{row}" in page or f">{row}" in page
-    for section in ("Results", "Pictures", "AP of each class", "Regions against names", "Commands"):
+    for section in ("Results", "Images", "AP of each class", "Regions against names", "Commands"):
         assert f">{section}</h2>" in page
     assert page.count("<img") >= 6
     peaks = [json.loads(record.read_text())["peak_bytes"] for record in records]
     assert max(peaks) < 4 * 2**30
-    assert os.listdir(tmp_path / "datasets") == ["shapes"]  # no half-made pictures
+    assert os.listdir(tmp_path / "datasets") == ["shapes"]  # no half-made images

@@ -14,8 +14,8 @@ from experiments.stages import Record
     ("arguments", "message"),
     [
         (("--threshold", "nan"), "expected a number from 0 to 1, got 'nan'"),
-        (("--pictures", "0"), "expected an integer of at least 1, got '0'"),
-        (("--region-pictures", "-1"), "expected an integer of at least 1, got '-1'"),
+        (("--images", "0"), "expected an integer of at least 1, got '0'"),
+        (("--region-images", "-1"), "expected an integer of at least 1, got '-1'"),
         (("--out", ""), "expected a path, got ''"),
         (("--run", "=folder"), "expected --run NAME=FOLDER, got '=folder'"),
         (("--run", "name="), "expected --run NAME=FOLDER, got 'name='"),

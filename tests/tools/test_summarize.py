@@ -35,9 +35,9 @@ def test_runs_become_one_table(
     assert f"| second | lvis_v1_val | measured | 2.0 | {MISSING} | {MISSING} | 4.0 |" in lines
     assert sum("published (" in line for line in lines) == 6
     assert (out / "summary.csv").read_text(encoding="utf-8").startswith("method,data,figures,task,")
-    with Image.open(out / "summary.png") as picture:
-        picture.load()
-        assert picture.width == 1320
+    with Image.open(out / "summary.png") as image:
+        image.load()
+        assert image.width == 1320
 
 
 def test_without_reference_nothing_is_published(

@@ -61,7 +61,7 @@ def shards(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
 
 
-def test_from_pictures_to_verified_embeddings(
+def test_from_images_to_verified_embeddings(
     small: SmallData,
     propose: Run,
     embed: Run,
@@ -89,9 +89,9 @@ def test_from_pictures_to_verified_embeddings(
     assert embedded.spec.source["teacher"]["fingerprint"] == teacher.fingerprint
     boxes, _, embeddings = embedded[2]
     assert torch.equal(boxes, store[2].boxes[:10])
-    picture = np.asarray(Image.open(small.picture(2)))
+    pixels = np.asarray(Image.open(small.image(2)))
     crops = [
-        crop_and_resize(picture, enlarge_boxes(boxes, scale, SIZES[1]), teacher.image_size)
+        crop_and_resize(pixels, enlarge_boxes(boxes, scale, SIZES[1]), teacher.image_size)
         for scale in (1.0, 1.5)
     ]
     expected = sum(teacher.encode_image(crop) for crop in crops)
@@ -171,15 +171,15 @@ def test_a_failing_process_is_reported(small: SmallData, propose: Run) -> None:
     assert "gone.pt" in output
 
 
-def test_unreadable_pictures(
+def test_unreadable_images(
     small: SmallData, propose: Run, embed: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small.picture(3).write_bytes(b"no picture")
+    small.image(3).write_bytes(b"no image")
     assert propose() == 3
     assert "failed: image 3" in capsys.readouterr().out
     assert embed() == 3
     assert "no proposals" in capsys.readouterr().out
-    small.make_picture(3)
+    small.make_image(3)
     assert propose() == 3  # failures stay recorded until a retry is requested
     assert propose("p", "--retry-failed") == 0
     assert list(ProposalStore(small.folder / "p" / small.split)) == list(range(1, 8))
@@ -234,17 +234,15 @@ def test_no_room_and_no_folder(
     assert not (small.folder / "p2").exists()
 
 
-def test_strange_pictures_give_no_warning(small: SmallData, propose: Run, embed: Run) -> None:
-    pictures = {n: Image.open(small.picture(n)).convert("RGB") for n in range(1, 6)}
-    pictures[1].convert("L").save(small.picture(1))
-    pictures[2].convert("CMYK").save(small.picture(2), "JPEG")
-    Image.fromarray(np.asarray(pictures[3].convert("L")).astype(np.uint16) * 257).save(
-        small.picture(3)
-    )
+def test_strange_images_give_no_warning(small: SmallData, propose: Run, embed: Run) -> None:
+    images = {n: Image.open(small.image(n)).convert("RGB") for n in range(1, 6)}
+    images[1].convert("L").save(small.image(1))
+    images[2].convert("CMYK").save(small.image(2), "JPEG")
+    Image.fromarray(np.asarray(images[3].convert("L")).astype(np.uint16) * 257).save(small.image(3))
     exif = Image.Exif()
     exif[0x0112] = 6  # EXIF orientation: rotated
-    pictures[4].rotate(90, expand=True).save(small.picture(4), "JPEG", exif=exif)
-    pictures[5].convert("P").save(small.picture(5))
+    images[4].rotate(90, expand=True).save(small.image(4), "JPEG", exif=exif)
+    images[5].convert("P").save(small.image(5))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         assert propose() == 0
@@ -295,7 +293,7 @@ def test_exchange_with_detectron2(
     file.write_bytes(pickle.dumps(contents))
     back[3] = small.folder / "changed"
     assert run(convert_proposals, *back, "--allow-pickle") == 3
-    assert "1 boxes without area in their picture, 1 images of other" in capsys.readouterr().out
+    assert "1 boxes without area in their image, 1 images of other" in capsys.readouterr().out
     changed = ProposalStore(small.folder / "changed" / small.split)
     # sorted, clipped to 60 x 80, and without the one outside
     assert changed[1].boxes.tolist() == [[1, 1, 5, 5], [0, 0, 80, 10]]
@@ -395,7 +393,7 @@ def test_proposals_of_other_images_are_not_embedded(
     assert propose() == 0
     contents = json.loads((small.folder / "small.json").read_text(encoding="utf-8"))
     for image in contents["images"]:
-        (small.folder / "pictures" / f"new{image['id']}.png").symlink_to(small.picture(image["id"]))
+        (small.folder / "images" / f"new{image['id']}.png").symlink_to(small.image(image["id"]))
         image["file_name"] = f"new{image['id']}.png"
     (small.folder / "small.json").write_text(json.dumps(contents), encoding="utf-8")
     capsys.readouterr()

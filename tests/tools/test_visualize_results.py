@@ -39,44 +39,44 @@ def drawn(small: SmallData) -> dict[str, np.ndarray]:
     return {p.stem: np.array(Image.open(p)) for p in sorted((small.folder / "out").glob("*.jpg"))}
 
 
-def test_every_picture_is_drawn_beside_its_ground_truth(
+def test_every_image_is_drawn_beside_its_ground_truth(
     draw: Draw, small: SmallData, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert draw() == 0
-    pictures = drawn(small)
-    assert list(pictures) == [str(i) for i in range(1, len(SIZES) + 1)]
-    assert pictures["1"].shape[1] > 1600  # 80 pixels, twice, enlarged
-    assert "out: 7 pictures" in capsys.readouterr().out
+    images = drawn(small)
+    assert list(images) == [str(i) for i in range(1, len(SIZES) + 1)]
+    assert images["1"].shape[1] > 1600  # 80 pixels, twice, enlarged
+    assert "out: 7 images" in capsys.readouterr().out
 
 
 def test_images_limit_threshold_and_no_ground_truth(draw: Draw, small: SmallData) -> None:
     assert draw("--images", 7, 2, 1, "--limit", 2, "--no-ground-truth", "--threshold", 0.75) == 0
-    pictures = drawn(small)
-    assert list(pictures) == ["1", "2"]
-    assert pictures["1"].shape == (600, 800, 3)
+    images = drawn(small)
+    assert list(images) == ["1", "2"]
+    assert images["1"].shape == (600, 800, 3)
     # 0.8 is drawn and 0.7 is not: owls are novel, and their boxes warm
     for name, expected in (("1", True), ("2", False)):
         height, width = SIZES[int(name) - 1]
         scale = 800 / max(height, width)
-        edge = pictures[name][round(20 * scale), round(5 * scale), :].astype(int)
-        original = np.array(Image.open(small.picture(int(name))))[20, 5].astype(int)
+        edge = images[name][round(20 * scale), round(5 * scale), :].astype(int)
+        original = np.array(Image.open(small.image(int(name))))[20, 5].astype(int)
         assert (edge[0] > max(edge[2], 150) + 50) == expected, (edge, original)
 
 
-def test_a_broken_picture_is_reported_and_the_rest_goes_on(
+def test_a_broken_image_is_reported_and_the_rest_goes_on(
     draw: Draw, small: SmallData, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small.picture(3).write_bytes(b"no picture")
-    small.picture(5).unlink()
+    small.image(3).write_bytes(b"no image")
+    small.image(5).unlink()
     assert draw() == 3
     assert list(drawn(small)) == ["1", "2", "4", "6", "7"]
     printed = capsys.readouterr().out
     assert "failed: image 3: " in printed
     assert "failed: image 5: " in printed
-    assert "out: 5 pictures" in printed
+    assert "out: 5 images" in printed
 
 
-def test_a_broken_mask_fails_its_picture_alone(draw: Draw, small: SmallData) -> None:
+def test_a_broken_mask_fails_its_image_alone(draw: Draw, small: SmallData) -> None:
     entry = {"image_id": 2, "category_id": 1, "bbox": [1, 1, 9, 9], "score": 0.9}
     assert draw(entries=[{**entry, "segmentation": {"size": [3, 3], "counts": "a"}}]) == 3
     assert "2" not in drawn(small)
@@ -135,7 +135,7 @@ def test_options_out_of_range(
 def test_the_folder_is_checked_before_the_work(
     draw: Draw, small: SmallData, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert draw("--out-dir", str(small.picture(1)), entries=[]) == 2
+    assert draw("--out-dir", str(small.image(1)), entries=[]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: expected --out-dir to be a folder that can be written, got ")
     assert error.count("\n") == 1

@@ -23,7 +23,7 @@ PATIENCE = 120_000  # ms; other tests may keep the cores busy
 
 
 @pytest.fixture(scope="module")
-def picture(opts: list[str]) -> Path:
+def image(opts: list[str]) -> Path:
     return Path(opts[2]).parent / "shapes" / "train" / "000001.png"
 
 
@@ -37,34 +37,34 @@ def detector(opts: list[str], tmp_path_factory: pytest.TempPathFactory) -> PageD
     return PageDetector(predictor, tmp_path_factory.mktemp("found"), Limits(words=1000))
 
 
-@pytest.mark.parametrize("name", malformed.PICTURES)
-def test_every_picture_gets_a_message(name: str, detector: PageDetector, tmp_path: Path) -> None:
-    make, message = malformed.PICTURES[name]
+@pytest.mark.parametrize("name", malformed.IMAGES)
+def test_every_image_gets_a_message(name: str, detector: PageDetector, tmp_path: Path) -> None:
+    make, message = malformed.IMAGES[name]
     (tmp_path / name).write_bytes(make())
     answer = detector.answer(str(tmp_path / name), "crow, owl", 0.05)
     assert message in answer.message
     assert name in answer.message
     assert str(tmp_path) not in answer.message  # do not reveal the server's paths
-    assert (answer.picture is not None) == (message == malformed.FINE)
+    assert (answer.image is not None) == (message == malformed.FINE)
 
 
 @pytest.mark.filterwarnings("ignore:Glyph .* missing from font")  # matplotlib has no other fonts
 @pytest.mark.parametrize("name", malformed.WORDS)
-def test_all_words_get_a_message(name: str, detector: PageDetector, picture: Path) -> None:
+def test_all_words_get_a_message(name: str, detector: PageDetector, image: Path) -> None:
     words, message = malformed.WORDS[name]
-    answer = detector.answer(str(picture), words, 0.05)
+    answer = detector.answer(str(image), words, 0.05)
     assert message in answer.message
-    assert (answer.picture is not None) == (message == malformed.FINE)
+    assert (answer.image is not None) == (message == malformed.FINE)
 
 
-def test_what_is_shown_is_in_pixels_of_the_picture(
-    detector: PageDetector, picture: Path, tmp_path: Path
+def test_what_is_shown_is_in_pixels_of_the_image(
+    detector: PageDetector, image: Path, tmp_path: Path
 ) -> None:
     large = tmp_path / "large.png"
-    cv2.imwrite(str(large), cv2.resize(cv2.imread(str(picture)), (3200, 3200)))
+    cv2.imwrite(str(large), cv2.resize(cv2.imread(str(image)), (3200, 3200)))
     answer = detector.answer(str(large), "crow, owl", 0.05)
-    assert answer.picture is not None
-    assert max(answer.picture.shape) == 1600
+    assert answer.image is not None
+    assert max(answer.image.shape) == 1600
     assert max(row[3] + row[5] for row in answer.rows) > 1600
     assert all(0 <= row[3] <= row[3] + row[5] <= 3201 for row in answer.rows)
     assert answer.file is not None
@@ -74,34 +74,34 @@ def test_what_is_shown_is_in_pixels_of_the_picture(
 
 
 def test_base_classes_of_the_training_are_no_novel_words(
-    detector: PageDetector, picture: Path
+    detector: PageDetector, image: Path
 ) -> None:
     base = sorted(detector.predictor.base_classes)[0]
-    answer = detector.answer(str(picture), f"{base}, crow", 0.05)
+    answer = detector.answer(str(image), f"{base}, crow", 0.05)
     assert answer.words == ((base, "base"), ("crow", "novel"))
     kinds = dict(answer.words)
     assert all(row[1] == kinds[row[0]] for row in answer.rows)
 
 
 def test_another_threshold_does_not_detect_again(
-    detector: PageDetector, picture: Path, monkeypatch: pytest.MonkeyPatch
+    detector: PageDetector, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    many = detector.answer(str(picture), "heart, moon", 0.05).rows
+    many = detector.answer(str(image), "heart, moon", 0.05).rows
     monkeypatch.setattr(OpenVocabularyPredictor, "__call__", None)
     middle = (many[0][2] + many[-1][2]) / 2
-    fewer = detector.answer(str(picture), "heart, moon", middle).rows
+    fewer = detector.answer(str(image), "heart, moon", middle).rows
     assert fewer == tuple(row for row in many if row[2] >= middle)
     assert 0 < len(fewer) < len(many)
 
 
 def test_a_failure_of_the_server_is_no_more_than_a_message(
-    detector: PageDetector, picture: Path, monkeypatch: pytest.MonkeyPatch
+    detector: PageDetector, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert detector.answer(None, "crow", 0.3).message == "Drop an image first."
     with monkeypatch.context() as patch:
         patch.setattr(OpenVocabularyPredictor, "__call__", lambda *_: 1 / 0)
-        assert "its log says why" in detector.answer(str(picture), "a new word", 0.3).message
-    assert malformed.FINE in detector.answer(str(picture), "a new word", 0.3).message
+        assert "its log says why" in detector.answer(str(image), "a new word", 0.3).message
+    assert malformed.FINE in detector.answer(str(image), "a new word", 0.3).message
 
 
 # the remaining tests are about the served page
@@ -115,12 +115,12 @@ def server(page: ServedPage) -> str:
 FIRST = "Drop an image first."
 
 
-def answer_to(page: Any, picture: Path) -> str:
+def answer_to(page: Any, image: Path) -> str:
     """Replace the uploaded image and return the page's message."""
     if page.locator("#message textarea").count() and page.input_value("#message textarea"):
-        page.click("#picture button[aria-label='Clear']")
+        page.click("#image button[aria-label='Clear']")
         wait_for(page, "said === given", FIRST)
-    page.set_input_files("#picture input[type=file]", str(picture))
+    page.set_input_files("#image input[type=file]", str(image))
     return wait_for(page, "said && said !== given", FIRST)
 
 
@@ -142,13 +142,13 @@ def is_error(message: Any) -> bool:
     return message.type == "error" or "Content Security Policy" in message.text
 
 
-def test_in_a_browser(server: str, browser: Any, picture: Path, tmp_path: Path) -> None:
+def test_in_a_browser(server: str, browser: Any, image: Path, tmp_path: Path) -> None:
     page, said = browser.new_page(viewport={"width": 1280, "height": 900}), []
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("console", lambda message: said.append(message.text) if is_error(message) else None)
     page.on("request", lambda r: said.append(r.url) if r.url.startswith("https:") else None)
     page.goto(server)
-    first = answer_to(page, picture)
+    first = answer_to(page, image)
     assert first.startswith("000001.png: ")
     assert first.endswith("of 2 words.")
     page.wait_for_selector("#drawn img", timeout=PATIENCE)
@@ -183,19 +183,19 @@ NOT_TYPED = ("half a character", "empty lines")
 
 @pytest.mark.slow
 def test_the_page_works_after_everything_malformed(
-    server: str, browser: Any, picture: Path, tmp_path: Path
+    server: str, browser: Any, image: Path, tmp_path: Path
 ) -> None:
     page = browser.new_page()
     page.goto(server)
-    for name, file in malformed.write_pictures(tmp_path / "malformed").items():
+    for name, file in malformed.write_images(tmp_path / "malformed").items():
         message = answer_to(page, file)
-        expected = "9000 x 9000" if name == "large.png" else malformed.PICTURES[name][1]
+        expected = "9000 x 9000" if name == "large.png" else malformed.IMAGES[name][1]
         assert expected in message, name
     for name, (words, expected) in malformed.WORDS.items():
         if name in NOT_TYPED:
             continue
         page.fill("#words textarea", words)
-        assert expected in answer_to(page, picture), name
+        assert expected in answer_to(page, image), name
     page.close()
 
 

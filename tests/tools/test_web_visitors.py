@@ -24,7 +24,7 @@ from .pages import ServedPage, served_page, status
 
 
 @pytest.fixture(scope="module")
-def picture(opts: list[str]) -> Path:
+def image(opts: list[str]) -> Path:
     return Path(opts[2]).parent / "shapes" / "train" / "000001.png"
 
 
@@ -38,7 +38,7 @@ def detector(opts: list[str], tmp_path_factory: pytest.TempPathFactory) -> PageD
 
 
 def test_a_visitor_does_not_wait_for_the_words_of_another(
-    detector: PageDetector, picture: Path, monkeypatch: pytest.MonkeyPatch
+    detector: PageDetector, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, answered, embed = threading.Event(), threading.Event(), CachedTextEncoder.embed
 
@@ -51,9 +51,9 @@ def test_a_visitor_does_not_wait_for_the_words_of_another(
     monkeypatch.setattr(CachedTextEncoder, "embed", slow)
     many = ", ".join(f"slow {number}" for number in range(1000))  # 16 chunks
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(detector.answer, str(picture), many, 0.05)
+        first = pool.submit(detector.answer, str(image), many, 0.05)
         assert begun.wait(30)
-        second = detector.answer(str(picture), "a new word, owl", 0.05)
+        second = detector.answer(str(image), "a new word, owl", 0.05)
         assert not first.done()
         answered.set()
         assert "of 2 words" in second.message
@@ -62,9 +62,9 @@ def test_a_visitor_does_not_wait_for_the_words_of_another(
         assert len(first.result().words) == 1000
 
 
-def test_words_in_slices_are_the_same_as_at_once(detector: PageDetector, picture: Path) -> None:
+def test_words_in_slices_are_the_same_as_at_once(detector: PageDetector, image: Path) -> None:
     words = [f"word {number}" for number in range(150)]
-    assert "of 150 words" in detector.answer(str(picture), ", ".join(words), 0.05).message
+    assert "of 150 words" in detector.answer(str(image), ", ".join(words), 0.05).message
     found = detector.predictor.model.roi_heads.vocabulary
     expected = detector.predictor.encoder.embed(found)
     assert detector._text is not None
@@ -73,12 +73,12 @@ def test_words_in_slices_are_the_same_as_at_once(detector: PageDetector, picture
 
 
 def test_no_image_is_decoded_while_the_model_is_locked(
-    detector: PageDetector, picture: Path, monkeypatch: pytest.MonkeyPatch
+    detector: PageDetector, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert malformed.FINE in detector.answer(str(picture), "crow", 0.05).message
+    assert malformed.FINE in detector.answer(str(image), "crow", 0.05).message
     with detector._model, ThreadPoolExecutor(1) as pool:  # another visitor is using the model
         message = pool.submit(detector.answer, __file__, "crow", 0.05).result(30).message
-    assert "no picture of a kind" in message
+    assert "no image of a kind" in message
 
 
 @pytest.mark.parametrize("size", [(50_000_000, 1), (1, 50_000_000), (20_001, 2)])
@@ -91,7 +91,7 @@ def test_long_strips_are_refused_by_their_header(
     message = detector.answer(str(strip), "crow", 0.05).message
     assert time.perf_counter() - begin < 1
     expected = f"sides of at most 20000 pixels, got {size[0]} x {size[1]}. Make it smaller."
-    assert message == f"error: cannot read the picture strip.png: expected {expected}"
+    assert message == f"error: cannot read the image strip.png: expected {expected}"
 
 
 def test_rare_formats_are_not_opened(
@@ -102,19 +102,19 @@ def test_rare_formats_are_not_opened(
     Image.new("RGB", (64, 64)).save(icon, "ICO")
     monkeypatch.setattr(IcoImagePlugin.IcoFile, "getimage", lambda *_: 1 / 0)
     message = detector.answer(str(icon), "crow", 0.05).message
-    assert "it is no picture of a kind that this page reads (JPEG, PNG, " in message
+    assert "it is no image of a kind that this page reads (JPEG, PNG, " in message
 
 
 @pytest.mark.parametrize("threshold", [float("nan"), 2, -1, "1", None, [1]])
-def test_an_impossible_threshold(threshold: float, detector: PageDetector, picture: Path) -> None:
-    message = detector.answer(str(picture), "crow", threshold).message
+def test_an_impossible_threshold(threshold: float, detector: PageDetector, image: Path) -> None:
+    message = detector.answer(str(image), "crow", threshold).message
     assert message == f"error: expected a lowest score from 0 to 1, got {threshold!r}."
 
 
 @pytest.mark.exhaustive
-def test_many_visitors_at_once(detector: PageDetector, picture: Path, tmp_path: Path) -> None:
+def test_many_visitors_at_once(detector: PageDetector, image: Path, tmp_path: Path) -> None:
     """Responses are not mixed up: every visitor gets the requested words."""
-    files = [picture, *malformed.write_pictures(tmp_path / "malformed").values()]
+    files = [image, *malformed.write_images(tmp_path / "malformed").values()]
     words = [*malformed.WORDS.values(), ("crow", malformed.FINE), ("owl, emu", malformed.FINE)]
     draw = np.random.default_rng(0)
     asked = [(draw.integers(len(files)), draw.integers(len(words))) for _ in range(1000)]
@@ -125,7 +125,7 @@ def test_many_visitors_at_once(detector: PageDetector, picture: Path, tmp_path: 
     for (_, row), answer in zip(asked, answers, strict=True):
         assert "its log says why" not in answer.message
         assert "\n" not in answer.message
-        if answer.picture is not None:
+        if answer.image is not None:
             assert words[row][1] == malformed.FINE
             assert {row[0] for row in answer.rows} <= {name for name, _ in answer.words}
 

@@ -96,7 +96,7 @@ def selection(repeats: int, device: torch.device) -> None:
 def training(repeats: int, device: torch.device) -> None:
     """Time a training step of one image (forward, backward, optimizer) in both precisions."""
     work: dict[str, Callable[[], object]] = {}
-    batch = [training_picture()]
+    batch = [training_image()]
     for variant in ("plain", "text", "vild", "ensemble"):
         model = make_model(variant, LVIS, device).train()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
@@ -121,17 +121,17 @@ def training(repeats: int, device: torch.device) -> None:
 
 def inference(repeats: int, device: torch.device) -> None:
     """Time detection of one image by vocabulary size, and each part of the model."""
-    picture = [{"image": random_picture(), "height": HEIGHT, "width": WIDTH}]
+    image = [{"image": random_image(), "height": HEIGHT, "width": WIDTH}]
     work, models = {}, {}
     for variant in ("plain", "text", "vild", "ensemble"):
         model = models[variant] = make_model(variant, LVIS, device).eval()
-        work[variant] = torch.no_grad()(lambda model=model: model(picture))
+        work[variant] = torch.no_grad()(lambda model=model: model(image))
     found = timed(work, repeats, device)
     report(f"inference, {HEIGHT} x {WIDTH}, K = {LVIS}", found)
     for variant in ("plain", "vild", "ensemble"):
         with stage_times(models[variant], device) as stages, torch.no_grad():
             start = time.perf_counter()
-            detections = models[variant](picture)[0]["instances"]
+            detections = models[variant](image)[0]["instances"]
             synchronise(device)
             total = time.perf_counter() - start
         stages["the rest: logits, selection, pasting of masks"] = total - sum(stages.values())
@@ -143,7 +143,7 @@ def inference(repeats: int, device: torch.device) -> None:
         other.roi_heads.set_vocabulary(many)
         sides = {f"K = {LVIS}": models[variant], f"K = {MANY}": other}
         found = timed(
-            {k: torch.no_grad()(lambda m=model: m(picture)) for k, model in sides.items()},
+            {k: torch.no_grad()(lambda m=model: m(image)) for k, model in sides.items()},
             repeats,
             device,
         )
@@ -152,7 +152,7 @@ def inference(repeats: int, device: torch.device) -> None:
 
 def precision(repeats: int, device: torch.device) -> None:
     """Time detection of one image in fp32 and bf16, each with and without ``channels_last``."""
-    picture = [{"image": random_picture(), "height": HEIGHT, "width": WIDTH}]
+    image = [{"image": random_image(), "height": HEIGHT, "width": WIDTH}]
     model = make_model("ensemble", LVIS, device).eval()
     layouts = {"": model, ", channels_last": copy.deepcopy(model)}
     layouts[", channels_last"].to(memory_format=torch.channels_last)
@@ -161,7 +161,7 @@ def precision(repeats: int, device: torch.device) -> None:
     def detect(name: str, layout: str) -> None:
         start = time.process_time()
         with torch.inference_mode(), autocast(name, device):
-            layouts[layout](picture)
+            layouts[layout](image)
         busy[name + layout].append(time.process_time() - start)
 
     sides = itertools.product(("fp32", "bf16"), layouts)
@@ -208,7 +208,7 @@ def text_embeddings(classes: int) -> TextEmbeddings:
 
 
 def random_boxes(number: int, device: torch.device | str = "cpu") -> Tensor:
-    """(R, 4) in the picture, of 16 to 300 pixels."""
+    """(R, 4) in the image, of 16 to 300 pixels."""
     size = torch.rand(number, 2) * 284 + 16
     corner = torch.rand(number, 2) * (torch.tensor([WIDTH, HEIGHT]) - size)
     return torch.cat([corner, corner + size], dim=1).to(device)
@@ -220,12 +220,12 @@ def clustered_boxes(number: int, device: torch.device | str = "cpu") -> Tensor:
     return (objects + torch.randn(number, 4) * 8).to(device)
 
 
-def random_picture() -> Tensor:
+def random_image() -> Tensor:
     """(3, H, W) uint8."""
     return torch.randint(0, 256, (3, HEIGHT, WIDTH), dtype=torch.uint8)
 
 
-def training_picture() -> dict[str, object]:
+def training_image() -> dict[str, object]:
     """Return an image of 20 objects with its distilled regions."""
     objects = Instances((HEIGHT, WIDTH))
     objects.gt_boxes = Boxes(random_boxes(20))
@@ -234,7 +234,7 @@ def training_picture() -> dict[str, object]:
     regions = Instances((HEIGHT, WIDTH))
     regions.proposal_boxes = Boxes(random_boxes(DISTILLED))
     regions.teacher_embeddings = torch.randn(DISTILLED, DIMENSION)
-    return {"image": random_picture(), "instances": objects, "distill_regions": regions}
+    return {"image": random_image(), "instances": objects, "distill_regions": regions}
 
 
 def timed(

@@ -24,7 +24,7 @@ from vild.evaluation import ResultsWriter, encode_masks, evaluate_lvis
 
 TOOL = Path(__file__).parents[1] / "benchmark_evaluation.py"
 HEIGHT, WIDTH = 480, 640
-LVIS_PICTURES, LIMIT_GIB = 19_809, 24
+LVIS_IMAGES, LIMIT_GIB = 19_809, 24
 
 
 def benchmark(args: argparse.Namespace) -> int:
@@ -38,19 +38,19 @@ def benchmark(args: argparse.Namespace) -> int:
         encoding(args.detections)
         return 0
     print(
-        f"{args.pictures} pictures of {HEIGHT} x {WIDTH}, {args.detections} detections with masks "
+        f"{args.images} images of {HEIGHT} x {WIDTH}, {args.detections} detections with masks "
         f"each, {args.classes} classes, {args.objects} objects and {args.negatives} absent classes "
-        f"a picture; 1 thread, torch {torch.__version__}, numpy {np.__version__}",
+        f"an image; 1 thread, torch {torch.__version__}, numpy {np.__version__}",
         flush=True,
     )
     with tempfile.TemporaryDirectory() as folder:
-        half = run(args, Path(folder), max(1, args.pictures // 2))
-        whole = run(args, Path(folder), args.pictures)
-    slope = (whole - half) / max(1, args.pictures - args.pictures // 2)
-    expected = whole + slope * (LVIS_PICTURES - args.pictures)
+        half = run(args, Path(folder), max(1, args.images // 2))
+        whole = run(args, Path(folder), args.images)
+    slope = (whole - half) / max(1, args.images - args.images // 2)
+    expected = whole + slope * (LVIS_IMAGES - args.images)
     verdict = "fits" if expected < LIMIT_GIB else "does not fit"
     print(
-        f"peak memory of the evaluation by these two, for {LVIS_PICTURES} pictures: "
+        f"peak memory of the evaluation by these two, for {LVIS_IMAGES} images: "
         f"{expected:.1f} GiB, which {verdict} {LIMIT_GIB} GiB"
     )
     return 0
@@ -90,10 +90,10 @@ def encoding(number: int, repeats: int = 7) -> None:
     )
 
 
-def run(args: argparse.Namespace, folder: Path, pictures: int) -> float:
+def run(args: argparse.Namespace, folder: Path, images: int) -> float:
     """Run all steps for some images and return the evaluation's peak memory in GiB."""
-    print(f"{pictures} pictures:")
-    (folder / "annotations.json").write_text(json.dumps(annotations(args, pictures)), "utf-8")
+    print(f"{images} images:")
+    (folder / "annotations.json").write_text(json.dumps(annotations(args, images)), "utf-8")
     given = [f"--{name}={getattr(args, name)}" for name in ("detections", "classes")]
     peaks, metrics = {}, {}
     for step in ("write", "evaluate", *(["official"] if args.official else [])):
@@ -131,7 +131,7 @@ def write(args: argparse.Namespace) -> dict[str, Any]:
     size = (args.folder / "results.json").stat().st_size
     each = seconds / len(looked_for) * 1e3
     return {
-        "said": f"{seconds:.0f} s, {each:.0f} ms a picture, {size / 1e6:.0f} MB",
+        "said": f"{seconds:.0f} s, {each:.0f} ms an image, {size / 1e6:.0f} MB",
         "peak": peak_gib(),
     }
 
@@ -166,13 +166,13 @@ def official(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def annotations(args: argparse.Namespace, pictures: int) -> dict[str, Any]:
+def annotations(args: argparse.Namespace, count: int) -> dict[str, Any]:
     """Make annotations of random classes, frequent ones first, with lists of absent classes."""
     rng = np.random.RandomState(0)
     odds = 1 / np.arange(1, args.classes + 1)
     odds /= odds.sum()
     images, objects = [], []
-    for image_id in range(1, pictures + 1):
+    for image_id in range(1, count + 1):
         present = rng.choice(args.classes, args.objects, p=odds) + 1
         absent = np.setdiff1d(rng.choice(args.classes, args.negatives) + 1, present)
         images.append(

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.teacher import alternate, random_picture
+from benchmarks.teacher import alternate, random_image
 from vild.config import read_config
 from vild.data.images import read_image
 from vild.proposals import ProposalExtractor, ProposalStore, extract_proposals
@@ -69,7 +69,7 @@ def benchmark(args: argparse.Namespace) -> int:
         folder, draw = Path(temporary), np.random.default_rng(0)
         files = {image: str(folder / f"{image}.jpg") for image in range(args.images)}
         for file in files.values():
-            random_picture(draw).save(file, quality=90)
+            random_image(draw).save(file, quality=90)
         spec = store_spec(KIND, SplitImages("benchmark", files, ""), FIELDS, {}, 1024)
         prepared = [extractor.prepare(read_image(file)) for file in files.values()]
         runs = iter(range(sys.maxsize))

@@ -39,14 +39,14 @@ from vild.proposals.store import KIND as PROPOSALS
 from vild.storage import SplitImages, StoreWriter, store_spec
 
 SIZE, DIMENSION = 224, 512
-PICTURE = (480, 640)
+IMAGE = (480, 640)
 
 
 def random_boxes(
     count: int, draw: np.random.Generator, sides: tuple[float, float] = (12, 400)
 ) -> np.ndarray:
     """Make boxes (R, 4) xyxy float32, with log-uniform sides between two lengths."""
-    height, width = PICTURE
+    height, width = IMAGE
     side = np.exp(draw.uniform(*np.log(sides), (count, 1)))
     side = side * np.exp(draw.uniform(-0.4, 0.4, (count, 2)))
     corners = draw.uniform(0, 1, (count, 2)) * np.maximum(1, [width, height] - side)
@@ -54,10 +54,10 @@ def random_boxes(
     return boxes.astype(np.float32)
 
 
-def random_picture(draw: np.random.Generator) -> Image.Image:
+def random_image(draw: np.random.Generator) -> Image.Image:
     """Make an image with as much detail as a photograph."""
-    small = draw.integers(0, 255, (PICTURE[0] // 8, PICTURE[1] // 8, 3), np.uint8)
-    return Image.fromarray(small).resize(PICTURE[::-1], Image.Resampling.BICUBIC)
+    small = draw.integers(0, 255, (IMAGE[0] // 8, IMAGE[1] // 8, 3), np.uint8)
+    return Image.fromarray(small).resize(IMAGE[::-1], Image.Resampling.BICUBIC)
 
 
 def alternate(rounds: int, **jobs: Callable[[], Any]) -> dict[str, float]:
@@ -74,19 +74,19 @@ def alternate(rounds: int, **jobs: Callable[[], Any]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def make_inputs(folder: Path, pictures: int, regions: int) -> tuple[dict[int, str], ProposalStore]:
+def make_inputs(folder: Path, count: int, regions: int) -> tuple[dict[int, str], ProposalStore]:
     """Make JPEG images and a store of their proposals."""
     draw = np.random.default_rng(0)
-    images = list(range(pictures))
+    images = list(range(count))
     files = {image: str(folder / f"{image}.jpg") for image in images}
     spec = store_spec(PROPOSALS, SplitImages("benchmark", files, ""), PROPOSAL_FIELDS, {}, 1024)
     writer = StoreWriter(folder / "proposals", spec, images)
     with writer.shard(0) as builder:
         for image in images:
-            random_picture(draw).save(files[image], quality=90)
+            random_image(draw).save(files[image], quality=90)
             objectness = np.sort(draw.normal(size=regions))[::-1]
             arrays = {"boxes": random_boxes(regions, draw), "objectness": objectness}
-            builder.add(image, *PICTURE, arrays)
+            builder.add(image, *IMAGE, arrays)
     writer.finish({})
     return files, ProposalStore(folder / "proposals")
 
@@ -105,8 +105,8 @@ def embedding_writer(
 def crops(args: argparse.Namespace) -> None:
     """Compare this project's crops with PIL's crop and open_clip's preprocessing, box by box."""
     draw = np.random.default_rng(0)
-    picture = random_picture(draw)
-    pixels = torch.from_numpy(np.array(picture)).to(args.device)
+    image = random_image(draw)
+    pixels = torch.from_numpy(np.array(image)).to(args.device)
     preprocess = open_clip.image_transform(SIZE, is_train=False, resize_mode="squash")
     mean, std = (torch.tensor(values, device=args.device) for values in (CLIP_MEAN, CLIP_STD))
     buffer = torch.empty(args.batch_size, 3, SIZE, SIZE, device=args.device)
@@ -118,7 +118,7 @@ def crops(args: argparse.Namespace) -> None:
         def theirs(boxes: list[tuple[int, ...]] = whole) -> None:
             for start in range(0, len(boxes), args.batch_size):
                 some = boxes[start : start + args.batch_size]
-                torch.stack([preprocess(picture.crop(box)) for box in some])
+                torch.stack([preprocess(image.crop(box)) for box in some])
 
         def ours(boxes: Tensor = boxes) -> None:
             for some in boxes.split(args.batch_size):
@@ -134,10 +134,10 @@ def crops(args: argparse.Namespace) -> None:
 
 def extraction(args: argparse.Namespace, folder: Path) -> None:
     """Compare the whole extraction with the encoder alone on prepared crops."""
-    files, proposals = make_inputs(folder, args.pictures, args.regions)
+    files, proposals = make_inputs(folder, args.images, args.regions)
     torch.manual_seed(0)
     teacher = Teacher.load("ViT-B-32", None, args.device, args.precision)
-    total = args.pictures * args.regions * 2
+    total = args.images * args.regions * 2
     batch = torch.rand(args.batch_size, 3, SIZE, SIZE, device=args.device)
     sizes = [args.batch_size] * (total // args.batch_size) + [total % args.batch_size]
     runs = iter(range(100))
@@ -187,7 +187,7 @@ def store(folder: Path) -> None:
                         "objectness": draw.normal(size=regions).astype(np.float32),
                         "embeddings": vectors,
                     }
-                    builder.add(image, *PICTURE, arrays)
+                    builder.add(image, *IMAGE, arrays)
                     np.savez(folder / "npz" / f"{image}.npz", **arrays)
                     buffer = io.BytesIO()
                     torch.save({k: torch.from_numpy(v) for k, v in arrays.items()}, buffer)
@@ -251,7 +251,7 @@ def opening(folder: Path) -> None:
     for number in writer.pending():
         with writer.shard(number) as builder:
             for image in builder.images:
-                builder.add(image, *PICTURE, rows)
+                builder.add(image, *IMAGE, rows)
     writer.finish({})
     command = [sys.executable, "-W", "ignore", "-c", OPENING, str(folder / "many")]
     for _ in range(3):
@@ -263,9 +263,9 @@ def stub(batch: Tensor) -> Tensor:
     return functional.normalize(torch.ones(len(batch), DIMENSION), dim=1)
 
 
-def _share(rank: int, world_size: int, folder: Path, pictures: int, gate: Any, times: Any) -> None:
+def _share(rank: int, world_size: int, folder: Path, images: int, gate: Any, times: Any) -> None:
     torch.set_num_threads(1)  # one thread per worker
-    files = {image: str(folder / f"{image}.jpg") for image in range(pictures)}
+    files = {image: str(folder / f"{image}.jpg") for image in range(images)}
     writer = embedding_writer(folder / f"shared{world_size}", list(files), DIMENSION, 4)
     proposals = ProposalStore(folder / "proposals")
     cropper = RegionCropper(
@@ -280,8 +280,8 @@ def _share(rank: int, world_size: int, folder: Path, pictures: int, gate: Any, t
 
 def processes(folder: Path) -> None:
     """Measure reading, cropping and storing with one and two workers, with a stub encoder."""
-    pictures = 64
-    make_inputs(folder, pictures, 100)
+    images = 64
+    make_inputs(folder, images, 100)
     context = multiprocessing.get_context("spawn")
     ratios = []
     for _ in range(3):
@@ -289,7 +289,7 @@ def processes(folder: Path) -> None:
         for count in (1, 2):
             gate, times = context.Barrier(count), context.Queue()
             workers = [
-                context.Process(target=_share, args=(r, count, folder, pictures, gate, times))
+                context.Process(target=_share, args=(r, count, folder, images, gate, times))
                 for r in range(count)
             ]
             for worker in workers:
@@ -304,7 +304,7 @@ def processes(folder: Path) -> None:
             for file in (folder / f"shared{count}").iterdir():
                 file.unlink()
     print(
-        f"two processes on {pictures * 200} crops: the same store in "
+        f"two processes on {images * 200} crops: the same store in "
         f"{statistics.median(ratios):.1%} of the time of one (encoder stubbed)"
     )
 

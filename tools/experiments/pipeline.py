@@ -17,7 +17,7 @@ from vild.reporting.runs import read_runs
 from vild.storage.layout import MANIFEST
 
 TRAIN_NET = "projects/ViLD/train_net.py"
-PROPOSALS = 100  # a picture, kept in the stores
+PROPOSALS = 100  # an image, kept in the stores
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Pipeline:
     """Stages of one data seed.
 
     Attributes:
-        folder: of everything but the pictures; `output/shapes` is where the configs look for it.
+        folder: of everything but the images; `output/shapes` is where the configs look for it.
         seed: of the data and of the trainings.
         options: KEY VALUE pairs of the configuration, for every training and evaluation.
         prefix: of the stages' names, where several pipelines are run together.
@@ -44,7 +44,7 @@ class Pipeline:
 
     @property
     def data(self) -> str:
-        """What the data sets' names begin with."""
+        """What the datasets' names begin with."""
         return f"shapes_seed{self.seed}" if self.seed else "shapes"
 
     @property
@@ -59,7 +59,7 @@ class Pipeline:
             baseline: config of the class-agnostic detector, a file in configs/shapes without its
                 ending.
         """
-        pictures, text = shapes_folder(self.seed), self.folder / "text.safetensors"
+        images, text = shapes_folder(self.seed), self.folder / "text.safetensors"
         splits = (f"{self.data}_train_base", f"{self.data}_val")
         make = ["tools/make_shapes.py"]
         if self.seed:
@@ -69,9 +69,9 @@ class Pipeline:
         stages = [
             Stage(
                 self._name("shapes"),
-                "draw the pictures of `shapes`",
+                "draw the images of `shapes`",
                 tuple(make),
-                (pictures / "shapes.json",),
+                (images / "shapes.json",),
                 seconds=17,
                 keep=True,
                 version=f"format {FORMAT}",

@@ -53,7 +53,7 @@ def table_section(runs: list[Run], data: str, task: str) -> tuple[PageSection, s
     return PageSection("Results", text, PageTable(("method", *table.headings), rows)), lead
 
 
-def picture_section(folder: Path, args: argparse.Namespace) -> PageSection:
+def image_section(folder: Path, args: argparse.Namespace) -> PageSection:
     """Make the section of the first images with novel objects, ground truth beside detections."""
     records = find_split(args.dataset)
     vocabulary = Vocabulary.from_dataset(args.dataset)
@@ -67,28 +67,28 @@ def picture_section(folder: Path, args: argparse.Namespace) -> PageSection:
 
     chosen = [record for record in records if has_novel(record)] or records
     figures = []
-    for record in chosen[: args.pictures]:
+    for record in chosen[: args.images]:
         own = [e for e in results.get(record["image_id"], ()) if e.score >= args.threshold]
         found = instances_from_results(own, (record["height"], record["width"]), rows)
-        picture = read_image(record["file_name"])
+        image = read_image(record["file_name"])
         drawn = side_by_side(
-            draw_ground_truth(picture, record, vocabulary),
-            draw_detections(picture, found, vocabulary, threshold=args.threshold),
+            draw_ground_truth(image, record, vocabulary),
+            draw_detections(image, found, vocabulary, threshold=args.threshold),
             ("ground truth", f"detections, score ≥ {args.threshold:g}"),
         )
         names = sorted({vocabulary.names[a["category_id"]] for a in record.get("annotations", ())})
         figures.append(
-            PageFigure.of_picture(
+            PageFigure.of_image(
                 drawn,
                 f"image {record['image_id']}: {', '.join(names)}",
                 f"image {record['image_id']}",
             )
         )
     text = (
-        f"The first {len(figures)} pictures of {args.dataset} with novel objects, not a choice of "
+        f"The first {len(figures)} images of {args.dataset} with novel objects, not a choice of "
         f"the best. Names that begin with {NOVEL_MARK}, in warm colours, are novel classes."
     )
-    return PageSection("Pictures", text, figures=figures)
+    return PageSection("Images", text, figures=figures)
 
 
 def class_section(folders: Runs, args: argparse.Namespace) -> PageSection:
@@ -111,7 +111,7 @@ def similarity_section(args: argparse.Namespace) -> PageSection:
     options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", args.weights, *args.opts]
     cfg = read_config(args.config_file, options)
     store = EmbeddingStore(args.regions)
-    teacher, student = compare_regions(cfg, args.dataset, store, args.region_pictures)
+    teacher, student = compare_regions(cfg, args.dataset, store, args.region_images)
     vocabulary = Vocabulary.from_dataset(args.dataset)
     matrices = {"the teacher's": teacher.mean().numpy(), "the detector's": student.mean().numpy()}
     plot = plot_similarities(
@@ -157,7 +157,7 @@ def write_result_page(folders: Runs, args: argparse.Namespace) -> None:
     register_from_arguments(args)
     runs = read_runs(list(folders.values()), list(folders))
     first, lead = table_section(runs, args.dataset, args.task)
-    sections = [first, picture_section(next(iter(folders.values())), args)]
+    sections = [first, image_section(next(iter(folders.values())), args)]
     sections.append(class_section(folders, args))
     curves = plot_curves(runs[:1], args.task)
     if curves is not None:

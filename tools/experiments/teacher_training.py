@@ -81,10 +81,10 @@ def draw_crops(split: str, scenes: int, seed: int = 0, progress: bool = False) -
     images, image, boxes, labels = [], [], [], []
     with ProcessPoolExecutor() as pool:
         drawn = pool.map(draw, range(scenes), chunksize=32)
-        for number, (picture, found) in enumerate(
+        for number, (pixels, found) in enumerate(
             tqdm(drawn, total=scenes, unit="scene", desc="scenes", disable=not progress)
         ):
-            images.append(picture)
+            images.append(pixels)
             for box, label in found:
                 image.append(number)
                 boxes.append(box)
@@ -97,12 +97,12 @@ def _draw_one(
 ) -> tuple[npt.NDArray[np.uint8], list[tuple[tuple[float, ...], int]]]:
     rng = np.random.RandomState([seed, stream, number])
     uniform = np.arange(1, len(ALL_COMPOSITIONS) + 1) / len(ALL_COMPOSITIONS)
-    picture, objects = draw_scene(rng, ALL_COMPOSITIONS, uniform)
+    image, objects = draw_scene(rng, ALL_COMPOSITIONS, uniform)
     taken = [item.box for item in objects]
     found: list[tuple[tuple[float, ...], int]] = [
         (item.box, item.index) for item in objects if item.visible >= MIN_VISIBLE
     ]
-    size = picture.shape[0]
+    size = image.shape[0]
     for _ in range(20):  # gives about one background region per image
         side = rng.randint(16, 60, 2)
         x, y = (int(rng.randint(0, size - s + 1)) for s in side)
@@ -110,7 +110,7 @@ def _draw_one(
         if max((_iou(box, other) for other in taken), default=0.0) < BACKGROUND_IOU:
             found.append((box, -1))
             break
-    return picture, found
+    return image, found
 
 
 def _iou(a: Sequence[float], b: Sequence[float]) -> float:
@@ -138,14 +138,14 @@ def cut(
     """
     out = np.empty((len(regions), size, size, 3), np.uint8)
     for row, (region, factor) in enumerate(zip(regions, growth, strict=True)):
-        picture = Image.fromarray(crops.images[crops.image[region]])
+        image = Image.fromarray(crops.images[crops.image[region]])
         x0, y0, x1, y1 = crops.box[region]
         dx, dy = (x1 - x0) * (factor - 1) / 2, (y1 - y0) * (factor - 1) / 2
         box = (
             *(max(0.0, x0 - dx), max(0.0, y0 - dy)),
-            *(min(float(picture.width), x1 + dx), min(float(picture.height), y1 + dy)),
+            *(min(float(image.width), x1 + dx), min(float(image.height), y1 + dy)),
         )
-        out[row] = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))
+        out[row] = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
     return torch.from_numpy(out).permute(0, 3, 1, 2).float() / 255
 
 

@@ -211,7 +211,7 @@ def scale_schedule(cfg: CfgNode, recipe_batch: int, keep: Sequence[str] = ()) ->
         "SOLVER.CHECKPOINT_PERIOD": longer(solver.CHECKPOINT_PERIOD),
         "TEST.EVAL_PERIOD": longer(cfg.TEST.EVAL_PERIOD),
     }
-    lines = [f"{batch} pictures a batch instead of the recipe's {recipe_batch}; so"]
+    lines = [f"{batch} images a batch instead of the recipe's {recipe_batch}; so"]
     for key, value in wanted.items():
         section, name = key.split(".")
         old = cfg[section][name]

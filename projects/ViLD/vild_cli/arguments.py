@@ -25,13 +25,13 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--data-root`` and ``--dataset-yaml``."""
     group = parser.add_argument_group("data")
     group.add_argument(
-        "--data-root", help="folder of the data sets; $DETECTRON2_DATASETS or datasets by default"
+        "--data-root", help="folder of the datasets; $DETECTRON2_DATASETS or datasets by default"
     )
     group.add_argument(
         "--dataset-yaml",
         action="append",
         default=[],
-        help="register this data set of your own first (see datasets/README.md)",
+        help="register this dataset of your own first (see datasets/README.md)",
     )
 
 
@@ -50,7 +50,7 @@ def add_vocabulary_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--vocabulary`` and ``--novel``."""
     parser.add_argument(
         "--vocabulary",
-        help="lvis, coco, a registered data set, a file (.json, .txt, .yaml, .csv or "
+        help="lvis, coco, a registered dataset, a file (.json, .txt, .yaml, .csv or "
         ".safetensors) or a comma list; the configuration's own by default",
     )
     parser.add_argument("--novel", type=comma_list, help="comma list of the novel classes")

@@ -101,7 +101,7 @@ def read_spec(path: Path) -> Spec:
     Raises:
         ValueError: the yaml is missing or malformed.
     """
-    text = read_text(path, "a yaml that describes a data set")
+    text = read_text(path, "a yaml that describes a dataset")
     try:
         loaded = yaml.load(text, UniqueKeyLoader)  # a SafeLoader
         spec = msgspec.convert(loaded, Spec)
@@ -112,7 +112,7 @@ def read_spec(path: Path) -> Spec:
         known = ", ".join(Spec.__struct_fields__)
         reason = str(error) + ("; expected lvis or coco" if "$.evaluator" in str(error) else "")
         raise ValueError(
-            f"{path}: expected the description of a data set with the keys {known}: {reason}"
+            f"{path}: expected the description of a dataset with the keys {known}: {reason}"
         ) from None
     if not spec.splits():
         raise ValueError(f"{path}: expected at least one of the keys 'train' and 'val'")

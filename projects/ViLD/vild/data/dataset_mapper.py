@@ -101,7 +101,7 @@ class ViLDDatasetMapper(DatasetMapper):
         super().__init__(is_train, **kwargs)
         if limit < 1 or not 0 <= min_visible <= 1:
             raise ValueError(
-                "expected at least one region a picture and a visible fraction in [0, 1], got "
+                "expected at least one region an image and a visible fraction in [0, 1], got "
                 f"{limit} and {min_visible}"
             )
         if region_draw not in DRAWS:
@@ -280,19 +280,19 @@ def _rectangle(annotation: Mapping[str, Any]) -> list[float]:
     return [x1, y1, x2, y1, x2, y2, x1, y2]
 
 
-def _channels_first(picture: np.ndarray) -> Tensor:
-    return torch.as_tensor(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+def _channels_first(image: np.ndarray) -> Tensor:
+    return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-def _record(source: RegionSource, mapped: Mapping[str, Any], picture: np.ndarray) -> RegionRecord:
+def _record(source: RegionSource, mapped: Mapping[str, Any], image: np.ndarray) -> RegionRecord:
     """Return the store's record of an image; raise if it was made from another image size."""
-    image_id, size = mapped["image_id"], picture.shape[:2]
+    image_id, size = mapped["image_id"], image.shape[:2]
     record, expected = source[image_id], source.image_size(image_id)
     if size != expected:
         raise ValueError(
             f"{mapped['file_name']} is {size[0]} x {size[1]} pixels, the store's record of image "
-            f"{image_id} was made on {expected[0]} x {expected[1]}: the picture was changed, or "
-            "the store is of another data set"
+            f"{image_id} was made on {expected[0]} x {expected[1]}: the image was changed, or "
+            "the store is of another dataset"
         )
     return record
 

@@ -39,7 +39,7 @@ class Archive:
         folder: target folder in Detectron2's layout, relative to the data root.
         flat_folder: target folder in the flat layout.
         provides: what unpacking creates: files, or a folder of images.
-        pictures: number of files in the folder in ``provides``; None if these are files.
+        images: number of files in the folder in ``provides``; None if these are files.
     """
 
     url: str
@@ -49,7 +49,7 @@ class Archive:
     folder: str
     flat_folder: str
     provides: tuple[str, ...]
-    pictures: int | None = None
+    images: int | None = None
 
     @property
     def name(self) -> str:
@@ -60,11 +60,11 @@ class Archive:
         """Return whether everything that the archive provides exists below ``folder``."""
         for name in self.provides:
             path = folder / name
-            if self.pictures is None:
+            if self.images is None:
                 if not path.is_file():
                     return False
             # an incomplete file ends in .part
-            elif sum(1 for _ in path.glob("*.jpg")) < self.pictures:
+            elif sum(1 for _ in path.glob("*.jpg")) < self.images:
                 return False
         return True
 
@@ -98,14 +98,14 @@ ARCHIVES: tuple[Archive, ...] = (
         "442b8da7639aecaf257c1dceb8ba8c80",
         *(0.8, ("lvis", "coco"), "coco", "."),
         ("val2017",),
-        pictures=5_000,
+        images=5_000,
     ),
     Archive(
         f"{_COCO}/zips/train2017.zip",
         "cced6f7f71b7629ddf16f17bbcfab6b2",
         *(18.0, ("lvis", "coco"), "coco", "."),
         ("train2017",),
-        pictures=118_287,
+        images=118_287,
     ),
 )
 
@@ -140,7 +140,7 @@ def fetch(
     """
     known = sorted({name for archive in ARCHIVES for name in archive.datasets})
     if dataset not in known:
-        raise ValueError(f"expected a data set among {', '.join(known)}, got {dataset!r}")
+        raise ValueError(f"expected a dataset among {', '.join(known)}, got {dataset!r}")
     filled = []
     for archive in ARCHIVES:
         if dataset not in archive.datasets:

@@ -61,7 +61,7 @@ def read_image(path: str | os.PathLike[str], max_pixels: int | None = None) -> n
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise ValueError(
             "expected PIL.ImageFile.LOAD_TRUNCATED_IMAGES to be False, as it is by default, but "
-            "something in this program set it: half a picture would be read as a whole one. Set "
+            "something in this program set it: half an image would be read as a whole one. Set "
             "it back to False."
         )
     path = Path(path)
@@ -71,11 +71,11 @@ def read_image(path: str | os.PathLike[str], max_pixels: int | None = None) -> n
     except (UnreadableImageError, MemoryError):
         raise
     except FileNotFoundError:
-        reason = "there is no such file. Check the path and the data set's image folder"
+        reason = "there is no such file. Check the path and the dataset's image folder"
     except PermissionError:
         reason = "this user may not read it. Change its permissions"
     except IsADirectoryError:
-        reason = "it is a folder. Name a picture in it"
+        reason = "it is a folder. Name an image in it"
     except UnidentifiedImageError:
         reason = _what_else(path)
     except Image.DecompressionBombError as error:
@@ -90,7 +90,7 @@ def read_image(path: str | os.PathLike[str], max_pixels: int | None = None) -> n
             f"its data are cut short or damaged ({type(error).__name__}: {error}). Download or "
             "copy it again"
         )
-    raise UnreadableImageError(f"cannot read the picture {path}: {reason}.") from None
+    raise UnreadableImageError(f"cannot read the image {path}: {reason}.") from None
 
 
 def image_pixels(image: Image.Image) -> np.ndarray:
@@ -113,7 +113,7 @@ def image_pixels(image: Image.Image) -> np.ndarray:
         raise
     except Exception as error:  # Pillow's decoders raise many exception types
         reason = f"its data are cut short or damaged ({type(error).__name__}: {error})"
-        raise UnreadableImageError(f"cannot read the picture {where}: {reason}.") from None
+        raise UnreadableImageError(f"cannot read the image {where}: {reason}.") from None
 
 
 def _decode(file: BinaryIO, max_pixels: int | None) -> np.ndarray:
@@ -139,7 +139,7 @@ def _decode(file: BinaryIO, max_pixels: int | None) -> np.ndarray:
         # Markers do not occur within a scan, so the end marker shows whether it is complete.
         file.seek(scan)
         if _END_OF_JPEG not in file.read():
-            raise OSError("the end of the picture is missing")
+            raise OSError("the end of the image is missing")
     return _rgb(image, file.name)
 
 
@@ -185,7 +185,7 @@ def _narrowed(image: Image.Image, where: str) -> Image.Image:
 
 
 def _refused(where: str, reason: str) -> UnreadableImageError:
-    return UnreadableImageError(f"cannot read the picture {where}: {reason}.")
+    return UnreadableImageError(f"cannot read the image {where}: {reason}.")
 
 
 def _what_else(path: Path) -> str:
@@ -195,8 +195,8 @@ def _what_else(path: Path) -> str:
     if not start:
         return "it is empty. Download or copy it again"
     return (
-        f"it is no picture of a kind that Pillow knows; it begins with {start!r}. Is it an error "
-        "page or a text with a picture's name? Download it again"
+        f"it is no image of a kind that Pillow knows; it begins with {start!r}. Is it an error "
+        "page or a text with an image's name? Download it again"
     )
 
 

@@ -102,7 +102,7 @@ def select_rows(
             )
         if key not in by_key:
             raise ValueError(
-                f"{where}: the {role} class {key!r:.100} is not in the data set. "
+                f"{where}: the {role} class {key!r:.100} is not in the dataset. "
                 + _near(key, by_key)
             )
         if isinstance(key, int) and by_key.get(str(key), by_key[key]) != by_key[key]:

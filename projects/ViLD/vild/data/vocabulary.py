@@ -143,12 +143,12 @@ class Vocabulary:
         if name not in DatasetCatalog:
             known = ", ".join(sorted(n for n in DatasetCatalog.list() if "ovd" in n or "lvis" in n))
             raise ValueError(
-                f"the data set {name!r} is not registered; among those that are: {known}"
+                f"the dataset {name!r} is not registered; among those that are: {known}"
             )
         metadata = MetadataCatalog.get(name)
         names = metadata.get("thing_classes")
         if not names:
-            raise ValueError(f"the data set {name!r} names no classes (thing_classes)")
+            raise ValueError(f"the dataset {name!r} names no classes (thing_classes)")
         synonyms = metadata.get("synonyms") or [[n] for n in names]
         novel = metadata.get("novel") or [False] * len(names)
         return cls(tuple(names), tuple(map(tuple, synonyms)), tuple(map(bool, novel)))
@@ -294,7 +294,7 @@ def _require_word(word: str) -> None:
     if near or begun or is_split:
         hint = _did_you_mean([known[name] for name in (near or begun[:3])])
         raise ValueError(
-            f"expected a registered data set, got {word!r}{hint} A data set of your own is "
+            f"expected a registered dataset, got {word!r}{hint} A dataset of your own is "
             f"registered by --dataset-yaml or MODEL.VILD.DATASETS. {quoted}"
         )
 

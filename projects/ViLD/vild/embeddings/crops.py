@@ -131,7 +131,7 @@ def crop_and_resize(
         ValueError: invalid image, mode, size, interpolation or ``out``, boxes of another shape, or
             a box that :func:`valid_boxes` rejects.
     """
-    picture = _as_picture(image)
+    rgb = _as_image(image)
     if mode not in CROP_MODES:
         raise ValueError(f"expected a crop mode of {', '.join(CROP_MODES)}, got {mode!r}")
     if interpolation not in INTERPOLATIONS:
@@ -142,17 +142,17 @@ def crop_and_resize(
         raise ValueError(f"expected a size of at least 1 pixel, such as 224, got {size}")
     # Exact and on the CPU: halves must be rounded as in PIL, and the sizes control the computation.
     exact = _as_boxes(boxes).to("cpu", torch.float64)
-    height, width, _ = picture.shape
+    height, width, _ = rgb.shape
     if not (valid := valid_boxes(exact, (height, width))).all():
         row = int(valid.logical_not().nonzero()[0])
         raise ValueError(
-            f"expected finite boxes x1 y1 x2 y2 with x1 < x2 and y1 < y2 that overlap the picture, "
+            f"expected finite boxes x1 y1 x2 y2 with x1 < x2 and y1 < y2 that overlap the image, "
             f"{width} pixels wide and {height} high; box {row} of {len(exact)} is "
             f"({', '.join(f'{corner:g}' for corner in exact[row].tolist())}). Leave such rows out: "
             f"valid_boxes(boxes, ({height}, {width})) tells which are good"
         )
     layout = _lay_out(exact, (height, width), size, mode)
-    target = picture.device if device is None else torch.device(device)
+    target = rgb.device if device is None else torch.device(device)
     shape = (len(exact), 3, size, size)
     if out is None:
         out = torch.empty(shape, device=target)
@@ -160,16 +160,16 @@ def crop_and_resize(
         raise ValueError(
             f"expected `out` to be contiguous {shape} float32, got {tuple(out.shape)} {out.dtype}"
         )
-    picture = to_device(picture, target)
+    rgb = to_device(rgb, target)
     scaling = None
     if normalise:
         mean, std = (values.to(target, torch.float32)[:, None, None] for values in normalise)
         scaling = std, -mean / std
     if target.type == "cpu":
         divisor, shift = scaling or (torch.ones(3, 1, 1), torch.zeros(3, 1, 1))
-        _resize_each(picture, layout, out, interpolation, divisor.numpy(), shift.numpy())
+        _resize_each(rgb, layout, out, interpolation, divisor.numpy(), shift.numpy())
     else:
-        _resize_batched(picture, layout, out, interpolation)
+        _resize_batched(rgb, layout, out, interpolation)
         if scaling:
             out.div_(scaling[0]).add_(scaling[1])
     return out
@@ -198,13 +198,13 @@ def _in_one_transfer(tensors: Sequence[Tensor], device: torch.device) -> Sequenc
     return [c.view(t.dtype).view(t.shape) for c, t in zip(copied, tensors, strict=True)]
 
 
-def _as_picture(image: npt.NDArray[np.uint8] | Tensor) -> Tensor:
+def _as_image(image: npt.NDArray[np.uint8] | Tensor) -> Tensor:
     """Return a (H, W, 3) uint8 tensor that shares the image's memory if torch supports it."""
     shape = tuple(getattr(image, "shape", ()))
     dtype = str(getattr(image, "dtype", type(image).__name__)).removeprefix("torch.")
     if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != "uint8":
         raise ValueError(
-            f"expected a picture of shape (height, width, 3) and uint8, RGB, got {shape} and "
+            f"expected an image of shape (height, width, 3) and uint8, RGB, got {shape} and "
             f"{dtype}. numpy.asarray(PIL.Image.open(path).convert('RGB')) is one"
         )
     if isinstance(image, Tensor):
@@ -251,7 +251,7 @@ def _lay_out(boxes: Tensor, image_size: tuple[int, int], size: int, mode: str) -
 
 
 def _resize_each(
-    picture: Tensor,
+    image: Tensor,
     layout: _Layout,
     out: Tensor,
     interpolation: str,
@@ -267,7 +267,7 @@ def _resize_each(
     """
     crops, size = out.numpy(), out.shape[-1]
     elongated = layout.length.amax(dim=1) >= _ELONGATED * size  # only "clip" exceeds the size
-    pixels, shifted = picture.numpy(), bool(shift.any())
+    pixels, shifted = image.numpy(), bool(shift.any())
     table = torch.cat([*layout, layout.vertical_first[:, None]], dim=1).tolist()
     if (layout.length < size).any():  # only "pad" leaves parts of a square unfilled
         crops[:] = shift
@@ -287,12 +287,12 @@ def _resize_each(
     if elongated.any():
         rest = _Layout(*(values[elongated] for values in layout))
         squares = torch.empty(int(elongated.sum()), 3, size, size)
-        _resize_batched(picture, rest, squares, interpolation)
+        _resize_batched(image, rest, squares, interpolation)
         out[elongated] = torch.from_numpy(squares.numpy() / divisor + shift)
 
 
 def _resize_batched(
-    picture: Tensor, layout: _Layout, out: Tensor, interpolation: str = "bicubic"
+    image: Tensor, layout: _Layout, out: Tensor, interpolation: str = "bicubic"
 ) -> None:
     """Fill (R, 3, S, S) on any device: batches of boxes, as two matrix products with PIL's weights.
 
@@ -315,9 +315,9 @@ def _resize_batched(
     order = torch.cat([torch.empty(0, dtype=torch.long), *(rows for rows, _ in chunks)])
     steering = order, (layout.start + first.long())[order], window[order]
     kernels = centre[order].float(), reach[order].float()
-    device, lengths = picture.device, [len(rows) for rows, _ in chunks]
+    device, lengths = image.device, [len(rows) for rows, _ in chunks]
     sent = _in_one_transfer([*steering, *kernels], device)
-    pixels = picture.contiguous().flatten(0, 1)  # (H W, 3)
+    pixels = image.contiguous().flatten(0, 1)  # (H W, 3)
     by_chunk = zip(*(values.split(lengths) for values in sent), strict=True)
     for (own, vertical), (rows, start, extent, centre, reach) in zip(chunks, by_chunk, strict=True):
         longest = window[own].amax(dim=0).tolist()
@@ -328,7 +328,7 @@ def _resize_batched(
             places.append(start[:, axis, None] + step.minimum(limit - 1))  # (B, pixels)
             kernel = centre[:, axis], reach[:, axis], limit, step
             weights.append(_weights(*kernel, interpolation))
-        places[0] *= picture.shape[1]
+        places[0] *= image.shape[1]
         one, two = (0, 1) if vertical else (1, 0)  # axes of the first and of the second product
         source = pixels[places[two][:, :, None] + places[one][:, None, :]].transpose(2, 3)
         source = source.to(torch.float32, memory_format=torch.contiguous_format).flatten(1, 2)

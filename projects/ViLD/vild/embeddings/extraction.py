@@ -34,7 +34,7 @@ Encoder = Callable[[Tensor], Tensor]
 
 
 @dataclass
-class _Picture:
+class _Image:
     """An image in progress: its id, size and proposals or failure, and its number of crops."""
 
     image_id: ImageId
@@ -49,7 +49,7 @@ class _Batch:
     """Crops (B, 3, S, S) for the encoder, and the images whose last crop is among them."""
 
     crops: Tensor
-    finished: list[_Picture]
+    finished: list[_Image]
 
 
 class RegionCropper:
@@ -102,10 +102,10 @@ class RegionCropper:
         buffers = itertools.cycle(self._buffers)
         for images in shards:
             buffer, count = next(buffers), 0
-            finished: list[_Picture] = []
+            finished: list[_Image] = []
             for image_id in images:
-                picture, pixels = self._prepare(image_id, next(reading).result())
-                for boxes in self._scaled(picture):
+                image, pixels = self._prepare(image_id, next(reading).result())
+                for boxes in self._scaled(image):
                     while len(boxes):
                         free = self.batch_size - count
                         some, boxes = boxes[:free], boxes[free:]
@@ -114,7 +114,7 @@ class RegionCropper:
                         if count == self.batch_size:
                             yield _Batch(buffer, finished)
                             buffer, finished, count = next(buffers), [], 0
-                finished.append(picture)
+                finished.append(image)
             if finished or count:
                 yield _Batch(buffer[:count], finished)
 
@@ -135,39 +135,37 @@ class RegionCropper:
         except (UnreadableImageError, MemoryError) as error:
             return str(error) or f"too little memory to read {self.files[image_id]}"
 
-    def _prepare(
-        self, image_id: ImageId, pixels: np.ndarray | str
-    ) -> tuple[_Picture, torch.Tensor]:
+    def _prepare(self, image_id: ImageId, pixels: np.ndarray | str) -> tuple[_Image, torch.Tensor]:
         if isinstance(pixels, str):
-            return _Picture(image_id, failure=pixels), torch.empty(0)
+            return _Image(image_id, failure=pixels), torch.empty(0)
         size = (pixels.shape[0], pixels.shape[1])
         expected = self.proposals.image_size(image_id)
         if size != expected:
             failure = (
                 f"{self.files[image_id]} is {size[0]} x {size[1]} pixels, its proposals were made "
-                f"on {expected[0]} x {expected[1]}: the picture was changed"
+                f"on {expected[0]} x {expected[1]}: the image was changed"
             )
-            return _Picture(image_id, failure=failure), torch.empty(0)
+            return _Image(image_id, failure=failure), torch.empty(0)
         boxes, objectness = self.proposals[image_id]
         boxes, objectness = boxes[: self.limit], objectness[: self.limit]
         whole = valid_boxes(boxes, size)
         if not whole.all():
             logger.warning(
-                "image %s: %d boxes without area or outside of the picture are left out",
+                "image %s: %d boxes without area or outside of the image are left out",
                 *(image_id, int((~whole).sum())),
             )
         found = Proposals(boxes[whole], objectness[whole])
         crops = len(found.boxes) * len(self.rule.scales)
-        return _Picture(image_id, size, found, crops), to_device(
+        return _Image(image_id, size, found, crops), to_device(
             torch.from_numpy(pixels), self.device
         )
 
-    def _scaled(self, picture: _Picture) -> list[Tensor]:
+    def _scaled(self, image: _Image) -> list[Tensor]:
         """Return the boxes of an image at each scale."""
-        if picture.proposals is None:
+        if image.proposals is None:
             return []
-        boxes = picture.proposals.boxes
-        return [enlarge_boxes(boxes, scale, picture.size) for scale in self.rule.scales]
+        boxes = image.proposals.boxes
+        return [enlarge_boxes(boxes, scale, image.size) for scale in self.rule.scales]
 
 
 def extract_embeddings(
@@ -216,14 +214,14 @@ def extract_embeddings(
                     behind.check()
                     if len(batch.crops):
                         rows = torch.cat([rows, encode(batch.crops).float().cpu()])
-                    for picture in batch.finished:
-                        if picture.proposals is None:
-                            logger.warning("image %s: %s", picture.image_id, picture.failure)
-                            builder.fail(picture.image_id, picture.failure)
+                    for image in batch.finished:
+                        if image.proposals is None:
+                            logger.warning("image %s: %s", image.image_id, image.failure)
+                            builder.fail(image.image_id, image.failure)
                         else:
-                            own, rows = rows[: picture.crops], rows[picture.crops :]
+                            own, rows = rows[: image.crops], rows[image.crops :]
                             combined = combine_scales(own, len(cropper.rule.scales))
-                            arrays = {**picture.proposals._asdict(), **pack(combined, dtype)}
-                            builder.add(picture.image_id, *picture.size, arrays)
+                            arrays = {**image.proposals._asdict(), **pack(combined, dtype)}
+                            builder.add(image.image_id, *image.size, arrays)
                         bar.update()
                     left -= len(batch.finished)

@@ -47,20 +47,20 @@ class OnlineEmbedder:
         Returns:
             ``mapped`` itself.
         """
-        picture = mapped.pop("original_image").permute(1, 2, 0)  # H, W, C
+        image = mapped.pop("original_image").permute(1, 2, 0)  # H, W, C
         regions = mapped[self.field]
-        regions.teacher_embeddings = self.embed(picture, regions.original_boxes.tensor)
+        regions.teacher_embeddings = self.embed(image, regions.original_boxes.tensor)
         return mapped
 
-    def embed(self, picture: Tensor, boxes: Tensor) -> Tensor:
+    def embed(self, image: Tensor, boxes: Tensor) -> Tensor:
         """Return embeddings (R, D) float32 of boxes (R, 4) in an image (H, W, 3) uint8 RGB."""
-        size = (picture.shape[0], picture.shape[1])
-        picture = to_device(picture, self.teacher.device)
+        size = (image.shape[0], image.shape[1])
+        image = to_device(image, self.teacher.device)
         scaled = torch.cat([enlarge_boxes(boxes, scale, size) for scale in self.rule.scales])
         rows = [torch.empty(0, self.teacher.dimension, device=self.teacher.device)]
         for some in scaled.split(self.batch_size):
             crops = crop_and_resize(
-                *(picture, some, self.teacher.image_size, self.rule.mode),
+                *(image, some, self.teacher.image_size, self.rule.mode),
                 normalise=self.teacher.statistics,
                 interpolation=self.teacher.interpolation,
             )

@@ -182,7 +182,7 @@ def explained(error: Exception) -> str | None:
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
         return (
             f"out of memory ({str(error).splitlines()[0] if str(error) else 'no more is given'}). "
-            "Lower SOLVER.IMS_PER_BATCH or the size of the pictures (INPUT.*)"
+            "Lower SOLVER.IMS_PER_BATCH or the size of the images (INPUT.*)"
         )
     if isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST):
         return (

@@ -118,7 +118,7 @@ def build_proposal_source(
     if len(files) <= index or not Path(files[index]).is_dir():
         raise ValueError(
             f"expected DATASETS.{key} to name a folder that tools/extract_proposals.py wrote for "
-            f"each data set, got {tuple(files)}. tools/convert_proposals.py reads Detectron2's "
+            f"each dataset, got {tuple(files)}. tools/convert_proposals.py reads Detectron2's "
             "pickles."
         )
     if not is_train and _detects_with_teacher(cfg) and cfg.MODEL.VILD.DISTILL.SOURCE == "store":
@@ -163,7 +163,7 @@ def build_train_loader(cfg: CfgNode) -> TrainingLoader:
     if is_vild(cfg):
         text = load_text_embeddings(cfg)
         for name in cfg.DATASETS.TRAIN:
-            text.check_classes(MetadataCatalog.get(name).thing_classes, f"the data set {name}")
+            text.check_classes(MetadataCatalog.get(name).thing_classes, f"the dataset {name}")
     regions, proposals = build_region_source(cfg), build_proposal_source(cfg, True)
     mapper = ViLDDatasetMapper(cfg, True, regions=regions, proposals=proposals)
     # loaded here, because Detectron2 would read DATASETS.PROPOSAL_FILES_TRAIN as pickles
@@ -287,7 +287,7 @@ def _require_one_training_set(cfg: CfgNode, key: str) -> None:
     if len(cfg.DATASETS.TRAIN) != 1:
         raise ValueError(
             f"expected one training set beside {key}, got {tuple(cfg.DATASETS.TRAIN)}: image ids "
-            "of several would mix. Merge them into one data set"
+            "of several would mix. Merge them into one dataset"
         )
 
 

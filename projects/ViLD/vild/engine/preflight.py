@@ -89,7 +89,7 @@ def check_classes(cfg: CfgNode, splits: Sequence[str]) -> None:
     if is_vild(cfg):
         text = load_text_embeddings(cfg)
         for name, classes in names.items():
-            text.check_classes(classes, f"the data set {name}")
+            text.check_classes(classes, f"the dataset {name}")
             if cfg.MODEL.VILD.ZERO_SHOT and name in cfg.DATASETS.TRAIN:
                 _check_novel(name, text.vocabulary)
         return

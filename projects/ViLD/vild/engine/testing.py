@@ -92,7 +92,7 @@ def evaluate(
             precision=precision,
         )
         if show_dir is not None:
-            evaluator = DatasetEvaluators([evaluator, _Pictures(show_dir, name)])
+            evaluator = DatasetEvaluators([evaluator, _Images(show_dir, name)])
         loader = Trainer.build_test_loader(cfg, name)
         with autocast(precision, cfg.MODEL.DEVICE):
             results[name] = inference_on_dataset(model, loader, evaluator)
@@ -120,7 +120,7 @@ def read_vocabulary(cfg: CfgNode, file: str) -> TextEmbeddings:
     return embed_vocabulary(teacher, vocabulary)
 
 
-class _Pictures(DatasetEvaluator):
+class _Images(DatasetEvaluator):
     """An evaluator that only draws the detections of each image to a file."""
 
     def __init__(self, folder: str, dataset_name: str) -> None:

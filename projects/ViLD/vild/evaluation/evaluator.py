@@ -63,14 +63,14 @@ class Protocol:
         if name not in DatasetCatalog:
             known = ", ".join(sorted(n for n in DatasetCatalog.list() if n.endswith("_val")))
             raise ValueError(
-                f"the data set {name!r} is not registered; among those that are: {known}"
+                f"the dataset {name!r} is not registered; among those that are: {known}"
             )
         metadata = MetadataCatalog.get(name)
         kind = metadata.get("evaluator_type")
         if kind not in _KINDS:
             raise ValueError(
                 f"{name}: expected evaluator_type 'lvis' or 'coco', got {kind!r}. Register the "
-                "data set with vild.data.register_split."
+                "dataset with vild.data.register_split."
             )
         rows = metadata.get("thing_dataset_id_to_contiguous_id")
         if not rows or sorted(rows.values()) != list(range(len(rows))):
@@ -143,7 +143,7 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
         self._out = Path(out) if out else self._folder / f"{dataset_name}_results.json"
         self._precision = precision
         self._writer: ResultsWriter | None = None
-        self._pictures = 0
+        self._images = 0
 
     def reset(self) -> None:
         """Start over and drop detections that were not evaluated."""
@@ -152,7 +152,7 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
         part = self._part(comm.get_rank())
         remove_leftovers(part)
         self._writer = ResultsWriter(part, masks="segm" in self._tasks)
-        self._pictures = 0
+        self._images = 0
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
@@ -177,7 +177,7 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
                     f"{given['image_id']}. Set MODEL.MASK_ON, or evaluate tasks=('bbox',)."
                 )
             self._writer.add(given["image_id"], instances, self._protocol.dataset_ids)
-            self._pictures += 1
+            self._images += 1
 
     def evaluate(self) -> Metrics:
         """Merge the files of all ranks and compute the metrics, in the main process.
@@ -192,16 +192,16 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
             raise ValueError("there is nothing to evaluate: call reset() and process() first")
         self._writer.close()
         self._writer = None
-        pictures = comm.gather(self._pictures)  # waits for the files of all ranks
+        images = comm.gather(self._images)  # waits for the files of all ranks
         if not comm.is_main_process():
             return OrderedDict()
         parts = [self._part(rank) for rank in range(comm.get_world_size())]
         merge_parts(parts, self._out)
         for part in parts:
             part.unlink()
-        logger.info("Wrote the detections of %d pictures to %s", sum(pictures), self._out)
+        logger.info("Wrote the detections of %d images to %s", sum(images), self._out)
         return _measure(
-            *(self._protocol, self._out, self._tasks, self._folder, sum(pictures)),
+            *(self._protocol, self._out, self._tasks, self._folder, sum(images)),
             precision=self._precision,
         )
 
@@ -239,15 +239,15 @@ def _measure(
     results: Path,
     tasks: Sequence[str] | None,
     folder: Path | None,
-    pictures: int | None = None,
+    images: int | None = None,
     precision: str | None = None,
 ) -> Metrics:
     """Compute the metrics of a results file; write and log them."""
     truth = protocol.read()
-    if pictures is not None and pictures != len(truth.images):
+    if images is not None and images != len(truth.images):
         logger.warning(
-            "%d pictures were processed, %s has %d; objects of the others count as missed",
-            *(pictures, truth.path, len(truth.images)),
+            "%d images were processed, %s has %d; objects of the others count as missed",
+            *(images, truth.path, len(truth.images)),
         )
     if not len(truth):
         logger.info("%s has no annotations of these classes: no metrics", truth.path)

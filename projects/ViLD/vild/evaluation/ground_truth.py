@@ -66,7 +66,7 @@ class GroundTruth:
         if unknown is not None:
             raise ValueError(
                 f"{contents.path} lacks the category id {unknown!r} of the vocabulary of "
-                f"{len(vocabulary)} classes. Is it the data set that was registered?"
+                f"{len(vocabulary)} classes. Is it the dataset that was registered?"
             )
         images = {image.id: _image(image, n, numbers) for n, image in enumerate(contents.images, 1)}
         counting = set(vocabulary)
@@ -123,7 +123,7 @@ class GroundTruth:
             if missing:
                 raise ValueError(
                     f"{self.path}: image {image_id} lacks {missing[0]!r}, which LVIS's "
-                    "evaluation needs. Register a data set in COCO's format with evaluator_type "
+                    "evaluation needs. Register a dataset in COCO's format with evaluator_type "
                     "'coco'."
                 )
 

@@ -62,7 +62,7 @@ def write_metrics(
     contents = {
         **{name: value for name, value in origin.items() if value is not None},
         "annotations": truth.path,
-        "pictures": len(truth.images),
+        "images": len(truth.images),
         "classes": len(truth.categories),
         "objects": len(truth),
         "versions": {name: version(name) for name in ("lvis", "pycocotools")},

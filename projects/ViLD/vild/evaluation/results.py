@@ -136,7 +136,7 @@ def coco_results(
     if not 0 <= min(rows) <= max(rows) < len(dataset_ids):
         raise ValueError(
             f"expected classes below {len(dataset_ids)}, got {max(rows, key=abs)} for image "
-            f"{image_id}. The detector must have the vocabulary of the data set."
+            f"{image_id}. The detector must have the vocabulary of the dataset."
         )
     xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
     items = [

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vild.data import Vocabulary
 from vild.embeddings import TextEmbeddings
-from vild.inference.predictor import prepare_picture
+from vild.inference.predictor import prepare_image
 
 TOLERANCE = 1e-4  # absolute for scores and masks; for boxes relative to max(coordinate, 1)
 
@@ -59,7 +59,7 @@ class Case:
 def make_cases(
     model: nn.Module,
     cfg: CfgNode,
-    pictures: Sequence[np.ndarray],
+    samples: Sequence[np.ndarray],
     text: TextEmbeddings | None,
 ) -> list[Case]:
     """Make the test cases, with the detections of the original detector.
@@ -67,7 +67,7 @@ def make_cases(
     Args:
         model: the detector, on the CPU.
         cfg: its configuration; ``INPUT`` is used.
-        pictures: images (H, W, 3) uint8 RGB.
+        samples: images (H, W, 3) uint8 RGB.
         text: the model's vocabulary; None if it is not an input.
 
     Returns:
@@ -77,11 +77,11 @@ def make_cases(
     Raises:
         ValueError: the detector does not run on the CPU.
     """
-    images = {f"picture {n}": prepare_picture(cfg, p) for n, p in enumerate(pictures, start=1)}
-    first = images["picture 1"]
+    images = {f"image {n}": prepare_image(cfg, p) for n, p in enumerate(samples, start=1)}
+    first = images["image 1"]
     height, width = (max(1, round(side * 0.75)) for side in first.shape[1:])
     smaller = nn.functional.interpolate(first[None].float(), (height, width), mode="bilinear")[0]
-    images["picture 1, mirrored and smaller"] = smaller.round().byte().flip(2)
+    images["image 1, mirrored and smaller"] = smaller.round().byte().flip(2)
     cases = [
         Case(name, (image, *_vocabulary_inputs(model, text)), run_detector(model, image))
         for name, image in images.items()
@@ -90,7 +90,7 @@ def make_cases(
         try:
             model.roi_heads.set_vocabulary(_other_classes(text))
             inputs = (first, *_vocabulary_inputs(model, text))
-            cases.append(Case("picture 1, other classes", inputs, run_detector(model, first)))
+            cases.append(Case("image 1, other classes", inputs, run_detector(model, first)))
         finally:
             model.roi_heads.set_vocabulary(text)
     return cases

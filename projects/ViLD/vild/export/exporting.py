@@ -48,7 +48,7 @@ class Exported:
     Attributes:
         file: the exported model.
         megabytes: size in units of 10^6 bytes.
-        picture: height and width of the first image at the model's input.
+        image: height and width of the first image at the model's input.
         seconds: median time for that image.
         eager_seconds: median time of the original detector, measured alternately.
         checks: one per image and vocabulary.
@@ -56,7 +56,7 @@ class Exported:
 
     file: Path
     megabytes: float
-    picture: tuple[int, int]
+    image: tuple[int, int]
     seconds: float
     eager_seconds: float
     checks: tuple[Check, ...]
@@ -66,7 +66,7 @@ def export_detector(
     model: nn.Module,
     cfg: CfgNode,
     folder: str | os.PathLike[str],
-    pictures: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
     *,
     formats: Sequence[str] = tuple(FORMATS),
     text_input: bool = True,
@@ -74,7 +74,7 @@ def export_detector(
 ) -> list[Exported]:
     """Export a detector to one or more formats; if one fails, nothing is written.
 
-    Each file is loaded again and compared with the detector: on ``pictures``, on the first one
+    Each file is loaded again and compared with the detector: on ``images``, on the first one
     mirrored and smaller, and, if the text embeddings are an input, with other classes. A warning is
     logged if the detector finds nothing in any of these.
 
@@ -84,7 +84,7 @@ def export_detector(
         folder: new, empty or an earlier export, which is replaced. Receives the models,
             ``model.json``, which describes them, and ``text.safetensors`` with the text embeddings
             of the vocabulary.
-        pictures: one or more images (H, W, 3) uint8 RGB. The first one is traced.
+        images: one or more images (H, W, 3) uint8 RGB. The first one is traced.
         formats: a selection of ``FORMATS``.
         text_input: whether text embeddings (and novel flags in ViLD-ensemble) are inputs besides
             the image; otherwise the vocabulary is part of the file.
@@ -96,16 +96,16 @@ def export_detector(
             or the exported detector gives other detections.
     """
     folder = Path(folder)
-    _check_arguments(folder, formats, pictures, repeats)
+    _check_arguments(folder, formats, images, repeats)
     check_exportable(model)
     if model.device.type != "cpu":
         raise ValueError(f"expected a detector on the CPU, got {model.device}")
     text = _own_text(model, cfg)
-    cases = make_cases(model, cfg, pictures, text if text_input else None)
+    cases = make_cases(model, cfg, images, text if text_input else None)
     if not any(len(case.expected[0]) for case in cases):
         logger.warning(
-            "expected sample pictures in which the detector finds something, got none: its files "
-            "are compared on no detection. Give other pictures, or a lower "
+            "expected sample images in which the detector finds something, got none: its files "
+            "are compared on no detection. Give other images, or a lower "
             f"MODEL.ROI_HEADS.SCORE_THRESH_TEST than {cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST}"
         )
     first = cases[0].inputs
@@ -119,9 +119,9 @@ def export_detector(
                 (partial(run, first), partial(run_detector, model, first[0])), repeats
             )
             size = file.stat().st_size / 1e6
-            picture = (first[0].shape[1], first[0].shape[2])
+            image = (first[0].shape[1], first[0].shape[2])
             written.append(
-                Exported(folder / FORMATS[name], size, picture, seconds, eager_seconds, checks)
+                Exported(folder / FORMATS[name], size, image, seconds, eager_seconds, checks)
             )
         text.save(made / TEXT)
         description = _describe(model, cfg, text, cases[0], text_input, written)
@@ -131,7 +131,7 @@ def export_detector(
 
 
 def _check_arguments(
-    folder: Path, formats: Sequence[str], pictures: Sequence[np.ndarray], repeats: int
+    folder: Path, formats: Sequence[str], images: Sequence[np.ndarray], repeats: int
 ) -> None:
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
@@ -145,8 +145,8 @@ def _check_arguments(
             f"expected a new or an empty folder, or an earlier export, but {folder} holds "
             f"{min(others)!r}: name another one, since the folder is replaced as a whole"
         )
-    if not pictures:
-        raise ValueError("expected a picture to trace the detector with, got none")
+    if not images:
+        raise ValueError("expected an image to trace the detector with, got none")
     if repeats < 1:
         raise ValueError(f"expected 1 or more repeats of the time measurements, got {repeats}")
     if "onnx" in formats:
@@ -291,7 +291,7 @@ def _describe(
             "torch": str(torch.__version__),
             "torchvision": str(torchvision.__version__),
         },
-        "picture": {
+        "image": {
             "channels": cfg.INPUT.FORMAT,
             "short_side": cfg.INPUT.MIN_SIZE_TEST,
             "long_side": cfg.INPUT.MAX_SIZE_TEST,

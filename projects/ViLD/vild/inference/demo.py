@@ -23,7 +23,7 @@ from vild.data.files import atomic_path, require_writable_file, require_writable
 from vild.inference import OpenVocabularyPredictor
 from vild.inference.arguments import predictor_from_arguments
 from vild.inference.detection_files import NamedDetectionsWriter, require_format
-from vild.inference.inputs import SUFFIXES, VIDEO_SUFFIXES, find_pictures
+from vild.inference.inputs import SUFFIXES, VIDEO_SUFFIXES, find_images
 from vild.reporting import ImageWriter, draw_detections
 from vild.reporting.image_writer import safe_stem
 
@@ -43,7 +43,7 @@ def detect(args: argparse.Namespace) -> list[str]:
         OSError: an output cannot be written.
     """
     failed: list[str] = []
-    files = find_pictures(args.input) if args.input else []
+    files = find_images(args.input) if args.input else []
     check_outputs(args, files)
     cfg = read_config(args.config_file, args.opts)
     register_datasets(cfg)
@@ -53,7 +53,7 @@ def detect(args: argparse.Namespace) -> list[str]:
         if args.results is not None:
             results = stack.enter_context(NamedDetectionsWriter(args.results, predictor.vocabulary))
         if args.input:
-            failed += detect_pictures(predictor, args, files, results).values()
+            failed += detect_images(predictor, args, files, results).values()
         else:
             failed += filter(None, [detect_video(predictor, args, results)])
     return failed
@@ -124,7 +124,7 @@ def _targets(folder: Path, files: list[Path]) -> dict[Path, Path]:
     return {file: folder / f"{safe_stem(names[file])}.jpg" for file in files}
 
 
-def detect_pictures(
+def detect_images(
     predictor: OpenVocabularyPredictor,
     args: argparse.Namespace,
     files: list[Path],
@@ -132,7 +132,7 @@ def detect_pictures(
 ) -> dict[Path, str]:
     """Detect in images one by one; return those that failed, with the reason."""
     failed: dict[Path, str] = {}
-    write = _picture_writer(predictor, args, files)
+    write = _image_writer(predictor, args, files)
     for file in tqdm(files, unit="image", disable=None):
         try:
             found = predictor(np.ascontiguousarray(read_image(file)[:, :, ::-1]))
@@ -149,7 +149,7 @@ def detect_pictures(
     return failed
 
 
-def _picture_writer(
+def _image_writer(
     predictor: OpenVocabularyPredictor, args: argparse.Namespace, files: list[Path]
 ) -> Callable[[Path, Instances], None] | None:
     """Return a function that draws the detections of an image, if ``--output`` is given."""

@@ -40,7 +40,7 @@ class NamedDetectionsWriter:
     def __init__(self, path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:
         self.path, self.vocabulary, self.detections = Path(path), vocabulary, 0
         self._kind = require_format(self.path)
-        self._stack, self._pictures = ExitStack(), 0
+        self._stack, self._images = ExitStack(), 0
 
     def __enter__(self) -> NamedDetectionsWriter:
         temporary = self._stack.enter_context(atomic_path(self.path))
@@ -70,8 +70,8 @@ class NamedDetectionsWriter:
                 optionally ``pred_masks``.
             frame: index of the frame, from 0.
         """
-        self._pictures += 1
-        for entry in named_detections(self._pictures, instances, self.vocabulary):
+        self._images += 1
+        for entry in named_detections(self._images, instances, self.vocabulary):
             if self._kind == ".csv":
                 shown = "" if frame is None else frame
                 numbers = [f"{v:.2f}" for v in entry["bbox"]]

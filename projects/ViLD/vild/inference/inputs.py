@@ -16,7 +16,7 @@ VIDEO_SUFFIXES = (
 )
 
 
-def find_pictures(inputs: Sequence[str]) -> list[Path]:
+def find_images(inputs: Sequence[str]) -> list[Path]:
     """List the files given by the inputs, each once, in the order of the inputs.
 
     Args:
@@ -43,7 +43,7 @@ def find_pictures(inputs: Sequence[str]) -> list[Path]:
         if not path.is_file():
             own = [p for p in own if not p.name.startswith("._")]
         if not own:
-            kind = f"no picture ({', '.join(SUFFIXES)}) in it" if path.is_dir() else "no such file"
-            raise ValueError(f"expected pictures at {text}: {kind}")
+            kind = f"no image ({', '.join(SUFFIXES)}) in it" if path.is_dir() else "no such file"
+            raise ValueError(f"expected images at {text}: {kind}")
         found.update(dict.fromkeys(own))
     return list(found)

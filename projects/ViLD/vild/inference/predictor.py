@@ -30,7 +30,7 @@ from vild.modeling import WITH_TEACHER, ViLDROIHeads
 from vild.precision import autocast, resolve_precision
 
 Words = Sequence[str] | str | os.PathLike[str] | Vocabulary | TextEmbeddings
-Picture = np.ndarray | Image.Image | str | os.PathLike[str]
+ImageInput = np.ndarray | Image.Image | str | os.PathLike[str]
 
 
 class OpenVocabularyPredictor:
@@ -137,16 +137,16 @@ class OpenVocabularyPredictor:
         return self.encoder.embed(read_words(vocabulary, novel, self.base_classes))
 
     @overload
-    def __call__(self, pictures: Picture) -> Instances: ...
+    def __call__(self, images: ImageInput) -> Instances: ...
 
     @overload
-    def __call__(self, pictures: Iterable[Picture]) -> list[Instances]: ...
+    def __call__(self, images: Iterable[ImageInput]) -> list[Instances]: ...
 
-    def __call__(self, pictures: Picture | Iterable[Picture]) -> Instances | list[Instances]:
+    def __call__(self, images: ImageInput | Iterable[ImageInput]) -> Instances | list[Instances]:
         """Detect the vocabulary's classes in one image or in several.
 
         Args:
-            pictures: one image or an iterable of images of any sizes. An image is an array
+            images: one image or an iterable of images of any sizes. An image is an array
                 (H, W, 3) uint8 BGR, a Pillow image, or the path of a file.
 
         Returns:
@@ -157,10 +157,10 @@ class OpenVocabularyPredictor:
         Raises:
             ValueError: the input has another type, or a file cannot be read.
         """
-        one = isinstance(pictures, np.ndarray | Image.Image | str | os.PathLike)
-        if one or not isinstance(pictures, Iterable):
-            return self._detect_all([self._prepare(pictures)])[0]
-        return self._detect_all([self._prepare(picture) for picture in pictures])
+        one = isinstance(images, np.ndarray | Image.Image | str | os.PathLike)
+        if one or not isinstance(images, Iterable):
+            return self._detect_all([self._prepare(images)])[0]
+        return self._detect_all([self._prepare(image) for image in images])
 
     def _detect_all(self, inputs: list[dict[str, Any]]) -> list[Instances]:
         # Only images of the same size are batched: an image padded to the size of a larger one
@@ -180,52 +180,52 @@ class OpenVocabularyPredictor:
             outputs = self.model(inputs)
         return [output["instances"].to("cpu") for output in outputs]
 
-    def _prepare(self, picture: object) -> dict[str, Any]:
-        rgb = _pixels(picture)
+    def _prepare(self, image: object) -> dict[str, Any]:
+        rgb = _pixels(image)
         height, width = rgb.shape[:2]
-        return {"image": prepare_picture(self._cfg, rgb), "height": height, "width": width}
+        return {"image": prepare_image(self._cfg, rgb), "height": height, "width": width}
 
 
-def _pixels(picture: object) -> np.ndarray:
+def _pixels(image: object) -> np.ndarray:
     """Return an image as (H, W, 3) uint8 RGB."""
-    if isinstance(picture, str | os.PathLike):
-        if not os.fspath(picture):
+    if isinstance(image, str | os.PathLike):
+        if not os.fspath(image):
             raise ValueError("expected the path of an image, got an empty one")
-        return read_image(picture)
-    if isinstance(picture, Image.Image):
-        if 0 in picture.size:
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        if 0 in image.size:
             raise ValueError(
-                f"expected an image with pixels, got one of {picture.width} x {picture.height}"
+                f"expected an image with pixels, got one of {image.width} x {image.height}"
             )
-        return image_pixels(picture)
-    if picture is None:
+        return image_pixels(image)
+    if image is None:
         raise ValueError(
             "expected an image, got None, which is what cv2.imread returns for a file that is "
             "missing or cannot be read"
         )
-    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8:
-        kind = getattr(picture, "dtype", type(picture).__name__)
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        kind = getattr(image, "dtype", type(image).__name__)
         raise ValueError(f"expected images as arrays of uint8, Pillow images or paths, got {kind}")
-    if picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+    if image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(
-            f"expected images of shape (H, W, 3) in BGR order, got {picture.shape}; "
+            f"expected images of shape (H, W, 3) in BGR order, got {image.shape}; "
             "cv2.cvtColor converts grey images and those with transparency"
         )
-    return picture[:, :, ::-1]
+    return image[:, :, ::-1]
 
 
-def prepare_picture(cfg: CfgNode, picture: np.ndarray) -> Tensor:
+def prepare_image(cfg: CfgNode, image: np.ndarray) -> Tensor:
     """Preprocess an image for the model.
 
     Args:
         cfg: configuration; ``INPUT`` is used.
-        picture: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) uint8 RGB.
 
     Returns:
         (3, H', W') uint8, resized, with channels in the order of ``INPUT.FORMAT``.
     """
     sizes = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST)
-    pixels = picture if cfg.INPUT.FORMAT == "RGB" else picture[:, :, ::-1]
+    pixels = image if cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1]
     pixels = np.ascontiguousarray(pixels)
     resize = ResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TEST).get_transform(pixels)
     return torch.from_numpy(np.ascontiguousarray(resize.apply_image(pixels).transpose(2, 0, 1)))

@@ -68,7 +68,7 @@ def _check_targets(targets: Tensor, hidden: Tensor) -> None:
         )
     raise ValueError(
         f"novel class {int(targets[leaked][0])} is the target of {int(leaked.sum())} of "
-        f"{len(targets)} regions: train on a data set without the annotations of novel classes"
+        f"{len(targets)} regions: train on a dataset without the annotations of novel classes"
     )
 
 

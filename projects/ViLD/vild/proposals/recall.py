@@ -157,7 +157,7 @@ class RecallMeter:
             raise ValueError(
                 f"expected classes from 0 to {len(self._novel) - 1}, as there are "
                 f"{len(self._novel)} novel flags, got the class {odd[0]}. Is the ground truth of "
-                "another data set, or are its ids those of the json?"
+                "another dataset, or are its ids those of the json?"
             )
         return self._novel[classes]
 

@@ -16,7 +16,7 @@ from PIL import Image
 def write_contact_sheet(
     dataset: str,
     path: str | os.PathLike[str],
-    pictures: int = 12,
+    images: int = 12,
     columns: int = 4,
     cell: int = 480,
 ) -> Path:
@@ -27,7 +27,7 @@ def write_contact_sheet(
     Args:
         dataset: name in Detectron2's catalogue.
         path: PNG to write.
-        pictures: number of images.
+        images: number of images.
         columns: images per row.
         cell: side of the square for each image, in pixels.
 
@@ -37,9 +37,9 @@ def write_contact_sheet(
     Raises:
         ValueError: the dataset has no images.
     """
-    records = DatasetCatalog.get(dataset)[:pictures]
+    records = DatasetCatalog.get(dataset)[:images]
     if not records:
-        raise ValueError(f"expected pictures in {dataset}, got none")
+        raise ValueError(f"expected images in {dataset}, got none")
     metadata = MetadataCatalog.get(dataset)
     novel = metadata.get("novel") or [False] * len(metadata.thing_classes)
     names = [f"{n}*" if flag else n for n, flag in zip(metadata.thing_classes, novel, strict=True)]

@@ -65,7 +65,7 @@ def class_colour(row: int, novel: bool) -> Colour:
 
 
 def draw_detections(
-    picture: np.ndarray,
+    image: np.ndarray,
     instances: Instances,
     vocabulary: Vocabulary,
     *,
@@ -77,7 +77,7 @@ def draw_detections(
     A name is omitted if there is no room near its box; higher scores are placed first.
 
     Args:
-        picture: (H, W, 3) uint8 RGB; (H, W) and (H, W, 1) count as grey.
+        image: (H, W, 3) uint8 RGB; (H, W) and (H, W, 1) count as grey.
         instances: N detections on the CPU, of the image's size: ``pred_boxes``, ``scores``,
             ``pred_classes`` and optionally ``pred_masks`` (N, H, W) bool.
         vocabulary: names and novel flags of the classes.
@@ -91,11 +91,11 @@ def draw_detections(
         ValueError: the detections have another image size, lack a field or contain a class outside
             the vocabulary; or the image has another shape or dtype.
     """
-    picture = _as_rgb(picture)
-    if tuple(instances.image_size) != picture.shape[:2]:
+    image = _as_rgb(image)
+    if tuple(instances.image_size) != image.shape[:2]:
         raise ValueError(
-            f"expected detections in a picture of height and width {picture.shape[:2]}, got them "
-            f"for {tuple(instances.image_size)}: rescale them, or give the picture they are of"
+            f"expected detections in an image of height and width {image.shape[:2]}, got them "
+            f"for {tuple(instances.image_size)}: rescale them, or give the image they are of"
         )
     missing = [n for n in ("pred_boxes", "scores", "pred_classes") if not instances.has(n)]
     if missing:
@@ -118,16 +118,16 @@ def draw_detections(
         )
         for i in order
     ]
-    return _draw(picture, items, vocabulary)
+    return _draw(image, items, vocabulary)
 
 
 def draw_ground_truth(
-    picture: np.ndarray, record: Mapping[str, Any], vocabulary: Vocabulary
+    image: np.ndarray, record: Mapping[str, Any], vocabulary: Vocabulary
 ) -> np.ndarray:
     """Draw the annotations of a record in Detectron2's format.
 
     Args:
-        picture: (H, W, 3) uint8 RGB; (H, W) and (H, W, 1) count as grey.
+        image: (H, W, 3) uint8 RGB; (H, W) and (H, W, 1) count as grey.
         record: ``annotations`` with ``bbox``, ``bbox_mode``, ``category_id`` (row of the
             vocabulary) and optionally ``segmentation`` (polygons or an RLE) and ``iscrowd``.
         vocabulary: names and novel flags of the classes.
@@ -139,12 +139,12 @@ def draw_ground_truth(
         ValueError: the record has another image size, or contains a class outside the vocabulary;
             or the image has another shape or dtype.
     """
-    picture = _as_rgb(picture)
-    height, width = picture.shape[:2]
+    image = _as_rgb(image)
+    height, width = image.shape[:2]
     size = (record.get("height", height), record.get("width", width))
     if size != (height, width):
         raise ValueError(
-            f"expected a picture of height and width {size} as the record says, got "
+            f"expected an image of height and width {size} as the record says, got "
             f"{(height, width)}: the annotations are of another version of it"
         )
     items = []
@@ -153,7 +153,7 @@ def draw_ground_truth(
         box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
         label = _shown_name(row, vocabulary) + (" (crowd)" if annotation.get("iscrowd") else "")
         items.append(_Item(np.array(box, float), row, label, annotation.get("segmentation")))
-    return _draw(picture, items, vocabulary)
+    return _draw(image, items, vocabulary)
 
 
 def side_by_side(left: np.ndarray, right: np.ndarray, titles: Sequence[str]) -> np.ndarray:
@@ -172,20 +172,20 @@ def side_by_side(left: np.ndarray, right: np.ndarray, titles: Sequence[str]) -> 
     """
     if len(titles) != 2:
         raise ValueError(f"expected two captions, got {len(titles)}: {list(titles)}")
-    pictures = (_as_rgb(left), _as_rgb(right))
-    size = min(28, max(13, max(p.shape[1] for p in pictures) // 42))
+    images = (_as_rgb(left), _as_rgb(right))
+    size = min(28, max(13, max(p.shape[1] for p in images) // 42))
     font, bar, gap = _font(size), size * 2, max(4, size // 2)
-    width = sum(p.shape[1] for p in pictures) + gap
-    sheet = Image.new("RGB", (width, bar + max(p.shape[0] for p in pictures)), "white")
+    width = sum(p.shape[1] for p in images) + gap
+    sheet = Image.new("RGB", (width, bar + max(p.shape[0] for p in images)), "white")
     draw = ImageDraw.Draw(sheet)
     x = 0
-    for picture, title in zip(pictures, titles, strict=True):
+    for image, title in zip(images, titles, strict=True):
         fitting = title
-        while fitting and draw.textlength(fitting, font=font) > picture.shape[1] - 2 * gap:
+        while fitting and draw.textlength(fitting, font=font) > image.shape[1] - 2 * gap:
             fitting = fitting[:-2].rstrip() + "…" if len(fitting) > 2 else ""
         draw.text((x + gap, bar / 2), fitting, fill=(25, 25, 25), font=font, anchor="lm")
-        sheet.paste(Image.fromarray(picture), (x, bar))
-        x += picture.shape[1] + gap
+        sheet.paste(Image.fromarray(image), (x, bar))
+        x += image.shape[1] + gap
     return np.array(sheet)
 
 
@@ -197,15 +197,13 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
 
 
-def _as_rgb(picture: np.ndarray) -> np.ndarray:
-    if picture.dtype == np.uint8 and picture.size:
-        if picture.ndim == 2:
-            picture = picture[..., None]
-        if picture.ndim == 3 and picture.shape[2] in (1, 3):
-            return np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))
-    raise ValueError(
-        f"expected a picture as (H, W, 3) uint8 RGB, got {picture.shape} {picture.dtype}"
-    )
+def _as_rgb(image: np.ndarray) -> np.ndarray:
+    if image.dtype == np.uint8 and image.size:
+        if image.ndim == 2:
+            image = image[..., None]
+        if image.ndim == 3 and image.shape[2] in (1, 3):
+            return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
+    raise ValueError(f"expected an image as (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
 
 
 def _shown_name(row: int, vocabulary: Vocabulary) -> str:
@@ -227,13 +225,13 @@ def _scale_of(height: int, width: int) -> float:
     return max(scale, 1 / short)  # an extremely narrow image keeps at least one pixel
 
 
-def _draw(picture: np.ndarray, items: Sequence[_Item], vocabulary: Vocabulary) -> np.ndarray:
+def _draw(pixels: np.ndarray, items: Sequence[_Item], vocabulary: Vocabulary) -> np.ndarray:
     """Draw objects; the first ones are on top, and their names are placed first."""
     from detectron2.utils.visualizer import Visualizer
 
-    height, width = picture.shape[:2]
+    height, width = pixels.shape[:2]
     scale = _scale_of(height, width)
-    canvas = Visualizer(picture, scale=scale)
+    canvas = Visualizer(pixels, scale=scale)
     image = canvas.output.ax.images[0]
     image.set_interpolation("bicubic" if scale > 1 else "antialiased")
     # large objects first, so that they do not cover small ones

@@ -54,7 +54,7 @@ class ImageWriter:
             OSError: the folder cannot be created.
         """
         if suffix not in SUFFIXES:
-            raise ValueError(f"expected pictures as one of {SUFFIXES}, got {suffix!r}")
+            raise ValueError(f"expected images as one of {SUFFIXES}, got {suffix!r}")
         self.folder, self.written = Path(folder), 0
         self._vocabulary, self._suffix = vocabulary, suffix
         self._threshold, self._limit = threshold, limit
@@ -86,9 +86,9 @@ class ImageWriter:
             raise ValueError(
                 f"expected the file_name of image {given['image_id']}, got {sorted(given)}"
             )
-        picture = read_image(source)
+        image = read_image(source)
         drawn = draw_detections(
-            picture, instances, self._vocabulary, threshold=self._threshold, limit=self._limit
+            image, instances, self._vocabulary, threshold=self._threshold, limit=self._limit
         )
         if "annotations" in record:
             # explain the star, unless all classes are base classes
@@ -98,20 +98,18 @@ class ImageWriter:
                 f"ground truth: {len(record['annotations'])}{mark}",
                 f"detections: {shown}, score ≥ {self._threshold:g}",
             )
-            drawn = side_by_side(
-                draw_ground_truth(picture, record, self._vocabulary), drawn, titles
-            )
+            drawn = side_by_side(draw_ground_truth(image, record, self._vocabulary), drawn, titles)
         target = self.folder / f"{safe_stem(given['image_id'])}{self._suffix}"
         _save(drawn, target)
         self.written += 1
         return target
 
 
-def _save(picture: np.ndarray, target: Path) -> None:
+def _save(image: np.ndarray, target: Path) -> None:
     # no chroma subsampling, which would blur the names
     options: dict[str, Any] = {"quality": 90, "subsampling": 0} if target.suffix == ".jpg" else {}
     with atomic_path(target) as temporary:
-        Image.fromarray(picture).save(temporary, **options)
+        Image.fromarray(image).save(temporary, **options)
 
 
 def safe_stem(image_id: object) -> str:

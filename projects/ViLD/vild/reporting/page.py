@@ -40,10 +40,10 @@ class PageFigure:
         return cls(_data_url(file.getvalue(), "png"), alt, caption)
 
     @classmethod
-    def of_picture(cls, picture: np.ndarray, alt: str, caption: str = "") -> PageFigure:
+    def of_image(cls, image: np.ndarray, alt: str, caption: str = "") -> PageFigure:
         """Make a figure from an image (H, W, 3) uint8 RGB, as JPEG."""
         file = io.BytesIO()
-        Image.fromarray(picture).save(file, format="jpeg", quality=85)
+        Image.fromarray(image).save(file, format="jpeg", quality=85)
         return cls(_data_url(file.getvalue(), "jpeg"), alt, caption, wide=False)
 
 

@@ -81,7 +81,7 @@ def _read_run(path: Path, name: str) -> list[Run]:
         log, files = path / "metrics.json", sorted(path.glob(f"*{_SUFFIX}"))
         if not log.exists() and not files:
             raise ValueError(
-                f"expected metrics.json or <data set>{_SUFFIX} in {path}, found neither: is it the "
+                f"expected metrics.json or <dataset>{_SUFFIX} in {path}, found neither: is it the "
                 "OUTPUT_DIR of a run?"
             )
         if log.exists():

@@ -64,7 +64,7 @@ class Answer:
 
     Attributes:
         message: number of objects and the time taken, or an error.
-        picture: (H, W, 3) uint8 RGB with the detections, or None.
+        image: (H, W, 3) uint8 RGB with the detections, or None.
         rows: one per detection: name, "novel" or "base", score, and x, y, width and height in
             pixels of the uploaded image.
         words: the vocabulary, each word with "novel" or "base".
@@ -72,7 +72,7 @@ class Answer:
     """
 
     message: str
-    picture: np.ndarray | None = None
+    image: np.ndarray | None = None
     rows: tuple[tuple[str, str, float, float, float, float, float], ...] = ()
     words: tuple[tuple[str, str], ...] = ()
     file: str | None = None
@@ -240,17 +240,17 @@ def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _at_most(picture: np.ndarray, side: int) -> np.ndarray:
+def _at_most(image: np.ndarray, side: int) -> np.ndarray:
     """Shrink an image whose long side exceeds ``side`` pixels.
 
     Masks of many objects at full camera resolution would take gigabytes.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     if max(height, width) <= side:
-        return picture
+        return image
     scale = side / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.array(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
 def _check_header(file: Path, side: int) -> None:
@@ -269,14 +269,14 @@ def _check_header(file: Path, side: int) -> None:
         if not file.stat().st_size:
             return  # as above
         raise UnreadableImageError(
-            f"cannot read the picture {file}: it is no picture of a kind that this page reads "
+            f"cannot read the image {file}: it is no image of a kind that this page reads "
             f"({', '.join(IMAGE_FORMATS)}). Convert it to PNG or JPEG."
         ) from None
     except Exception:  # as above
         return
     if max(width, height) > side:
         raise UnreadableImageError(
-            f"cannot read the picture {file}: expected sides of at most {side} pixels, got "
+            f"cannot read the image {file}: expected sides of at most {side} pixels, got "
             f"{width} x {height}. Make it smaller."
         )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from vild.config import read_config, register_datasets
 from vild.data import Vocabulary
 from vild.inference import OpenVocabularyPredictor
-from vild.inference.inputs import find_pictures
+from vild.inference.inputs import find_images
 from vild.web.detector import VISITORS, Limits, PageDetector
 from vild.web.folder import private_folder
 from vild.web.gate import Gate, ServedHosts, require_free_address
@@ -39,7 +39,7 @@ def build_page(
         got = detector.answer(file, text, threshold)
         rows = [list(row) for row in got.rows]
         download = gr.DownloadButton(value=got.file, interactive=got.file is not None)
-        return got.message, got.picture, list(got.words), rows, download
+        return got.message, got.image, list(got.words), rows, download
 
     limits = detector.limits
     # visitors' files are removed after an hour
@@ -48,10 +48,10 @@ def build_page(
         with gr.Row():
             with gr.Column(scale=1):
                 sizes = f"{limits.upload_mb} MB and {limits.megapixels} megapixels"
-                picture = gr.File(
+                image = gr.File(
                     label=f"Image, up to {sizes}",
                     type="filepath",
-                    elem_id="picture",
+                    elem_id="image",
                 )
                 text = gr.Textbox(
                     words,
@@ -65,7 +65,7 @@ def build_page(
                 )
                 button = gr.Button("Detect", variant="primary", elem_id="detect")
                 if examples:
-                    gr.Examples([[str(file)] for file in examples], picture, label="Examples")
+                    gr.Examples([[str(file)] for file in examples], image, label="Examples")
             with gr.Column(scale=2):
                 message = gr.Textbox(label="Result", interactive=False, elem_id="message")
                 drawn = gr.Image(
@@ -93,9 +93,9 @@ def build_page(
                     "Detections as json", interactive=False, elem_id="download"
                 )
         gr.on(
-            [button.click, picture.change, score.release],
+            [button.click, image.change, score.release],
             detect,
-            [picture, text, score],
+            [image, text, score],
             [message, drawn, vocabulary, table, download],
             trigger_mode="always_last",
             concurrency_limit=VISITORS,
@@ -149,7 +149,7 @@ def run_page(args: argparse.Namespace) -> None:
     args.host = args.host.strip("[]")  # brackets of an IPv6 address
     hosts = ServedHosts(args.host, args.allowed_host)
     require_free_address(args.host, args.port)
-    examples = find_pictures(args.examples) if args.examples else []
+    examples = find_images(args.examples) if args.examples else []
     predictor = OpenVocabularyPredictor(cfg, words, precision=args.precision)
     text = join_words(words.names) if words is not None else ""
     # handle SIGTERM like Ctrl-C, so that the folder is removed

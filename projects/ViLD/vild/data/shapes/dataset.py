@@ -81,7 +81,7 @@ def generate_shapes(
     require_writable_folder(folder.absolute().parent, f"the parent of {folder}")
     with atomic_folder(folder) as temporary:
         (temporary / "annotations").mkdir()
-        with tqdm(total=train_images + val_images, unit="picture", disable=not progress) as bar:
+        with tqdm(total=train_images + val_images, unit="image", disable=not progress) as bar:
             for split, images in (("train", train_images), ("val", val_images)):
                 (temporary / split).mkdir()
                 contents = _write_split(temporary / split, seed, split, images, workers, bar)
@@ -89,7 +89,7 @@ def generate_shapes(
                 _write_text(temporary / "annotations" / f"{split}.json", text, folder)
         _write_text(temporary / _RECIPE, json.dumps(recipe), folder)
     logger.info(
-        "Wrote %d training and %d validation pictures to %s", *list(recipe.values())[2:], folder
+        "Wrote %d training and %d validation images to %s", *list(recipe.values())[2:], folder
     )
     return True
 
@@ -118,7 +118,7 @@ def _write_split(
     vocabulary = shapes_vocabulary(seed)
     records: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for record, instances in _pictures(folder, seed, split, images, workers):
+    for record, instances in _images(folder, seed, split, images, workers):
         bar.update()
         records.append(record)
         for instance in instances:
@@ -139,10 +139,10 @@ def _write_split(
     return {"images": records, "annotations": annotations, "categories": categories}
 
 
-def _pictures(
+def _images(
     folder: Path, seed: int, split: str, images: int, workers: int | None
 ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    write = partial(_write_picture, folder, seed, split)
+    write = partial(_write_image, folder, seed, split)
     numbers = range(1, images + 1)
     if workers == 1:
         yield from map(write, numbers)
@@ -151,7 +151,7 @@ def _pictures(
         yield from pool.map(write, numbers, chunksize=16)
 
 
-def _write_picture(
+def _write_image(
     folder: Path, seed: int, split: str, number: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Draw and save image ``number``; return its record and annotations (without their ids)."""

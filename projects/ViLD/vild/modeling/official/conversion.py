@@ -108,7 +108,7 @@ def official_text(
             f"expected text embeddings (D, K) of shape {expected}, for the model's dimension and "
             f"{len(vocabulary)} classes in the order of LVIS v1, got {matrix.shape}. Those of the "
             "official repository are clip_synonym_prompt.npy; others belong to another teacher "
-            "or data set"
+            "or dataset"
         )
     novel = vocabulary.novel
     if rare_mask is not None:

@@ -47,7 +47,7 @@ class OfficialViLDRCNN(ViLDRCNN):
         """Read the arguments from Detectron2's keys."""
         if cfg.INPUT.MIN_SIZE_TEST:
             raise ValueError(
-                "OfficialViLDRCNN resizes pictures itself: expected INPUT.MIN_SIZE_TEST: 0, got "
+                "OfficialViLDRCNN resizes images itself: expected INPUT.MIN_SIZE_TEST: 0, got "
                 f"{cfg.INPUT.MIN_SIZE_TEST}; their longer side becomes INPUT.MAX_SIZE_TEST"
             )
         return {**super().from_config(cfg), "side": cfg.INPUT.MAX_SIZE_TEST}
