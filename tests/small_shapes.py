@@ -94,7 +94,11 @@ def register(folder: Path, change: Callable[[dict[str, Any]], None] | None = Non
     write_json(folder / "seen.json", contents)
     for name, file in ((BASE, "all.json"), (SEEN, "seen.json")):
         register_split(
-            *(name, folder / file, folder / "shapes" / "train", categories, NOVEL),
+            name,
+            folder / file,
+            folder / "shapes" / "train",
+            categories,
+            NOVEL,
             base_only=True,
             evaluator_type="lvis",
         )

@@ -101,7 +101,7 @@ def test_every_command_of_the_table(tmp_path: Path) -> None:
     def start(words: list[str]) -> subprocess.Popen[str]:
         # interpreters of their own, whose launcher really spawns; other tests fork (forked.py)
         return subprocess.Popen(
-            *(words,),
+            words,
             cwd=tmp_path,
             env=environ,
             stdout=subprocess.PIPE,

@@ -215,7 +215,11 @@ def test_flags_must_match_the_classes() -> None:
         ValueError, match="x: expected one novel flag per class, got 2 flags for 65"
     ):
         register_split(
-            *("x", "x.json", ".", coco_ovd_categories(), [True, False]),
+            "x",
+            "x.json",
+            ".",
+            coco_ovd_categories(),
+            [True, False],
             base_only=False,
             evaluator_type="coco",
         )
@@ -233,7 +237,11 @@ def test_a_registration_is_replaced(catalog: str, request: pytest.FixtureRequest
         MetadataCatalog.get(name).set(thing_classes=["old"], json_file="old.json")
     categories = coco_ovd_categories()
     register_split(
-        *(name, "new.json", ".", categories, [False] * 65),
+        name,
+        "new.json",
+        ".",
+        categories,
+        [False] * 65,
         base_only=False,
         evaluator_type="coco",
     )

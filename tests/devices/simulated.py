@@ -69,7 +69,10 @@ class SimulatedTensor(Tensor):
     @staticmethod
     def __new__(cls, values: Tensor) -> SimulatedTensor:
         made = Tensor._make_wrapper_subclass(
-            *(cls, values.shape, values.stride(), values.storage_offset()),
+            cls,
+            values.shape,
+            values.stride(),
+            values.storage_offset(),
             dtype=values.dtype,
             device=CUDA,
         )

@@ -120,7 +120,9 @@ def test_boxes_take_one_transfer_to_the_device(
     files, proposals = made
     mean_std = torch.zeros(3), torch.ones(3)
     cropper = RegionCropper(
-        *(proposals, files, CropRule()),
+        proposals,
+        files,
+        CropRule(),
         **{"limit": 300, "size": SIZE, "batch_size": 300, "device": "meta", "normalise": mean_std},
     )
     with Transfers() as transfers:

@@ -152,7 +152,12 @@ def test_configurations_that_differ_are_refused_on_every_machine(
             command(
                 folder,
                 tmp_path / str(rank),  # may differ between machines
-                *("--num-machines", "2", "--machine-rank", str(rank), "--dist-url", url),
+                "--num-machines",
+                "2",
+                "--machine-rank",
+                str(rank),
+                "--dist-url",
+                url,
                 SOLVER__BASE_LR=0.01 * (rank + 1),
             ),
         )

@@ -53,7 +53,11 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     json_file.write_text(json.dumps(contents), encoding="utf-8")
     categories, novel = read_annotations(json_file).categories, shapes_vocabulary(0).novel
     register_split(
-        *(SHAPES, json_file, folder / "made/val", categories, novel),
+        SHAPES,
+        json_file,
+        folder / "made/val",
+        categories,
+        novel,
         base_only=False,
         evaluator_type="lvis",
     )
@@ -70,7 +74,11 @@ def coco(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator
     categories = coco_ovd_categories()
     novel = novel_flags(categories, "r", "coco")
     register_split(
-        *(COCO_MINI, json_file, data / "val2017", categories, novel),
+        COCO_MINI,
+        json_file,
+        data / "val2017",
+        categories,
+        novel,
         base_only=False,
         evaluator_type="coco",
     )

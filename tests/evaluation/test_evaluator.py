@@ -133,7 +133,10 @@ def _as_two(name: str, folder: str, half: dict[int, list[Any]]) -> None:
     torch.set_num_threads(1)
     json_file = Path(folder, "val.json")
     register_split(
-        *(name, json_file, folder, read_annotations(json_file).categories),
+        name,
+        json_file,
+        folder,
+        read_annotations(json_file).categories,
         shapes_vocabulary(0).novel,
         base_only=False,
         evaluator_type="lvis",
@@ -173,8 +176,11 @@ def unannotated(shapes: Case, tmp_path: Path) -> Iterator[str]:
     contents = {**shapes.contents, "annotations": []}
     (tmp_path / "test.json").write_text(json.dumps(contents), encoding="utf-8")
     register_split(
-        *("evaluated_test", tmp_path / "test.json", tmp_path),
-        *(read_annotations(shapes.json_file).categories, shapes_vocabulary(0).novel),
+        "evaluated_test",
+        tmp_path / "test.json",
+        tmp_path,
+        read_annotations(shapes.json_file).categories,
+        shapes_vocabulary(0).novel,
         base_only=False,
         evaluator_type="lvis",
     )
@@ -234,7 +240,11 @@ def test_data_sets_that_cannot_be_evaluated_are_refused(shapes: Case, tmp_path: 
         options = {**common, **change}
         json_file = tmp_path / options.pop("json", "a.json")
         register_split(
-            *("evaluated_bad", json_file, tmp_path, categories, shapes_vocabulary(0).novel),
+            "evaluated_bad",
+            json_file,
+            tmp_path,
+            categories,
+            shapes_vocabulary(0).novel,
             **options,
         )
         with pytest.raises(ValueError, match=complaint):
@@ -254,7 +264,10 @@ def test_annotations_without_masks_are_evaluated_for_boxes(
     json_file.write_text(json.dumps(contents), encoding="utf-8")
     name = "evaluated_boxes"
     register_split(
-        *(name, json_file, tmp_path, read_annotations(json_file).categories),
+        name,
+        json_file,
+        tmp_path,
+        read_annotations(json_file).categories,
         shapes_vocabulary(0).novel,
         base_only=False,
         evaluator_type="lvis",

@@ -111,8 +111,13 @@ def test_detections_are_those_of_the_formulas(
     variant: str, objectness: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(
-        *(tmp_path, variant, TEXT, "TEST.DETECTIONS_PER_IMAGE", BEST),
-        *("MODEL.VILD.OBJECTNESS", objectness),
+        tmp_path,
+        variant,
+        TEXT,
+        "TEST.DETECTIONS_PER_IMAGE",
+        BEST,
+        "MODEL.VILD.OBJECTNESS",
+        objectness,
     )
     predictor = model.roi_heads.box_predictor
     with torch.no_grad():  # so that boxes move and features differ

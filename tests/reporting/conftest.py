@@ -20,7 +20,11 @@ def shapes_val(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     file, name = folder / "annotations/val.json", "inference_shapes_val"
     categories = read_annotations(file).categories
     register_split(
-        *(name, file, folder / "val", categories, shapes_vocabulary(0).novel),
+        name,
+        file,
+        folder / "val",
+        categories,
+        shapes_vocabulary(0).novel,
         base_only=False,
         evaluator_type="lvis",
     )

@@ -86,7 +86,7 @@ def test_the_documented_way_to_run_a_file(
             other = embed_vocabulary(Teacher.load("vild-shapes", device="cpu"), classes)
             own = TextEmbeddings.load(text)
             TextEmbeddings(
-                *(other.embeddings, own.vocabulary, own.temperature, own.teacher, own.fingerprint)
+                other.embeddings, own.vocabulary, own.temperature, own.teacher, own.fingerprint
             ).save(text)
         predictor.set_vocabulary(TextEmbeddings.load(text))
         found = predictor(cv2.imread(str(tmp_path / "street.png")))

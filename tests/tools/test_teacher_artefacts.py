@@ -37,8 +37,16 @@ def propose(small: SmallData, detector: Path, run: Run) -> Callable[..., int]:
     def call(out: str = "p", *more: object) -> int:
         return run(
             extract_proposals,
-            *("--config-file", detector, "--out-dir", small.folder / out),
-            *("--topk", 40, "--images-per-shard", 2, *small.arguments, *more),
+            "--config-file",
+            detector,
+            "--out-dir",
+            small.folder / out,
+            "--topk",
+            40,
+            "--images-per-shard",
+            2,
+            *small.arguments,
+            *more,
         )
 
     return call
@@ -49,9 +57,18 @@ def embed(small: SmallData, run: Run) -> Callable[..., int]:
     def call(out: str = "e", *more: object, proposals: str = "p") -> int:
         return run(
             extract_image_embeddings,
-            *("--model", "vild-shapes", "--out-dir", small.folder / out, "--regions", 10),
-            *("--proposals", small.folder / proposals / small.split, "--images-per-shard", 2),
-            *(*small.arguments, *more),
+            "--model",
+            "vild-shapes",
+            "--out-dir",
+            small.folder / out,
+            "--regions",
+            10,
+            "--proposals",
+            small.folder / proposals / small.split,
+            "--images-per-shard",
+            2,
+            *small.arguments,
+            *more,
         )
 
     return call
@@ -332,16 +349,26 @@ def test_photographs_pass_without_a_warning(
         assert (
             run(
                 extract_proposals,
-                *("--config-file", detector, "--topk", 30),
-                *("--out-dir", tmp_path / "p", *data),
+                "--config-file",
+                detector,
+                "--topk",
+                30,
+                "--out-dir",
+                tmp_path / "p",
+                *data,
             )
             == 0
         )
         assert (
             run(
                 extract_image_embeddings,
-                *("--model", "vild-shapes", "--proposals", tmp_path / "p" / split),
-                *("--out-dir", tmp_path / "e", *data),
+                "--model",
+                "vild-shapes",
+                "--proposals",
+                tmp_path / "p" / split,
+                "--out-dir",
+                tmp_path / "e",
+                *data,
             )
             == 0
         )

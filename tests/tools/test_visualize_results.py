@@ -28,8 +28,15 @@ def draw(small: SmallData, run: Run) -> Draw:
         file.write_text(json.dumps(entries), encoding="utf-8")
         return run(
             visualize_results,
-            *("--dataset", small.split, "--dataset-yaml", small.folder / "small.yaml"),
-            *("--results", file, "--out-dir", small.folder / "out", *more),
+            "--dataset",
+            small.split,
+            "--dataset-yaml",
+            small.folder / "small.yaml",
+            "--results",
+            file,
+            "--out-dir",
+            small.folder / "out",
+            *more,
         )
 
     return call

@@ -47,7 +47,10 @@ class Method:
             options += ("DATASETS.TRAIN", f'("{pipeline.data}_train",)')
         return [
             pipeline.train(
-                *(trained, self.config, f"train {title}", *options),
+                trained,
+                self.config,
+                f"train {title}",
+                *options,
                 weights=pipeline.baseline,
                 test=False,
             ),

@@ -89,7 +89,9 @@ class Pipeline:
                 version=teacher_version(),
             ),
             self.train(
-                *("rpn_baseline", baseline, "train the class-agnostic detector on base classes"),
+                "rpn_baseline",
+                baseline,
+                "train the class-agnostic detector on base classes",
                 weights=None,
                 test=False,
                 seconds=140,

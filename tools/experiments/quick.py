@@ -42,7 +42,9 @@ def quick_stages(pipeline: Pipeline) -> list[Stage]:
     stages.append(pipeline.evaluate("clip", "clip_on_crops", title, trained="rpn_baseline"))
     stages.append(
         pipeline.train(
-            *("ensemble", "quick_ensemble", "train ViLD-ensemble on base classes"),
+            "ensemble",
+            "quick_ensemble",
+            "train ViLD-ensemble on base classes",
             weights=pipeline.baseline,
             test=False,
             seconds=120,

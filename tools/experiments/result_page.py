@@ -116,7 +116,8 @@ def similarity_section(args: argparse.Namespace) -> PageSection:
     matrices = {"the teacher's": teacher.mean().numpy(), "the detector's": student.mean().numpy()}
     plot = plot_similarities(
         {f"{who} region embeddings": np.asarray(m) for who, m in matrices.items()},
-        *(vocabulary.names, vocabulary.novel),
+        vocabulary.names,
+        vocabulary.novel,
     )
     caption = " ".join(
         f"Of {who} embeddings, the nearest text is that of the object's class for "

@@ -104,7 +104,7 @@ def all_commands(bench: Bench) -> list[Command]:
 def fill_word_cache(folder: Path) -> None:
     """Embed three vocabularies with one cache."""
     encoder = CachedTextEncoder(
-        *("vild-shapes", None), templates="single", folder=folder / "cache", device="cpu"
+        "vild-shapes", None, templates="single", folder=folder / "cache", device="cpu"
     )
     for number, words in enumerate(VOCABULARIES):
         found = encoder.embed(Vocabulary.from_names(words))
@@ -145,7 +145,10 @@ def download_archives(bench: Bench, folder: Path) -> None:
         download.Archive(
             f"http://publisher.example/zips/{name}.zip",
             hashlib.md5((zips / "zips" / f"{name}.zip").read_bytes()).hexdigest(),
-            *(0.001, ("coco",), "coco", "."),
+            0.001,
+            ("coco",),
+            "coco",
+            ".",
             # files by name, or a folder of so many images
             *((("images",), 2) if name == "images" else (tuple(f"{name}/{m}" for m in members),)),
         )

@@ -78,8 +78,15 @@ def names(bench: Bench) -> list[Attack]:
 
     def page(folder: Path) -> None:
         script(
-            *("tools/result_page.py", "--dataset", VAL, "--out", folder / "page.html"),
-            *("--title", f"{IMAGE_TAG} $x^{{$", "--run", f"{SCRIPT}={bench.results.parent}"),
+            "tools/result_page.py",
+            "--dataset",
+            VAL,
+            "--out",
+            folder / "page.html",
+            "--title",
+            f"{IMAGE_TAG} $x^{{$",
+            "--run",
+            f"{SCRIPT}={bench.results.parent}",
         )()
 
     def check_page(folder: Path) -> str:

@@ -244,7 +244,7 @@ def remembered(bench: Bench, folder: Path) -> int:
 
 def _encoder(folder: Path) -> CachedTextEncoder:
     return CachedTextEncoder(
-        *("vild-shapes", None), templates="single", folder=folder / "cache", device="cpu"
+        "vild-shapes", None, templates="single", folder=folder / "cache", device="cpu"
     )
 
 

@@ -114,9 +114,7 @@ def read_words(folder: Path) -> str:
 
 
 def _encoder(folder: Path) -> CachedTextEncoder:
-    return CachedTextEncoder(
-        *("vild-shapes", None), templates="single", folder=folder, device="cpu"
-    )
+    return CachedTextEncoder("vild-shapes", None, templates="single", folder=folder, device="cpu")
 
 
 def read_teacher(folder: Path) -> str:

@@ -134,12 +134,19 @@ def _fill(python: Path) -> None:
         outside = Pip(python, (sys.executable, "-m", "pip"))
         target = _site_packages(python.parent.parent)
         outside.run(
-            *("install", "--quiet", "--target", str(target), "pip>=24"),
+            "install",
+            "--quiet",
+            "--target",
+            str(target),
+            "pip>=24",
             doing="installing pip into .venv",
         )
     # setuptools builds the wheels below; torch limits its version, so install both in one call
     pip.run(
-        *("install", "setuptools>=77", "wheel", *torch_specs),
+        "install",
+        "setuptools>=77",
+        "wheel",
+        *torch_specs,
         doing="installing torch, torchvision and setuptools",
     )
     if not torch_specs:
@@ -156,7 +163,10 @@ def _fill(python: Path) -> None:
         )
     install_mended_packages(pip)
     pip.run(
-        *("install", "--no-build-isolation", "--editable", f"{ROOT}[dev]"),
+        "install",
+        "--no-build-isolation",
+        "--editable",
+        f"{ROOT}[dev]",
         doing="installing the project and what it depends on",
     )
     # not vild, which imports Detectron2: an existing Detectron2 is the user's responsibility

@@ -29,8 +29,10 @@ def install_mended_packages(pip: Pip) -> None:
         outdated = bool(state) and is_outdated(package, Path(state.get("origin", "")))
         if state and "error" not in state and not outdated:
             logger.info(
-                *("%s %s found in %s: used as it is", package.name),
-                *(state["version"], state["origin"]),
+                "%s %s found in %s: used as it is",
+                package.name,
+                state["version"],
+                state["origin"],
             )
             continue
         if outdated:
@@ -44,7 +46,11 @@ def install_mended_packages(pip: Pip) -> None:
             pip.run("install", "--quiet", str(wheel), doing=doing)
             if outdated:  # pip kept the old build, which has the same version
                 pip.run(
-                    *("install", "--quiet", "--no-deps", "--force-reinstall", str(wheel)),
+                    "install",
+                    "--quiet",
+                    "--no-deps",
+                    "--force-reinstall",
+                    str(wheel),
                     doing=doing,
                 )
     _warn_of_broken_detectron2(pip.python)

@@ -99,7 +99,11 @@ class Pip:
             return self
         target = work_dir / "downloader"
         self.run(
-            *("install", "--quiet", "--target", str(target), _DOWNLOADER),
+            "install",
+            "--quiet",
+            "--target",
+            str(target),
+            _DOWNLOADER,
             doing=f"fetching {_DOWNLOADER}",
         )
         return Pip(self.python, (str(self.python), str(target / "pip")))

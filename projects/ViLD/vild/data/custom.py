@@ -219,6 +219,7 @@ def _evaluator(contents: Mapping[str, Annotations], spec: Spec, where: Path) -> 
     if lacking and any(map(any, lists.values())):
         logger.warning(
             "%s: COCO's evaluation is used: images of %s have no %r, which LVIS's needs",
-            *(where, *lacking),
+            where,
+            *lacking,
         )
     return "coco" if lacking else "lvis"

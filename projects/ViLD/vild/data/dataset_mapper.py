@@ -216,7 +216,9 @@ class ViLDDatasetMapper(DatasetMapper):
                 annotation.pop("keypoints", None)
         moved = [
             detection_utils.transform_instance_annotations(
-                *(annotation, transforms, image_shape),
+                annotation,
+                transforms,
+                image_shape,
                 keypoint_hflip_indices=self.keypoint_hflip_indices,
             )
             for annotation in own

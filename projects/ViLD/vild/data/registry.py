@@ -95,7 +95,10 @@ def register_splits(
         if split in files:
             names.append(f"{prefix}_{suffix}")
             register_split(
-                *(names[-1], *files[split], categories, novel),
+                names[-1],
+                *files[split],
+                categories,
+                novel,
                 base_only=suffix == "train_base",
                 evaluator_type=evaluator_type,
                 crowds_are_objects=crowds_are_objects,

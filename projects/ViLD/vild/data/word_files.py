@@ -313,7 +313,7 @@ def _without_numbers(lines: list[str], where: str) -> list[str]:
         expected = [str(start + row) for row in range(len(lines))]
         if start not in (0, 1) or [n.lstrip("0") or "0" for n in numbers] != expected:
             raise _foreign(
-                *(where, lines[0], "but the numbers of the lines do not count them from 0 or 1")
+                where, lines[0], "but the numbers of the lines do not count them from 0 or 1"
             )
     return [match[3] for match in found]
 

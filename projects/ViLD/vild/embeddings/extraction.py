@@ -121,7 +121,10 @@ class RegionCropper:
     def _crop(self, image_id: ImageId, pixels: Tensor, boxes: Tensor, out: Tensor) -> None:
         with working_on(image_id, self.files[image_id]):
             crop_and_resize(
-                *(pixels, boxes, self.size, self.rule.mode),
+                pixels,
+                boxes,
+                self.size,
+                self.rule.mode,
                 out=out,
                 normalise=self.normalise,
                 interpolation=self.interpolation,
@@ -152,7 +155,8 @@ class RegionCropper:
         if not whole.all():
             logger.warning(
                 "image %s: %d boxes without area or outside of the image are left out",
-                *(image_id, int((~whole).sum())),
+                image_id,
+                int((~whole).sum()),
             )
         found = Proposals(boxes[whole], objectness[whole])
         crops = len(found.boxes) * len(self.rule.scales)

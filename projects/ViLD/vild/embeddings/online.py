@@ -60,7 +60,10 @@ class OnlineEmbedder:
         rows = [torch.empty(0, self.teacher.dimension, device=self.teacher.device)]
         for some in scaled.split(self.batch_size):
             crops = crop_and_resize(
-                *(image, some, self.teacher.image_size, self.rule.mode),
+                image,
+                some,
+                self.teacher.image_size,
+                self.rule.mode,
                 normalise=self.teacher.statistics,
                 interpolation=self.teacher.interpolation,
             )

@@ -293,7 +293,10 @@ def _preprocess(model: str, tags: list[str], file: Path | None) -> dict[str, Any
         logger.warning(
             "%s: open_clip publishes no weights of %s, so crops are preprocessed as OpenAI's are. "
             "A folder with %s says otherwise (--model %sFOLDER)",
-            *(file, model, HF_CONFIG_NAME, LOCAL),
+            file,
+            model,
+            HF_CONFIG_NAME,
+            LOCAL,
         )
     return None
 
@@ -305,7 +308,11 @@ def _warn_of_activation(model: str, tags: list[str], quick_gelu: bool, file: Pat
         logger.warning(
             "%s is loaded with GELU, the activation of %s. If it holds weights that were trained "
             "with QuickGELU (%s), name them, as in --pretrained %s=%s",
-            *(file, model, ", ".join(named), named[0], file),
+            file,
+            model,
+            ", ".join(named),
+            named[0],
+            file,
         )
 
 

@@ -55,7 +55,8 @@ def _take(lock: int, file: Path, busy: str) -> None:
     except OSError as error:
         logger.warning(
             "the file system of %s has no locks (%s): make sure that no other process writes there",
-            *(file.parent, error.strerror),
+            file.parent,
+            error.strerror,
         )
         return
     owner = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}\n"

@@ -256,14 +256,16 @@ class Trainer(DefaultTrainer):
                 "this training ran in %d processes and goes on in %d: the images of a step are the "
                 "same, what is drawn at random for them is not, so it will not end exactly as it "
                 "would have",
-                *(before, now),
+                before,
+                now,
             )
         precision = state_dict.get("precision", self._precision)
         if precision != self._precision:
             logger.warning(
                 "this training ran in %s and goes on in %s, so it will not end exactly as it would "
                 "have",
-                *(precision, self._precision),
+                precision,
+                self._precision,
             )
         if isinstance(self._trainer, AMPTrainer):  # a checkpoint of fp32 or bf16 has no scaler
             scaler = self._trainer.grad_scaler.state_dict()

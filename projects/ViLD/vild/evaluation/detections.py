@@ -94,7 +94,9 @@ class Detections:
             logger.warning(
                 "%s: %d of %d boxes stick out of their image or are less than a pixel: are they "
                 "x, y, width, height in pixels?",
-                *(where, odd, len(scores)),
+                where,
+                odd,
+                len(scores),
             )
         return cls(
             where,

@@ -88,7 +88,11 @@ class Protocol:
         novel = metadata.get("novel") or [False] * len(ids)
         frequency = metadata.get("frequency") or []
         return cls(
-            *(name, kind, json_file, ids, dict(zip(ids, novel, strict=True))),
+            name,
+            kind,
+            json_file,
+            ids,
+            dict(zip(ids, novel, strict=True)),
             dict(zip(ids, frequency, strict=bool(frequency))),
             metadata.get("crowds_are_objects", False),
         )
@@ -201,7 +205,11 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
             part.unlink()
         logger.info("Wrote the detections of %d images to %s", sum(images), self._out)
         return _measure(
-            *(self._protocol, self._out, self._tasks, self._folder, sum(images)),
+            self._protocol,
+            self._out,
+            self._tasks,
+            self._folder,
+            sum(images),
             precision=self._precision,
         )
 
@@ -247,7 +255,9 @@ def _measure(
     if images is not None and images != len(truth.images):
         logger.warning(
             "%d images were processed, %s has %d; objects of the others count as missed",
-            *(images, truth.path, len(truth.images)),
+            images,
+            truth.path,
+            len(truth.images),
         )
     if not len(truth):
         logger.info("%s has no annotations of these classes: no metrics", truth.path)
@@ -269,7 +279,9 @@ def _measure(
         per_class = stem.with_name(f"{stem.name}_per_class.csv")
         write_per_class(per_class, truth, protocol.novel, protocol.frequency, figures)
         write_metrics(
-            *(stem.with_name(f"{stem.name}_metrics.json"), truth, figures),
+            stem.with_name(f"{stem.name}_metrics.json"),
+            truth,
+            figures,
             dataset=protocol.dataset_name,
             protocol=protocol.kind,
             results=str(results),

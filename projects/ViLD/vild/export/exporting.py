@@ -208,7 +208,9 @@ def _export_onnx(model: nn.Module, inputs: Tensors, file: Path) -> Callable[[Ten
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as above
         torch.onnx.export(
-            *(adapter, adapter.flattened_inputs, str(file)),
+            adapter,
+            adapter.flattened_inputs,
+            str(file),
             input_names=input_names,
             output_names=output_names,
             dynamic_axes=axes,

@@ -294,7 +294,8 @@ def _encoder(
     # imported embeddings record neither the weights nor the prompts that made them
     is_ours = known is not None and bool(known.fingerprint)
     return CachedTextEncoder(
-        *(model, pretrained),
+        model,
+        pretrained,
         fingerprint=known.fingerprint if known is not None else "",
         temperature=known.temperature if known is not None else 0.0,
         templates=known.templates if known is not None and is_ours else "vild",

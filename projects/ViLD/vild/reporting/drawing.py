@@ -300,7 +300,9 @@ def _draw_labels(canvas: Visualizer, items: Sequence[_Item], vocabulary: Vocabul
         colour = class_colour(item.row, novel)
         texts.append(
             output.ax.text(
-                *(0, 0, item.label),
+                0,
+                0,
+                item.label,
                 size=_points(size, canvas),
                 family="DejaVu Sans",
                 weight="bold" if novel else "normal",

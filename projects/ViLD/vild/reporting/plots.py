@@ -82,7 +82,7 @@ def plot_class_ap(
     if marks:
         axes.plot(
             *zip(*marks, strict=True),
-            *("_k",),
+            "_k",
             markersize=9,
             markeredgewidth=2,
             label=other_label,

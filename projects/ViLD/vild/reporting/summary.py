@@ -374,7 +374,8 @@ def _draw_curves(
     for index, run in enumerate(run for run in runs if key in run.history):
         iterations, values = run.history[key].T
         axes.plot(
-            *(iterations, values),
+            iterations,
+            values,
             color=colours[run.name, run.data],
             linewidth=1.4,
             linestyle=("-", "--")[index // 20 % 2],  # dashed once the colours repeat

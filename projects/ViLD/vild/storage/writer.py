@@ -353,7 +353,10 @@ def store_spec(
     if images_per_shard < 1:
         raise ValueError(f"expected at least 1 image a shard, got {images_per_shard}")
     return StoreSpec(
-        *(kind, images.split, dict(fields), dict(source)),
+        kind,
+        images.split,
+        dict(fields),
+        dict(source),
         images=len(images.files),
         images_sha256=images_digest(list(images.files)),
         split_sha256=images.sha256,
