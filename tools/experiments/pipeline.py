@@ -30,7 +30,7 @@ class Pipeline:
         options: KEY VALUE pairs of the configuration, for every training and evaluation.
         prefix: of the stages' names, where several pipelines are run together.
         images: number of training and of validation images; None: as make_shapes.py has it.
-        precision: of trainings and of the extraction of proposals: ``fp32`` or ``bf16``.
+        precision: of trainings, evaluations and the extraction of proposals: ``fp32`` or ``bf16``.
         regions: proposals per training image that the teacher embeds.
     """
 
@@ -197,6 +197,7 @@ class Pipeline:
             title,
             (
                 *(TRAIN_NET, "--eval-only", "--eval", "bbox"),
+                *(("--precision", self.precision) if self.precision != "fp32" else ()),
                 *("--config-file", f"configs/shapes/{config}.yaml", "MODEL.WEIGHTS", str(weights)),
                 *(*self._paths(name, False, True), *options, *self.options),
             ),
