@@ -285,7 +285,7 @@ def _describe(
     vocabulary = text.vocabulary
     return {
         "format": "vild-export-1",
-        "variant": model.roi_heads.variant,
+        "variant": model.roi_heads.variant.name,
         "weights": {"file": cfg.MODEL.WEIGHTS, "sha256": _sha256(cfg.MODEL.WEIGHTS)},
         "config": cfg.dump(),
         "versions": {
