@@ -151,7 +151,7 @@ def test_a_tag_before_a_file_gives_its_activation(
     assert quick.name == "tiny-clip/openai"
     assert not caplog.records or "GELU" not in caplog.text
     plain = build_teacher("tiny-clip", str(file), "cpu")
-    assert "QuickGELU (openai), name them, as in --pretrained openai=" in caplog.text
+    assert "QuickGELU (openai), give their tag, as in --pretrained openai=" in caplog.text
     assert not torch.allclose(quick.encode_text(["a"]), plain.encode_text(["a"]), atol=1e-6)
     assert quick.fingerprint != plain.fingerprint
     assert plain.fingerprint == build_teacher("tiny-clip", f"laion={file}", "cpu").fingerprint
@@ -295,7 +295,7 @@ def test_weights_beside_a_model_that_has_its_own(tmp_path: Path, file: Path) -> 
         plain = build_teacher(model, None, "cpu")
         assert build_teacher(model, "openai", "cpu").fingerprint == plain.fingerprint
         with pytest.raises(
-            ValueError, match=r"expected no weights beside .*leave --pretrained out"
+            ValueError, match=r"expected no separate weights for .*omit --pretrained"
         ):
             build_teacher(model, str(file), "cpu")
 

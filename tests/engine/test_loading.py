@@ -274,7 +274,7 @@ def test_precomputed_proposals_are_of_one_training_set(cfg: CfgNode, folder: Pat
     cfg.MODEL.VILD.VARIANT, cfg.MODEL.LOAD_PROPOSALS = "text", True
     cfg.DATASETS.PROPOSAL_FILES_TRAIN = (str(folder / "proposals"),)
     cfg.DATASETS.TRAIN = ("loaded_train_base", "loaded_train")
-    with pytest.raises(ValueError, match=r"one training set beside MODEL\.LOAD_PROPOSALS"):
+    with pytest.raises(ValueError, match=r"one training set with MODEL\.LOAD_PROPOSALS"):
         build_train_loader(cfg)
 
 
@@ -306,7 +306,7 @@ def test_a_training_set_without_objects_is_refused(
 def test_heads_that_would_learn_masks_from_boxes_are_refused(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.NUM_CLASSES = "StandardROIHeads", 1
     cfg.MODEL.MASK_ON = True
-    with pytest.raises(ValueError, match="NAME OptionalMaskROIHeads, or MODEL"):
+    with pytest.raises(ValueError, match="NAME to OptionalMaskROIHeads, or MODEL"):
         build_train_loader(cfg)
     cfg.MODEL.ROI_HEADS.NAME = "OptionalMaskROIHeads"
     batch = next(iter(build_train_loader(cfg)))

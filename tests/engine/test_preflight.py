@@ -48,7 +48,7 @@ def test_a_sound_configuration_passes(cfg: CfgNode) -> None:
         ("MODEL.ROI_HEADS.NUM_CLASSES", 7, "NUM_CLASSES: 7 classes, got 60 in"),
         ("MODEL.VILD.TEXT_EMBEDDINGS", "gone.safetensors", r"gone\.safetensors"),
         ("MODEL.VILD.TEXT_EMBEDDINGS", "", "expected MODEL.VILD.TEXT_EMBEDDINGS to name"),
-        ("MODEL.WEIGHTS", "gone.pth", r"MODEL\.WEIGHTS to name a checkpoint.*gone\.pth"),
+        ("MODEL.WEIGHTS", "gone.pth", r"MODEL\.WEIGHTS to name an existing checkpoint.*gone\.pth"),
         ("MODEL.LOAD_PROPOSALS", True, r"expected DATASETS\.PROPOSAL_FILES_TEST"),
         ("OUTPUT_DIR", "/proc/nowhere", "a folder that can be written"),
     ],

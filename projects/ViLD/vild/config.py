@@ -61,13 +61,13 @@ def add_vild_config(cfg: CfgNode) -> None:
     cfg.MODEL.VILD.FUSION_WEIGHTS = [2 / 3, 1 / 3]
     # whether a score is the geometric mean of class probability and objectness; off in the paper
     cfg.MODEL.VILD.OBJECTNESS = False
-    # the frozen teacher (sec. 3.3), which embeds words, and images while training or testing with
-    # "online" below: open_clip's names of its model and weights
+    # the frozen teacher (sec. 3.2), which embeds words, and regions if a source below is "online":
+    # open_clip's names of its model and weights
     cfg.MODEL.VILD.TEACHER = CfgNode()
     cfg.MODEL.VILD.TEACHER.MODEL = "ViT-B-32"
     cfg.MODEL.VILD.TEACHER.PRETRAINED = "openai"
     # how its crops are made square ("stretch", "pad" or "clip"), and their sizes relative to the
-    # region (1x and 1.5x in sec. 3.3); a store must have been made with the same mode and scales
+    # region (1x and 1.5x in sec. 3.2); a store must have been made with the same mode and scales
     cfg.MODEL.VILD.TEACHER.CROP_MODE = "stretch"
     cfg.MODEL.VILD.TEACHER.CROP_SCALES = [1.0, 1.5]
     # "clip" and "text_clip": source of the region embeddings at test time, "store" (the stores in

@@ -115,7 +115,7 @@ def _check_kinds(cfg: CfgNode) -> None:
                 numbers.add(key)
     for key in sorted(texts):
         if not all(isinstance(item, str) for item in _flat(_value(cfg, key))):
-            raise ValueError(f"expected {key} to be a list of texts, got {_value(cfg, key)}")
+            raise ValueError(f"expected {key} to be a list of strings, got {_value(cfg, key)}")
     for key in sorted(numbers):
         if not all(map(_is_number, _flat(_value(cfg, key)))):
             raise ValueError(f"expected {key} to be finite numbers, got {_value(cfg, key)}")
@@ -162,7 +162,7 @@ def _check_parts(cfg: CfgNode) -> None:
         "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
     }.items():
         name = _value(cfg, key)
-        # the two names that Detectron2 itself treats as no part, or as none of the registry
+        # Detectron2 handles these two names without the registry
         if name not in registry and name not in ("", "PrecomputedProposals"):
             near = difflib.get_close_matches(name, [known for known, _ in registry], 1)
             raise ValueError(
@@ -176,8 +176,8 @@ def _check_parts(cfg: CfgNode) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    own = isinstance(value, int | float) and not isinstance(value, bool)
-    return own and math.isfinite(value)
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and math.isfinite(value)
 
 
 def _flat(values: Any) -> Iterator[Any]:

@@ -222,16 +222,16 @@ def _require_objects(cfg: CfgNode, records: Sequence[Mapping[str, Any]]) -> None
     if not objects:
         raise ValueError(
             f"expected objects to learn from in {tuple(cfg.DATASETS.TRAIN)}, got none: it has no "
-            "annotations, or all of them are of novel classes or crowds. "
-            "datasets/check_datasets.py --custom YAML says which"
+            "annotations, or only those of novel classes or crowds. Check it with "
+            "datasets/check_datasets.py --custom YAML"
         )
     heads = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)
     has_masks = all(item.get("segmentation") for item in objects)
     if cfg.MODEL.MASK_ON and not has_masks and not issubclass(heads, OptionalMaskROIHeads):
         raise ValueError(
-            f"{tuple(cfg.DATASETS.TRAIN)} has objects without masks, which "
-            f"{cfg.MODEL.ROI_HEADS.NAME} cannot leave out of the mask loss: set MODEL.ROI_HEADS."
-            "NAME OptionalMaskROIHeads, or MODEL.MASK_ON False"
+            f"expected masks of all objects for {cfg.MODEL.ROI_HEADS.NAME}, got some without in "
+            f"{tuple(cfg.DATASETS.TRAIN)}: set MODEL.ROI_HEADS.NAME to OptionalMaskROIHeads, or "
+            "MODEL.MASK_ON to False"
         )
 
 
@@ -289,8 +289,8 @@ def build_test_proposals(
         return None
     if name not in cfg.DATASETS.TEST:
         raise ValueError(
-            f"expected {name!r} in DATASETS.TEST, which DATASETS.PROPOSAL_FILES_TEST belongs to, "
-            f"got {tuple(cfg.DATASETS.TEST)}"
+            f"expected one of DATASETS.TEST, {tuple(cfg.DATASETS.TEST)}, whose proposals are in "
+            f"DATASETS.PROPOSAL_FILES_TEST, got {name!r}"
         )
     proposals = build_proposal_source(cfg, False, list(cfg.DATASETS.TEST).index(name))
     if proposals is not None:
@@ -302,8 +302,8 @@ def build_test_proposals(
 def _require_one_training_set(cfg: CfgNode, key: str) -> None:
     if len(cfg.DATASETS.TRAIN) != 1:
         raise ValueError(
-            f"expected one training set beside {key}, got {tuple(cfg.DATASETS.TRAIN)}: image ids "
-            "of several would mix. Merge them into one dataset"
+            f"expected one training set with {key}, got {tuple(cfg.DATASETS.TRAIN)}: their image "
+            "ids could collide. Merge them into one dataset"
         )
 
 

@@ -161,12 +161,12 @@ def _check_arguments(
 
 
 def _own_text(model: nn.Module, cfg: CfgNode) -> TextEmbeddings:
-    predictor = model.roi_heads.box_predictor
+    predictor, names = model.roi_heads.box_predictor, cfg.MODEL.VILD.TEACHER
     return TextEmbeddings(
         predictor.classifier.text,
         predictor.vocabulary,
         predictor.classifier.temperature,
-        " ".join(cfg.MODEL.VILD.TEACHER).strip(),
+        f"{names.MODEL} {names.PRETRAINED}".strip(),
         predictor.teacher,
     )
 

@@ -102,14 +102,14 @@ class ViLDOutputLayers(FastRCNNOutputLayers):
         """Read the arguments from the configuration; the caller loads the text embeddings."""
         found = super().from_config(cfg, input_shape)
         del found["num_classes"]  # given by the text embeddings
-        own = cfg.MODEL.VILD
+        vild = cfg.MODEL.VILD
         return {
             **found,
-            "background": find_variant(own.VARIANT).background,
-            "temperature": own.TEMPERATURE or None,
-            "fusion_weights": own.FUSION_WEIGHTS,
-            "use_objectness": own.OBJECTNESS,
-            "zero_shot": own.ZERO_SHOT,
+            "background": find_variant(vild.VARIANT).background,
+            "temperature": vild.TEMPERATURE or None,
+            "fusion_weights": vild.FUSION_WEIGHTS,
+            "use_objectness": vild.OBJECTNESS,
+            "zero_shot": vild.ZERO_SHOT,
         }
 
     def set_vocabulary(self, text: TextEmbeddings) -> None:
