@@ -79,10 +79,7 @@ def test_misuse(variant: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"set DATASETS\.PROPOSAL_FILES_TEST to a store"):
         model.eval()([mapped])
     if variant == "clip":
-        with (
-            pytest.raises(ValueError, match="cannot be trained"),
-            EventStorage(),
-        ):
+        with pytest.raises(ValueError, match="cannot be trained"), EventStorage():
             model.train()([with_proposals(mapped_image())])
 
 
