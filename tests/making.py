@@ -16,10 +16,11 @@ from torch.nn import functional
 from vild.config import read_config
 from vild.data import Vocabulary
 from vild.embeddings import TextEmbeddings
-from vild.modeling import VARIANTS, WITH_TEACHER
+from vild.modeling import VARIANTS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-LEARNED = [variant for variant in VARIANTS if variant not in WITH_TEACHER]
+LEARNED = [name for name, variant in VARIANTS.items() if not variant.teacher_at_test]
+DISTILLED = [name for name, variant in VARIANTS.items() if variant.distilled]
 
 
 def unit_rows(*shape: int, seed: int = 0) -> Tensor:

@@ -16,7 +16,7 @@ from vild import engine
 from vild.config import read_config
 from vild.data import Vocabulary, read_annotations, read_image, register_split
 from vild.data.shapes import generate_shapes, shapes_vocabulary
-from vild.embeddings import CropRule, OnlineEmbedder, Teacher, embed_vocabulary
+from vild.embeddings import CropRule, OnlineEmbedder, build_teacher, embed_vocabulary
 from vild.embeddings.store import KIND, embedding_source, fields, pack
 from vild.proposals.store import FIELDS as PROPOSAL_FIELDS
 from vild.storage import Field, SplitImages, StoreWriter, store_spec
@@ -33,7 +33,7 @@ def make(folder: Path, count: int) -> None:
     """Write the images, text embeddings and the store, and register ``BASE`` and ``SEEN``."""
     generate_shapes(folder / "shapes", train_images=count, val_images=1, progress=False)
     register(folder)
-    teacher = Teacher.load("vild-shapes", device="cpu")
+    teacher = build_teacher("vild-shapes", device="cpu")
     text = embed_vocabulary(teacher, Vocabulary.from_dataset(BASE), templates="single")
     text.save(folder / "text.safetensors")
     embedder, rng = OnlineEmbedder(teacher, CropRule()), np.random.RandomState(0)

@@ -32,7 +32,7 @@ from vild.config import (
 from vild.data import COCO_BASE, COCO_NOVEL
 from vild.data.dataset_mapper import ViLDDatasetMapper
 from vild.data.jitter import LargeScaleJitter
-from vild.modeling import WITH_TEACHER, ViLDBoxHead, ViLDROIHeads
+from vild.modeling import ViLDBoxHead, ViLDROIHeads, find_variant
 
 from .making import mapped_image, text_embeddings, with_proposals
 from .malicious import TAGS, write_config
@@ -53,35 +53,77 @@ def test_there_are_configs() -> None:
 def own_keys(node: CfgNode, prefix: str = "") -> list[str]:
     keys = []
     for key, value in sorted(node.items()):
-        keys += own_keys(value, f"{key}.") if isinstance(value, CfgNode) else [prefix + key]
+        own = prefix + key
+        keys += own_keys(value, f"{own}.") if isinstance(value, CfgNode) else [own]
     return keys
 
 
 def test_own_keys_are_these() -> None:
     plain, cfg = get_cfg(), get_cfg()
     add_vild_config(cfg)
-    # frozen on purpose: at most 16, each documented
-    assert own_keys(cfg.MODEL.VILD) == [
-        "CROP_MODE",
-        "DATASETS",
-        "DISTILL.DRAW",
-        "DISTILL.MIN_VISIBLE",
-        "DISTILL.REGIONS",
-        "DISTILL.SOURCE",
-        "DISTILL.STORE",
-        "DISTILL.WEIGHT",
-        "FUSION_WEIGHTS",
-        "LARGE_SCALE_JITTER",
-        "OBJECTNESS",
-        "TEACHER",
-        "TEMPERATURE",
-        "TEXT_EMBEDDINGS",
-        "VARIANT",
-        "ZERO_SHOT",
+    before, keys = set(own_keys(plain)), own_keys(cfg)
+    assert before < set(keys)
+    assert [key for key in keys if key not in before] == [
+        "DATASETS.CUSTOM",
+        "INPUT.LARGE_SCALE_JITTER.ENABLED",
+        "INPUT.LARGE_SCALE_JITTER.MAX_SCALE",
+        "INPUT.LARGE_SCALE_JITTER.MIN_SCALE",
+        "INPUT.LARGE_SCALE_JITTER.SIZE",
+        "MODEL.VILD.DISTILL.DRAW",
+        "MODEL.VILD.DISTILL.MIN_VISIBLE",
+        "MODEL.VILD.DISTILL.PROPOSALS",
+        "MODEL.VILD.DISTILL.REGIONS",
+        "MODEL.VILD.DISTILL.SOURCE",
+        "MODEL.VILD.DISTILL.STORE",
+        "MODEL.VILD.DISTILL.WEIGHT",
+        "MODEL.VILD.FUSION_WEIGHTS",
+        "MODEL.VILD.OBJECTNESS",
+        "MODEL.VILD.TEACHER.CROP_MODE",
+        "MODEL.VILD.TEACHER.CROP_SCALES",
+        "MODEL.VILD.TEACHER.MODEL",
+        "MODEL.VILD.TEACHER.PRETRAINED",
+        "MODEL.VILD.TEACHER.SOURCE_TEST",
+        "MODEL.VILD.TEMPERATURE",
+        "MODEL.VILD.TEXT_EMBEDDINGS",
+        "MODEL.VILD.VARIANT",
+        "MODEL.VILD.ZERO_SHOT",
+        "SOLVER.AMP.PRECISION",
     ]
-    del cfg.MODEL["VILD"]
-    assert cfg.SOLVER.AMP.pop("PRECISION") == "fp16"
-    assert cfg == plain
+
+
+OLD = {
+    "MODEL.VILD.TEACHER": (["ViT-B-32", "openai"], "MODEL.VILD.TEACHER.MODEL and"),
+    "MODEL.VILD.CROP_MODE": ("pad", "MODEL.VILD.TEACHER.CROP_MODE"),
+    "MODEL.VILD.DATASETS": ([], "DATASETS.CUSTOM"),
+    "MODEL.VILD.LARGE_SCALE_JITTER": ([0.1, 2.0, 1024], "INPUT.LARGE_SCALE_JITTER.MIN_SCALE"),
+}
+
+
+@pytest.mark.parametrize("old", OLD)
+def test_a_renamed_key_is_refused_with_its_new_name(old: str, tmp_path: Path) -> None:
+    """In a file, in the file below it and on the command line."""
+    value, new = OLD[old]
+    contents: Any = value
+    for part in reversed(old.split(".")):
+        contents = {part: contents}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"VERSION": 2, **contents}))
+    (tmp_path / "leaf.yaml").write_text("_BASE_: base.yaml\n")
+    (tmp_path / "good.yaml").write_text("VERSION: 2\n")
+    message = rf"^expected .*: {re.escape(old)} is now {re.escape(new)}"
+    for file, options in (("base", ()), ("leaf", ()), ("good", (old, str(value)))):
+        with pytest.raises(ValueError, match=message) as error:
+            read_config(tmp_path / f"{file}.yaml", options)
+        assert "\n" not in str(error.value)
+
+
+def test_the_configuration_of_an_earlier_training_lists_all_its_old_keys(tmp_path: Path) -> None:
+    cfg = read_config(FOLDER / "shapes" / "vild_ensemble.yaml")
+    earlier = yaml.safe_load(cfg.dump())
+    earlier["MODEL"]["VILD"].update({key.split(".")[-1]: value for key, (value, _) in OLD.items()})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(earlier))
+    with pytest.raises(ValueError, match=r"config\.yaml: MODEL\.VILD\.CROP_MODE is") as error:
+        read_config(tmp_path / "config.yaml")
+    assert all(f"{old} is now {new}" in str(error.value) for old, (_, new) in OLD.items())
 
 
 def test_custom_data_is_registered_by_the_configuration(tmp_path: Path) -> None:
@@ -93,7 +135,7 @@ def test_custom_data_is_registered_by_the_configuration(tmp_path: Path) -> None:
     )
     cfg = get_cfg()
     add_vild_config(cfg)
-    cfg.merge_from_list(["MODEL.VILD.DATASETS", [str(tmp_path / "own.yaml")]])
+    cfg.merge_from_list(["DATASETS.CUSTOM", [str(tmp_path / "own.yaml")]])
     assert register_datasets(cfg) == ["config_birds_val"]
     assert MetadataCatalog.get("config_birds_val").novel == [False, True]
 
@@ -134,7 +176,7 @@ def test_recipe_takes_a_step_and_detects(path: Path, tmp_path: Path) -> None:
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 64
     cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 20
     cfg.TEST.DETECTIONS_PER_IMAGE = 5
-    classes, variant = cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.VILD.VARIANT
+    classes, variant = cfg.MODEL.ROI_HEADS.NUM_CLASSES, find_variant(cfg.MODEL.VILD.VARIANT)
     cfg.INPUT.MAX_SIZE_TEST = 128  # of the models that resize themselves
     own = issubclass(ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME), ViLDROIHeads)
     if own:
@@ -147,14 +189,14 @@ def test_recipe_takes_a_step_and_detects(path: Path, tmp_path: Path) -> None:
         zero_shot = not path.stem.startswith("supervised")
         assert name.endswith("_base") == zero_shot
     mapper = ViLDDatasetMapper(cfg, True, regions=None, proposals=None)
-    jitter = cfg.MODEL.VILD.LARGE_SCALE_JITTER
-    assert isinstance(mapper.augmentations.augs[-1], LargeScaleJitter) == bool(jitter)
+    jitter = cfg.INPUT.LARGE_SCALE_JITTER.ENABLED
+    assert isinstance(mapper.augmentations.augs[-1], LargeScaleJitter) == jitter
     assert mapper.region_draw == ("first" if jitter else "uniform")
 
     torch.manual_seed(0)
     model = build_model(cfg)
     seen = {"image": mapped_image()["image"], "height": 48, "width": 48}
-    if own and variant in WITH_TEACHER:  # for evaluation alone
+    if own and variant.teacher_at_test:  # for evaluation alone
         seen["proposals"] = with_proposals(mapped_image(0, 5, dimension=768))["proposals"]
         detect(model, seen)
         return
@@ -165,8 +207,8 @@ def test_recipe_takes_a_step_and_detects(path: Path, tmp_path: Path) -> None:
     # of the recipes, only the proposals of `shapes` come from a detector without masks
     baselines = ("rpn_baseline", "quick_baseline")
     assert (path.parent.name != "shapes" or path.stem not in baselines) == cfg.MODEL.MASK_ON
-    expected |= {"loss_distill"} if own and variant != "text" else set()
-    expected |= {"loss_cls"} if not own or variant != "image" else set()
+    expected |= {"loss_distill"} if own and variant.distilled else set()
+    expected |= {"loss_cls"} if not own or variant.background else set()
     assert set(losses) == expected
     sum(losses.values()).backward()
     for name, parameter in model.named_parameters():
@@ -227,7 +269,7 @@ def detect(model: nn.Module, seen: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("contents", "options", "message"),
     [
-        (None, (), "expected a configuration in .*none.yaml: .*does not exist"),
+        (None, (), "expected a configuration in .*none.yaml: .*No such file"),
         ("MODEL: [", (), "expected a configuration in"),
         ("VERSION: 2\nMODEL:\n  VILLD: {}\n", (), "Non-existent config key: MODEL.VILLD"),
         ("VERSION: 2\n", ("MODEL.VILLD", "1"), r"expected KEY VALUE pairs .*MODEL\.VILLD"),
@@ -307,8 +349,11 @@ def test_what_a_training_writes_is_read(tmp_path: Path) -> None:
         ("SOLVER.STEPS", "(True,)", "SOLVER.STEPS to be finite numbers"),
         ("SOLVER.BASE_LR", "None", "SOLVER.BASE_LR to be a float, got None"),
         ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", float("nan"), "CLIP_VALUE to be a finite number"),
-        ("DATASETS.TEST", "(3,)", "DATASETS.TEST to be a list of texts"),
+        ("DATASETS.TEST", "(3,)", "DATASETS.TEST to be a list of strings"),
         ("MODEL.VILD.FUSION_WEIGHTS", "['a']", "FUSION_WEIGHTS to be finite numbers"),
+        ("MODEL.VILD.TEACHER.CROP_SCALES", "['a']", "CROP_SCALES to be finite numbers"),
+        ("MODEL.VILD.TEACHER.CROP_SCALES", "[]", "CROP_SCALES to be numbers above 0"),
+        ("DATASETS.CUSTOM", "(3,)", "DATASETS.CUSTOM to be a list of strings"),
         ("MODEL.META_ARCHITECTURE", "GeneralisedRCNN", r"Did you mean GeneralizedRCNN\?"),
         ("MODEL.ROI_HEADS.NAME", "ViLDRoIHeads", r"Did you mean ViLDROIHeads\?"),
         ("MODEL.BACKBONE.NAME", "build_resnet_fpn", "MODEL.BACKBONE.NAME to be a registered part"),
@@ -373,10 +418,21 @@ def test_the_official_weight_decay_spares_norms_and_biases() -> None:
         assert decay[id(parameter)] == (4e-5 if kernel else 0.0), name
 
 
-@pytest.mark.parametrize("jitter", [[0.1, 2.0], [0, 2.0, 1024], [2.0, 0.1, 1024]])
-def test_impossible_jitter_is_refused(jitter: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("INPUT.LARGE_SCALE_JITTER.MIN_SCALE", 0.0, "got 0.0, 2.0 and 1024"),
+        ("INPUT.LARGE_SCALE_JITTER.MIN_SCALE", 3.0, "expected 0 < MIN_SCALE <= MAX_SCALE"),
+        ("INPUT.LARGE_SCALE_JITTER.SIZE", 0, "a SIZE of at least 1"),
+        ("INPUT.CROP.ENABLED", True, "expected INPUT.CROP.ENABLED: False"),
+    ],
+)
+def test_impossible_jitter_is_refused(key: str, value: Any, message: str) -> None:
     cfg = get_cfg()
     add_vild_config(cfg)
-    cfg.MODEL.VILD.LARGE_SCALE_JITTER = jitter
-    with pytest.raises(ValueError, match=r"\[smallest scale, largest scale, side in pixels\]"):
+    cfg.merge_from_list([key, value])
+    ViLDDatasetMapper(cfg, True, regions=None, proposals=None)  # unused values are not checked
+    cfg.INPUT.LARGE_SCALE_JITTER.ENABLED = True
+    ViLDDatasetMapper(cfg, False, regions=None, proposals=None)
+    with pytest.raises(ValueError, match=message):
         ViLDDatasetMapper(cfg, True, regions=None, proposals=None)

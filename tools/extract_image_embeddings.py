@@ -113,7 +113,7 @@ def work(
     import torch
 
     import vild
-    from vild.embeddings import CropRule, RegionCropper, Teacher, extract_embeddings
+    from vild.embeddings import CropRule, RegionCropper, build_teacher, extract_embeddings
     from vild.embeddings.store import KIND, embedding_source, fields
     from vild.embeddings.teacher import default_precision
     from vild.proposals import ProposalStore
@@ -121,7 +121,7 @@ def work(
 
     torch.manual_seed(0)  # equal weights in all workers if they are random
     precision = default_precision(device) if args.precision == "auto" else args.precision
-    teacher = Teacher.load(args.model, args.pretrained or None, device, precision)
+    teacher = build_teacher(args.model, args.pretrained or None, device, precision)
     proposals = ProposalStore(args.proposals)
     rule = CropRule(args.crop_mode, tuple(args.scales))
     source = embedding_source(

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> TextEmbeddings:
         ValueError: see the called functions.
     """
     from vild.data import Vocabulary, register_from_arguments
-    from vild.embeddings import Teacher, embed_vocabulary, import_embeddings, template_set
+    from vild.embeddings import build_teacher, embed_vocabulary, import_embeddings, template_set
     from vild.embeddings.published import stored_names
 
     register_from_arguments(args)
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> TextEmbeddings:
             args.import_file, rows, teacher_name, args.temperature, args.layout
         ).select(vocabulary)
     template_set(args.templates)  # report invalid templates before loading the teacher
-    teacher = Teacher.load(args.model, args.pretrained, args.device, args.precision)
+    teacher = build_teacher(args.model, args.pretrained, args.device, args.precision)
     return embed_vocabulary(
         teacher, vocabulary, args.templates, args.synonyms, args.batch_size, progress=True
     )

@@ -44,9 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run the command and return its exit code."""
     args = build_parser().parse_args()
-    from vild.embeddings import Teacher
+    from vild.embeddings import build_teacher
 
-    teacher = Teacher.load("vild-shapes") if args.evaluate_only else trained(args)
+    teacher = build_teacher("vild-shapes") if args.evaluate_only else trained(args)
     report(teacher, args.vocabulary_seed)
     return 0
 

@@ -263,7 +263,8 @@ def test_jitter_follows_the_flip(record: dict[str, Any]) -> None:
     add_vild_config(cfg)
     cfg.INPUT.MASK_FORMAT = "bitmask"
     cfg.MODEL.PIXEL_MEAN = [103.53, 116.28, 123.675]
-    cfg.MODEL.VILD.LARGE_SCALE_JITTER = [0.5, 0.5, 64]
+    jitter = cfg.INPUT.LARGE_SCALE_JITTER
+    jitter.ENABLED, jitter.MIN_SCALE, jitter.MAX_SCALE, jitter.SIZE = True, 0.5, 0.5, 64
     cfg.MODEL.MASK_ON = True
     whole = np.ones((HEIGHT, WIDTH), np.uint8, order="F")
     annotation = {**record["annotations"][0], "segmentation": pycocotools.mask.encode(whole)}
@@ -286,8 +287,8 @@ def test_jitter_of_polygons_needs_no_further_package(record: dict[str, Any]) -> 
     """A cropped object keeps its polygon; one outside the square has no box and is dropped."""
     cfg = get_cfg()
     add_vild_config(cfg)
-    cfg.MODEL.VILD.LARGE_SCALE_JITTER = [2.0, 2.0, 300]
-    cfg.INPUT.CROP.ENABLED = True  # the jitter replaces it
+    jitter = cfg.INPUT.LARGE_SCALE_JITTER
+    jitter.ENABLED, jitter.MIN_SCALE, jitter.MAX_SCALE, jitter.SIZE = True, 2.0, 2.0, 300
     cfg.MODEL.MASK_ON = True
     boxes = [[0, 0, WIDTH, HEIGHT], [0, 0, 20, 20]]
     polygons = [[[x, y, x + w, y, x + w, y + h, x, y + h]] for x, y, w, h in boxes]

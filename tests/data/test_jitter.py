@@ -9,7 +9,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import PolygonMasks
 from detectron2.utils.env import seed_all_rng
 
-from vild.data.jitter import LargeScaleJitter, large_scale_jitter
+from vild.data.jitter import LargeScaleJitter
 
 COLOUR = (123.675, 116.28, 103.53)
 
@@ -58,7 +58,7 @@ def test_places_of_the_crop_are_independent() -> None:
 
 def test_scales_are_uniform_and_whole_numbers_are_rounded() -> None:
     seed_all_rng(0)
-    apply = large_scale_jitter([0.1, 2.0, 100], COLOUR)
+    apply = LargeScaleJitter(0.1, 2.0, 100, COLOUR)
     assert "LargeScaleJitter(smallest=0.1, largest=2.0, side=100" in repr(apply)
     sides = [apply.get_transform(image(10, 10)).transforms[0].new_w for _ in range(400)]
     assert min(sides) >= 10

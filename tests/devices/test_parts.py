@@ -19,8 +19,8 @@ from vild.embeddings import (
     CROP_MODES,
     CropRule,
     OnlineEmbedder,
+    OpenClipTeacher,
     RegionCropper,
-    Teacher,
     crop_and_resize,
 )
 from vild.inference.predictor import OpenVocabularyPredictor
@@ -167,9 +167,9 @@ def test_crops(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compare(run, rtol=0, atol=2.5 / 255)  # another way to compute the same
 
 
-def teacher_on(device: str, precision: str = "fp32") -> Teacher:
+def teacher_on(device: str, precision: str = "fp32") -> OpenClipTeacher:
     tokenizer = open_clip.SimpleTokenizer(context_length=24)
-    return Teacher(tiny_clip().to(device), tokenizer, name="tiny", precision=precision)
+    return OpenClipTeacher(tiny_clip().to(device), tokenizer, name="tiny", precision=precision)
 
 
 def test_the_online_teacher() -> None:

@@ -6,7 +6,7 @@ import open_clip
 import pytest
 import torch
 
-from vild.embeddings import Teacher
+from vild.embeddings import OpenClipTeacher
 
 
 def tiny_clip(quick_gelu: bool = False) -> open_clip.CLIP:
@@ -21,5 +21,5 @@ def tiny_clip(quick_gelu: bool = False) -> open_clip.CLIP:
 
 
 @pytest.fixture(scope="session")
-def teacher() -> Teacher:
-    return Teacher(tiny_clip(), open_clip.SimpleTokenizer(context_length=24), name="tiny")
+def teacher() -> OpenClipTeacher:
+    return OpenClipTeacher(tiny_clip(), open_clip.SimpleTokenizer(context_length=24), name="tiny")

@@ -21,8 +21,8 @@ from vild.embeddings import (
     CropRule,
     EmbeddingStore,
     OnlineEmbedder,
+    OpenClipTeacher,
     RegionCropper,
-    Teacher,
     crop_and_resize,
     enlarge_boxes,
     extract_embeddings,
@@ -321,7 +321,7 @@ def test_impossible_crop_rules() -> None:
 
 
 def test_the_teacher_itself(
-    made: tuple[dict[int, str], ProposalStore], tmp_path: Path, teacher: Teacher
+    made: tuple[dict[int, str], ProposalStore], tmp_path: Path, teacher: OpenClipTeacher
 ) -> None:
     files, proposals = made
     store = extract(tmp_path, files, proposals, encode=teacher.encode_image)
@@ -336,7 +336,7 @@ def test_the_teacher_itself(
 
 
 def test_crops_are_resized_as_the_teacher_s_images_were(
-    made: tuple[dict[int, str], ProposalStore], teacher: Teacher
+    made: tuple[dict[int, str], ProposalStore], teacher: OpenClipTeacher
 ) -> None:
     """The store and online training use the teacher's interpolation."""
     files, proposals = made
@@ -354,7 +354,7 @@ def test_crops_are_resized_as_the_teacher_s_images_were(
         )
         (batch,) = cropper.batches([[12]])
         assert torch.equal(batch.crops, expected)
-        own = Teacher(teacher.model, teacher.tokenizer, name="tiny", interpolation=kind)
+        own = OpenClipTeacher(teacher.model, teacher.tokenizer, name="tiny", interpolation=kind)
         embedded = OnlineEmbedder(own, rule).embed(torch.tensor(image), boxes)
         torch.testing.assert_close(embedded, own.encode_image(expected))
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from vild.embeddings import Teacher
+from vild.embeddings import build_teacher
 from vild.embeddings.torchscript import is_archive, read_tensors
 
 from ..malicious import CHECKPOINTS, GADGETS, write_torchscript
@@ -29,7 +29,7 @@ def test_code_in_a_teacher_is_refused_and_not_run(kind: str, tmp_path: Path) -> 
         # OpenAI's tag refers to a TorchScript archive
         for model, pretrained in (("tiny", str(path)), ("tiny-clip", f"openai={path}")):
             with pytest.raises(ValueError, match="could not be loaded as a checkpoint") as error:
-                Teacher.load(model, pretrained, "cpu")
+                build_teacher(model, pretrained, "cpu")
             assert "\n" not in str(error.value)
             if kind.startswith(("torch", "old")):
                 assert re.search(rf"asks for [\w.]*{gadget}\b", str(error.value))
@@ -40,7 +40,7 @@ def test_code_in_a_teacher_is_refused_and_not_run(kind: str, tmp_path: Path) -> 
 def test_a_program_in_a_teacher_is_not_run(tmp_path: Path) -> None:
     write_torchscript(tmp_path / "marker", tmp_path / "file.pt")
     with pytest.raises(ValueError, match="could not be loaded as a checkpoint of tiny-clip"):
-        Teacher.load("tiny-clip", str(tmp_path / "file.pt"), "cpu")
+        build_teacher("tiny-clip", str(tmp_path / "file.pt"), "cpu")
     assert not (tmp_path / "marker").exists()
 
 
@@ -51,7 +51,7 @@ def test_a_pickle_in_a_torchscript_archive_is_refused_and_not_run(tmp_path: Path
             archive.writestr("file/constants.pkl", b"\x80\x02).")
             archive.writestr("file/code/__torch__.py", "")
         with pytest.raises(ValueError, match="expected a pickle of plain arrays, got one with"):
-            Teacher.load("tiny-clip", str(tmp_path / "file.pt"), "cpu")
+            build_teacher("tiny-clip", str(tmp_path / "file.pt"), "cpu")
         assert not (tmp_path / "marker").exists()
 
 
@@ -61,7 +61,7 @@ def test_a_damaged_teacher_is_refused(tmp_path: Path) -> None:
     content[len(content) // 2] ^= 1
     (tmp_path / "file.pt").write_bytes(content)
     with pytest.raises(ValueError, match=r"file\.pt could not be loaded .*Bad CRC-32"):
-        Teacher.load("tiny", str(tmp_path / "file.pt"), "cpu")
+        build_teacher("tiny", str(tmp_path / "file.pt"), "cpu")
 
 
 def test_a_torchscript_archive_has_the_tensors_that_torch_finds(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vild.embeddings import Teacher
+from vild.embeddings import OpenClipTeacher, build_teacher
 from vild.embeddings.pretrained import SHAPES_FOLDER, find_source
 
 TOWERS = {
@@ -83,7 +83,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return tried
 
 
-def preprocess(teacher: Teacher) -> dict[str, Any]:
+def preprocess(teacher: OpenClipTeacher) -> dict[str, Any]:
     return teacher.describe()["preprocess"]
 
 
@@ -98,7 +98,7 @@ def cache(folder: Path, repository: str, name: str, content: bytes | Path) -> No
 
 
 def test_a_file_is_preprocessed_as_all_published_weights_of_its_model(file: Path) -> None:
-    teacher = Teacher.load("tiny", str(file), "cpu")
+    teacher = build_teacher("tiny", str(file), "cpu")
     assert preprocess(teacher) == {**SIGLIP, "mean": [0.5] * 3, "std": [0.5] * 3}
     assert teacher.interpolation == "bilinear"
     crops = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -127,34 +127,34 @@ def test_files_of_published_models(
 
 def test_a_file_whose_preprocessing_is_ambiguous_needs_a_tag(file: Path) -> None:
     with pytest.raises(ValueError, match=r"(?s)tiny-both differ: .*--pretrained TAG=.*weights\.pt"):
-        Teacher.load("tiny-both", str(file), "cpu")
+        build_teacher("tiny-both", str(file), "cpu")
     for tag in ("two_b", "Two-B"):
-        teacher = Teacher.load("tiny-both", f"{tag}={file}", "cpu")
+        teacher = build_teacher("tiny-both", f"{tag}={file}", "cpu")
         assert (teacher.name, teacher.interpolation) == ("tiny-both/two_b", "bilinear")
-    assert Teacher.load("tiny-both", f"one={file}", "cpu").interpolation == "bicubic"
+    assert build_teacher("tiny-both", f"one={file}", "cpu").interpolation == "bicubic"
     with pytest.raises(ValueError, match=r"ViT-L-14 differ: .*laion2b_s32b_b82k"):
-        Teacher.load("ViT-L-14", str(file), "cpu")
+        build_teacher("ViT-L-14", str(file), "cpu")
 
 
 def test_a_model_without_published_weights(file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    teacher = Teacher.load("tiny-alone", str(file), "cpu")
+    teacher = build_teacher("tiny-alone", str(file), "cpu")
     assert preprocess(teacher)["interpolation"] == "bicubic"
     assert "publishes no weights of tiny-alone" in caplog.text
     with pytest.raises(ValueError, match=r"one of the tags \(it has none\) for tiny-alone"):
-        Teacher.load("tiny-alone", "openai", "cpu")
+        build_teacher("tiny-alone", "openai", "cpu")
 
 
 def test_a_tag_before_a_file_gives_its_activation(
     file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    quick = Teacher.load("tiny-clip", f"openai={file}", "cpu")
+    quick = build_teacher("tiny-clip", f"openai={file}", "cpu")
     assert quick.name == "tiny-clip/openai"
     assert not caplog.records or "GELU" not in caplog.text
-    plain = Teacher.load("tiny-clip", str(file), "cpu")
-    assert "QuickGELU (openai), name them, as in --pretrained openai=" in caplog.text
+    plain = build_teacher("tiny-clip", str(file), "cpu")
+    assert "QuickGELU (openai), give their tag, as in --pretrained openai=" in caplog.text
     assert not torch.allclose(quick.encode_text(["a"]), plain.encode_text(["a"]), atol=1e-6)
     assert quick.fingerprint != plain.fingerprint
-    assert plain.fingerprint == Teacher.load("tiny-clip", f"laion={file}", "cpu").fingerprint
+    assert plain.fingerprint == build_teacher("tiny-clip", f"laion={file}", "cpu").fingerprint
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_openai_s_archive_has_openai_s_activation(tmp_path: Path) -> None:
     traced = torch.jit.trace_module(model, {"forward": inputs}, check_trace=False)
     traced.save(str(tmp_path / "tiny.pt"))
     for pretrained in (f"{tmp_path}/tiny.pt", f"openai={tmp_path}/tiny.pt"):
-        teacher = Teacher.load("tiny-clip", pretrained, "cpu")
+        teacher = build_teacher("tiny-clip", pretrained, "cpu")
         with torch.no_grad():
             expected = model.encode_text(clip.tokenize(["a red kite"]))
         expected = torch.nn.functional.normalize(expected)
@@ -198,16 +198,16 @@ def test_an_earlier_download_needs_no_network(
     with pytest.raises(
         ValueError, match=r"fetch .* of someone/tiny .*--pretrained tiny_400m=/path"
     ):
-        Teacher.load("tiny", "tiny_400m", "cpu")
+        build_teacher("tiny", "tiny_400m", "cpu")
     offline.clear()
     if name.endswith(".safetensors"):
         save_file(state, tmp_path / name)
         file = tmp_path / name
     cache(tmp_path, "someone/tiny", name, file)
-    teacher = Teacher.load("tiny", "tiny_400m", "cpu")
+    teacher = build_teacher("tiny", "tiny_400m", "cpu")
     assert offline == []
     assert (teacher.name, teacher.interpolation) == ("tiny/tiny_400m", "bilinear")
-    assert teacher.fingerprint == Teacher.load("tiny", f"tiny_400m={file}", "cpu").fingerprint
+    assert teacher.fingerprint == build_teacher("tiny", f"tiny_400m={file}", "cpu").fingerprint
 
 
 def test_a_download_of_openai_s_package_is_found(
@@ -219,20 +219,20 @@ def test_a_download_of_openai_s_package_is_found(
     folder = tmp_path / "home" / ".cache" / "clip"
     folder.mkdir(parents=True)
     (folder / "tiny.pt").write_bytes(file.read_bytes())
-    assert Teacher.load("tiny-clip", "openai", "cpu").name == "tiny-clip/openai"
+    assert build_teacher("tiny-clip", "openai", "cpu").name == "tiny-clip/openai"
     assert offline == []
     (folder / "tiny.pt").write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match="'openai' of tiny-clip could not be downloaded"):
-        Teacher.load("tiny-clip", "openai", "cpu")
+        build_teacher("tiny-clip", "openai", "cpu")
 
 
 def test_a_hub_s_model_that_was_downloaded_before(tmp_path: Path, offline: list[object]) -> None:
     for name in ("open_clip_config.json", "open_clip_model.safetensors"):
         cache(tmp_path, "someone/shapes", name, SHAPES_FOLDER / name)
-    teacher = Teacher.load("hf-hub:someone/shapes", "openai", "cpu")  # the tools' default tag
+    teacher = build_teacher("hf-hub:someone/shapes", "openai", "cpu")  # the tools' default tag
     assert offline == []
     assert teacher.name == "hf-hub:someone/shapes"
-    assert teacher.fingerprint == Teacher.load("vild-shapes", device="cpu").fingerprint
+    assert teacher.fingerprint == build_teacher("vild-shapes", device="cpu").fingerprint
 
 
 def own_model(folder: Path, **changes: Any) -> str:
@@ -258,9 +258,9 @@ def own_model(folder: Path, **changes: Any) -> str:
     ],
 )
 def test_fingerprint_follows_more_than_the_weights(changes: dict[str, Any], tmp_path: Path) -> None:
-    packaged = Teacher.load("vild-shapes", device="cpu").fingerprint
-    assert Teacher.load(own_model(tmp_path), None, "cpu").fingerprint == packaged
-    assert Teacher.load(own_model(tmp_path, **changes), None, "cpu").fingerprint != packaged
+    packaged = build_teacher("vild-shapes", device="cpu").fingerprint
+    assert build_teacher(own_model(tmp_path), None, "cpu").fingerprint == packaged
+    assert build_teacher(own_model(tmp_path, **changes), None, "cpu").fingerprint != packaged
 
 
 VISION = {"timm_model_name": "test_byobnet", "timm_pool": "avg", "timm_proj": "linear"}
@@ -280,24 +280,24 @@ VISION = {"timm_model_name": "test_byobnet", "timm_pool": "avg", "timm_proj": "l
 )
 def test_folders_that_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        Teacher.load(own_model(tmp_path, **changes), None, "cpu")
+        build_teacher(own_model(tmp_path, **changes), None, "cpu")
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     model = own_model(tmp_path)
     (tmp_path / "open_clip_model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"could not be loaded, .*Required pretrained weights"):
-        Teacher.load(model, None, "cpu")
+        build_teacher(model, None, "cpu")
 
 
 def test_weights_beside_a_model_that_has_its_own(tmp_path: Path, file: Path) -> None:
     for model in (own_model(tmp_path), "vild-shapes"):
-        plain = Teacher.load(model, None, "cpu")
-        assert Teacher.load(model, "openai", "cpu").fingerprint == plain.fingerprint
+        plain = build_teacher(model, None, "cpu")
+        assert build_teacher(model, "openai", "cpu").fingerprint == plain.fingerprint
         with pytest.raises(
-            ValueError, match=r"expected no weights beside .*leave --pretrained out"
+            ValueError, match=r"expected no separate weights for .*omit --pretrained"
         ):
-            Teacher.load(model, str(file), "cpu")
+            build_teacher(model, str(file), "cpu")
 
 
 def write_json(path: Path) -> None:
@@ -327,7 +327,7 @@ def test_files_that_are_no_checkpoint(kind: str, ending: str, tmp_path: Path) ->
     path = tmp_path / f"file.{ending}"
     BAD_FILES[kind](path)
     with pytest.raises(ValueError, match=r"file\.\w+ could not be loaded as a checkpoint") as error:
-        Teacher.load("tiny", str(path), "cpu")
+        build_teacher("tiny", str(path), "cpu")
     assert "\n" not in str(error.value)
 
 
@@ -336,11 +336,11 @@ def test_truncated_and_broken_weights(file: Path, state: dict[str, torch.Tensor]
     for part in (content[: len(content) // 2], content[:-1000]):
         file.write_bytes(part)
         with pytest.raises(ValueError, match=r"weights\.pt could not be loaded as a checkpoint"):
-            Teacher.load("tiny", str(file), "cpu")
+            build_teacher("tiny", str(file), "cpu")
     state["visual.proj"][0, 0] = torch.nan
     torch.save(state, file)
     with pytest.raises(ValueError, match=r"expected finite weights, got NaN .*weights\.pt"):
-        Teacher.load("tiny", str(file), "cpu")
+        build_teacher("tiny", str(file), "cpu")
 
 
 @pytest.mark.parametrize(
@@ -357,18 +357,18 @@ def test_places_without_a_checkpoint(
     pretrained: str, message: str, tmp_path: Path, file: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        Teacher.load("tiny-clip", pretrained.format(folder=tmp_path), "cpu")
+        build_teacher("tiny-clip", pretrained.format(folder=tmp_path), "cpu")
 
 
 def test_a_file_may_have_an_equals_sign_in_its_name(file: Path) -> None:
     named = file.with_name("lr=1.pt")
     file.rename(named)
-    assert Teacher.load("tiny", str(named), "cpu").interpolation == "bilinear"
+    assert build_teacher("tiny", str(named), "cpu").interpolation == "bilinear"
 
 
 def test_random_weights_are_preprocessed_as_published_ones() -> None:
-    assert Teacher.load("tiny", "", "cpu").interpolation == "bilinear"
-    assert Teacher.load("tiny-both", None, "cpu").interpolation == "bicubic"
+    assert build_teacher("tiny", "", "cpu").interpolation == "bilinear"
+    assert build_teacher("tiny-both", None, "cpu").interpolation == "bicubic"
 
 
 def test_a_tokenizer_that_needs_transformers_is_named_first(
@@ -378,7 +378,7 @@ def test_a_tokenizer_that_needs_transformers_is_named_first(
     monkeypatch.setattr(open_clip, "create_model", lambda *_, **__: pytest.fail("built too early"))
     for pretrained in (None, "webli", str(file)):
         with pytest.raises(ValueError, match=r"ViT-B-16-SigLIP needs .*pip install transformers"):
-            Teacher.load("ViT-B-16-SigLIP", pretrained, "cpu")
+            build_teacher("ViT-B-16-SigLIP", pretrained, "cpu")
 
 
 def test_a_tokenizer_of_the_hub(
@@ -407,11 +407,11 @@ def test_a_tokenizer_of_the_hub(
     with pytest.raises(
         ValueError, match=r"someone/words on the .*get_tokenizer\('tiny'\)"
     ) as error:
-        Teacher.load("tiny", str(file), "cpu")
+        build_teacher("tiny", str(file), "cpu")
     assert "HF_HOME" in str(error.value)
     assert "\n" not in str(error.value)
     assert asked == [True, False]
     reachable = True
     caplog.set_level(logging.ERROR)
-    assert Teacher.load("tiny", str(file), "cpu").encode_text(["a", "bc"]).shape == (2, 16)
+    assert build_teacher("tiny", str(file), "cpu").encode_text(["a", "bc"]).shape == (2, 16)
     assert asked == [True, False, True]

@@ -21,16 +21,16 @@ from experiments.teacher_training import (
 )
 from vild.data import Vocabulary
 from vild.data.shapes import ALL_COMPOSITIONS, shapes_vocabulary
-from vild.embeddings import Teacher, embed_vocabulary
+from vild.embeddings import OpenClipTeacher, build_teacher, embed_vocabulary
 from vild.embeddings.teacher import SHAPES_FOLDER
 
 
 @pytest.fixture(scope="module")
-def shipped() -> Teacher:
-    return Teacher.load("vild-shapes", device="cpu")
+def shipped() -> OpenClipTeacher:
+    return build_teacher("vild-shapes", device="cpu")
 
 
-def test_it_is_an_open_clip_model_of_its_own_temperature(shipped: Teacher) -> None:
+def test_it_is_an_open_clip_model_of_its_own_temperature(shipped: OpenClipTeacher) -> None:
     assert type(shipped.model) is open_clip.CLIP
     assert (shipped.dimension, shipped.image_size) == (64, 48)
     assert 0.01 < shipped.temperature < 0.1  # not CLIP's: shorter training
@@ -38,7 +38,7 @@ def test_it_is_an_open_clip_model_of_its_own_temperature(shipped: Teacher) -> No
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_novel_classes_are_recognised_zero_shot(shipped: Teacher, seed: int) -> None:
+def test_novel_classes_are_recognised_zero_shot(shipped: OpenClipTeacher, seed: int) -> None:
     classes = shapes_vocabulary(seed)
     rows = [ALL_COMPOSITIONS.index(c) for c in classes.compositions]
     novel = [row for row, flag in zip(rows, classes.novel, strict=True) if flag]
@@ -56,7 +56,7 @@ def test_novel_classes_are_recognised_zero_shot(shipped: Teacher, seed: int) -> 
     assert zero_shot_accuracy(embeddings, crops, text[shuffled], rows)[0] < 0.2
 
 
-def test_synonyms_mean_the_same_to_it(shipped: Teacher) -> None:
+def test_synonyms_mean_the_same_to_it(shipped: OpenClipTeacher) -> None:
     names = embed_vocabulary(shipped, Vocabulary.from_names(c.name for c in ALL_COMPOSITIONS))
     others = embed_vocabulary(shipped, Vocabulary.from_names(c.synonym for c in ALL_COMPOSITIONS))
     nearest = (others.embeddings @ names.embeddings.T).argmax(dim=1)
@@ -96,9 +96,9 @@ def test_boxes_are_jittered_by_so_much_at_most() -> None:
 def test_training_writes_what_loading_reads(tmp_path: Path) -> None:
     shutil.copy(SHAPES_FOLDER / "open_clip_config.json", tmp_path)
     made = train(tmp_path, iterations=2, scenes=700, progress=False)
-    again = Teacher.load(f"local-dir:{tmp_path}", None, "cpu")
+    again = build_teacher(f"local-dir:{tmp_path}", None, "cpu")
     assert again.fingerprint == made.fingerprint
-    assert again.fingerprint != Teacher.load("vild-shapes", device="cpu").fingerprint
+    assert again.fingerprint != build_teacher("vild-shapes", device="cpu").fingerprint
 
 
 def test_too_few_scenes_are_refused(tmp_path: Path) -> None:

@@ -19,6 +19,10 @@ from vild.engine.testing import read_vocabulary
 
 from .. import small_shapes
 
+SHAPES_TEACHER = {
+    "MODEL__VILD__TEACHER__MODEL": "vild-shapes",
+    "MODEL__VILD__TEACHER__PRETRAINED": "",
+}
 FEW = {"TEST__DETECTIONS_PER_IMAGE": 10, "MODEL__RPN__POST_NMS_TOPK_TEST": 10}
 
 
@@ -101,7 +105,7 @@ def test_other_vocabularies_in_coco_format(folder: Path, tmp_path: Path) -> None
         folder,
         tmp_path,
         DATASETS__TEST=("evaluated_val",),
-        MODEL__VILD__TEACHER=["vild-shapes", ""],
+        **SHAPES_TEACHER,
     )
     register_custom(tmp_path / "own.yaml")
     assert MetadataCatalog.get("evaluated_val").evaluator_type == "coco"
@@ -116,7 +120,7 @@ def test_other_vocabularies_in_coco_format(folder: Path, tmp_path: Path) -> None
 
 
 def test_files_of_vocabularies(folder: Path, tmp_path: Path) -> None:
-    cfg = config(folder, tmp_path, MODEL__VILD__TEACHER=["vild-shapes", ""])
+    cfg = config(folder, tmp_path, **SHAPES_TEACHER)
     (tmp_path / "data.yaml").write_text("names: [crow, owl]\n", encoding="utf-8")
     read = read_vocabulary(cfg, str(tmp_path / "data.yaml"))
     assert read.vocabulary.names == ("crow", "owl")
@@ -160,7 +164,7 @@ def test_the_teachers_embeddings_come_from_a_store_or_online(
         "MODEL__VILD__VARIANT": variant,
         "MODEL__LOAD_PROPOSALS": True,
         "MODEL__PROPOSAL_GENERATOR__NAME": "PrecomputedProposals",
-        "MODEL__VILD__TEACHER": ["vild-shapes", ""],
+        **SHAPES_TEACHER,
     }
     found = {}
     for source, name in (("store", "store"), ("online", "proposals")):
@@ -168,7 +172,7 @@ def test_the_teachers_embeddings_come_from_a_store_or_online(
             folder,
             tmp_path,
             **common,
-            MODEL__VILD__DISTILL__SOURCE=source,
+            MODEL__VILD__TEACHER__SOURCE_TEST=source,
             DATASETS__PROPOSAL_FILES_TEST=(str(folder / name),),
         )
         loader = build_test_loader(cfg, small_shapes.SEEN)
@@ -181,6 +185,29 @@ def test_the_teachers_embeddings_come_from_a_store_or_online(
         torch.testing.assert_close(
             stored.teacher_embeddings, online.teacher_embeddings, atol=2e-3, rtol=0
         )
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("store", r"a store of embeddings, got one of proposals.*SOURCE_TEST: online"),
+        ("guess", r"expected MODEL\.VILD\.TEACHER\.SOURCE_TEST to be one of .* got 'guess'"),
+    ],
+)
+def test_the_source_of_the_teachers_embeddings_is_checked(
+    source: str, complaint: str, folder: Path, tmp_path: Path
+) -> None:
+    cfg = config(
+        folder,
+        tmp_path,
+        MODEL__VILD__VARIANT="clip",
+        MODEL__VILD__DISTILL__SOURCE="online",  # of training only
+        MODEL__VILD__TEACHER__SOURCE_TEST=source,
+        MODEL__LOAD_PROPOSALS=True,
+        DATASETS__PROPOSAL_FILES_TEST=(str(folder / "proposals"),),
+    )
+    with pytest.raises(ValueError, match=complaint):
+        build_test_loader(cfg, small_shapes.SEEN)
 
 
 def test_clip_on_crops_needs_no_checkpoint_for_boxes(folder: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from vild.config import add_vild_config
 from vild.data import read_image, register_custom
-from vild.embeddings import EmbeddingStore, Teacher, crop_and_resize, enlarge_boxes
+from vild.embeddings import EmbeddingStore, build_teacher, crop_and_resize, enlarge_boxes
 from vild.embeddings.store import KIND, CropRule, embedding_source, fields
 from vild.engine import build_test_loader, build_train_loader
 from vild.proposals import ProposalStore
@@ -132,16 +132,16 @@ def test_no_distillation_no_regions(cfg: CfgNode) -> None:
 
 @pytest.fixture
 def online(cfg: CfgNode, folder: Path) -> CfgNode:
-    cfg.MODEL.VILD.TEACHER = ["vild-shapes", ""]
+    cfg.MODEL.VILD.TEACHER.MODEL, cfg.MODEL.VILD.TEACHER.PRETRAINED = "vild-shapes", ""
     cfg.MODEL.VILD.DISTILL.SOURCE = "online"
-    cfg.MODEL.VILD.DISTILL.STORE = str(folder / "proposals")
+    cfg.MODEL.VILD.DISTILL.PROPOSALS = str(folder / "proposals")
     cfg.MODEL.DEVICE = "cpu"
     save_text(cfg, folder, ["crow", "owl"], 64)
     return cfg
 
 
 def test_the_online_teacher_gives_what_a_store_would_have(online: CfgNode, folder: Path) -> None:
-    teacher, store = Teacher.load("vild-shapes", device="cpu"), ProposalStore(folder / "proposals")
+    teacher, store = build_teacher("vild-shapes", device="cpu"), ProposalStore(folder / "proposals")
     for mapped in next(iter(build_train_loader(online))):
         assert "original_image" not in mapped
         image = read_image(mapped["file_name"])
@@ -200,7 +200,11 @@ def test_what_cannot_work_is_refused_before_training(cfg: CfgNode, folder: Path)
     with pytest.raises(UnfinishedStoreError, match="there is none"):
         build_train_loader(cfg)
     cfg.MODEL.VILD.DISTILL.STORE = ""
-    with pytest.raises(ValueError, match=r"'ensemble' learns from.*extract_image_embeddings"):
+    with pytest.raises(ValueError, match=r"STORE .*extract_image_embeddings.*'ensemble' is dist"):
+        build_train_loader(cfg)
+    cfg.MODEL.VILD.DISTILL.STORE = str(folder / "proposals")
+    cfg.MODEL.VILD.DISTILL.SOURCE = "online"
+    with pytest.raises(ValueError, match=r"DISTILL\.PROPOSALS .*extract_proposals.*SOURCE: online"):
         build_train_loader(cfg)
 
 
@@ -208,7 +212,7 @@ def test_what_cannot_work_is_refused_before_training(cfg: CfgNode, folder: Path)
     ("classes", "dimension", "fingerprint", "complaint"),
     [
         (["owl", "crow"], 4, "f", "row 0 is 'crow' there and 'owl' here"),
-        (["crow"], 4, "f", "NUM_CLASSES is 2, and .* has 1 classes"),
+        (["crow"], 4, "f", "NUM_CLASSES: 2 classes, got 1 in"),
         (["crow", "owl"], 5, "f", "dimension"),
         (["crow", "owl"], 4, "g", "fingerprint"),
     ],
@@ -240,10 +244,14 @@ def test_an_image_without_a_record_is_found_before_training(cfg: CfgNode, folder
 
 
 def test_stores_have_to_be_of_the_images_and_of_the_crop_rule(cfg: CfgNode, folder: Path) -> None:
-    cfg.MODEL.VILD.CROP_MODE = "pad"
+    cfg.MODEL.VILD.TEACHER.CROP_MODE = "pad"
     with pytest.raises(StoreMismatchError, match=r"crop\.mode: 'stretch' / 'pad'"):
         build_train_loader(cfg)
-    cfg.MODEL.VILD.CROP_MODE = "stretch"
+    cfg.MODEL.VILD.TEACHER.CROP_MODE = "stretch"
+    cfg.MODEL.VILD.TEACHER.CROP_SCALES = [1.0]
+    with pytest.raises(StoreMismatchError, match=r"crop\.scales: \[1\.0, 1\.5\] / \[1\.0\]"):
+        build_train_loader(cfg)
+    cfg.MODEL.VILD.TEACHER.CROP_SCALES = [1.0, 1.5]
     contents = json.loads((folder / "a.json").read_text(encoding="utf-8"))
     for image in contents["images"]:
         (folder / image["file_name"]).rename(folder / f"other{image['file_name']}")
@@ -252,7 +260,7 @@ def test_stores_have_to_be_of_the_images_and_of_the_crop_rule(cfg: CfgNode, fold
     for variant, source in (("ensemble", "store"), ("ensemble", "online"), ("text", "store")):
         cfg.MODEL.VILD.VARIANT, cfg.MODEL.VILD.DISTILL.SOURCE = variant, source
         if source == "online":
-            cfg.MODEL.VILD.DISTILL.STORE = str(folder / "proposals")
+            cfg.MODEL.VILD.DISTILL.PROPOSALS = str(folder / "proposals")
         cfg.MODEL.LOAD_PROPOSALS = variant == "text"
         cfg.DATASETS.PROPOSAL_FILES_TRAIN = (str(folder / "proposals"),)
         cfg.DATASETS.PROPOSAL_FILES_TEST = (str(folder / "proposals"),)
@@ -266,7 +274,7 @@ def test_precomputed_proposals_are_of_one_training_set(cfg: CfgNode, folder: Pat
     cfg.MODEL.VILD.VARIANT, cfg.MODEL.LOAD_PROPOSALS = "text", True
     cfg.DATASETS.PROPOSAL_FILES_TRAIN = (str(folder / "proposals"),)
     cfg.DATASETS.TRAIN = ("loaded_train_base", "loaded_train")
-    with pytest.raises(ValueError, match=r"one training set beside MODEL\.LOAD_PROPOSALS"):
+    with pytest.raises(ValueError, match=r"one training set with MODEL\.LOAD_PROPOSALS"):
         build_train_loader(cfg)
 
 
@@ -298,7 +306,7 @@ def test_a_training_set_without_objects_is_refused(
 def test_heads_that_would_learn_masks_from_boxes_are_refused(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.NUM_CLASSES = "StandardROIHeads", 1
     cfg.MODEL.MASK_ON = True
-    with pytest.raises(ValueError, match="NAME OptionalMaskROIHeads, or MODEL"):
+    with pytest.raises(ValueError, match="NAME to OptionalMaskROIHeads, or MODEL"):
         build_train_loader(cfg)
     cfg.MODEL.ROI_HEADS.NAME = "OptionalMaskROIHeads"
     batch = next(iter(build_train_loader(cfg)))

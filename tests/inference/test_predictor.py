@@ -20,7 +20,7 @@ from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
 from vild.data import Vocabulary
-from vild.embeddings import Teacher, TextEmbeddings, cache, embed_vocabulary
+from vild.embeddings import OpenClipTeacher, TextEmbeddings, build_teacher, cache, embed_vocabulary
 from vild.embeddings.cache import CachedTextEncoder
 from vild.inference.predictor import OpenVocabularyPredictor
 
@@ -169,7 +169,7 @@ def test_the_second_start_with_the_same_words_encodes_nothing(
         raise AssertionError("the teacher was loaded")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Teacher, "load", fails)
+        patch.setattr(OpenClipTeacher, "load", fails)
         again = OpenVocabularyPredictor(config(folder), WORDS[::-1], cache=tmp_path)
     assert again.encoder.encoded == 0
     assert torch.equal(again.model.roi_heads.box_predictor.classifier.text, text.flip(0))
@@ -298,7 +298,7 @@ def test_words_may_be_a_file(folder: Path, tmp_path: Path) -> None:
 def test_prompts_of_ones_own_work_in_any_folder(folder: Path, tmp_path: Path) -> None:
     template, text = tmp_path / "templates.txt", tmp_path / "text.safetensors"
     template.write_text("a drawing of {}\n", encoding="utf-8")
-    teacher = Teacher.load("vild-shapes", device="cpu")
+    teacher = build_teacher("vild-shapes", device="cpu")
     embed_vocabulary(teacher, Vocabulary.from_names(WORDS), str(template)).save(text)
     template.unlink()
     cfg = config(folder, MODEL__VILD__TEXT_EMBEDDINGS=str(text))
@@ -362,7 +362,7 @@ def test_impossible_images(folder: Path, image: Any, message: str) -> None:
         ({"MODEL__WEIGHTS": ""}, "MODEL.WEIGHTS to name the checkpoint"),
         ({"MODEL__WEIGHTS": "/nowhere.pth"}, "expected a checkpoint at /nowhere.pth"),
         ({"MODEL__VILD__VARIANT": "clip"}, "finds its regions itself, got the variant 'clip'"),
-        ({"MODEL__VILD__TEACHER": ["no-such-model", ""]}, "expected an open_clip model"),
+        ({"MODEL__VILD__TEACHER__MODEL": "no-such-model"}, "expected an open_clip model"),
     ],
 )
 def test_impossible_configurations(

@@ -254,7 +254,7 @@ def test_the_temperature_is_the_teachers_own_unless_configured(
         (Vocabulary.from_names(["crow"]), "got Vocabulary"),
         (
             text_embeddings(3, fingerprint="b" * 64),
-            "weights bbbbbbbbbbbb, those before.*aaaaaaaaaaaa",
+            "teacher .weights aaaaaaaaaaaa.*weights bbbbbbbbbbbb",
         ),
     ],
 )

@@ -71,15 +71,15 @@ def test_text_and_clip_are_fused_as_the_ensembles_heads_are(tmp_path: Path) -> N
 @pytest.mark.parametrize("variant", ["clip", "text_clip"])
 def test_misuse(variant: str, tmp_path: Path) -> None:
     cfg = tiny_config(tmp_path, "text", TEXT, "MODEL.VILD.VARIANT", variant)
-    with pytest.raises(ValueError, match=rf"'{variant}' takes proposals.*LOAD_PROPOSALS: True"):
+    with pytest.raises(ValueError, match=rf"'{variant}' detects with .*LOAD_PROPOSALS: True"):
         build_model(cfg)
     model = teacher_model(tmp_path, variant)
     mapped = with_proposals(mapped_image(0, 6))
     mapped["proposals"].remove("teacher_embeddings")
-    with pytest.raises(ValueError, match=r"PROPOSAL_FILES_TEST has to name a store"):
+    with pytest.raises(ValueError, match=r"set DATASETS\.PROPOSAL_FILES_TEST to a store"):
         model.eval()([mapped])
     if variant == "clip":
-        with pytest.raises(ValueError, match="nothing to learn"), EventStorage():
+        with pytest.raises(ValueError, match="cannot be trained"), EventStorage():
             model.train()([with_proposals(mapped_image())])
 
 

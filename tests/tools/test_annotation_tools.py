@@ -204,7 +204,7 @@ def trained(file: Path, name: str, names: list[str], out: Path) -> None:
     text = text_embeddings(names, 64)
     text.save(out / "text.safetensors")
     options = {
-        "MODEL.VILD.DATASETS": [str(file)],
+        "DATASETS.CUSTOM": [str(file)],
         "MODEL.VILD.TEXT_EMBEDDINGS": str(out / "text.safetensors"),
         "MODEL.ROI_HEADS.NUM_CLASSES": len(names),
         "MODEL.DEVICE": "cpu",

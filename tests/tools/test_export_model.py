@@ -20,8 +20,7 @@ from detectron2.modeling import build_model
 import export_model
 from vild.config import read_config
 from vild.data import Vocabulary
-from vild.embeddings import TextEmbeddings, embed_vocabulary
-from vild.embeddings.teacher import Teacher
+from vild.embeddings import TextEmbeddings, build_teacher, embed_vocabulary
 from vild.inference import OpenVocabularyPredictor
 
 from .. import small_shapes
@@ -83,7 +82,7 @@ def test_the_documented_way_to_run_a_file(
     script += "assert not {'vild', 'detectron2'} & set(sys.modules)\n"
     for classes in (Vocabulary.from_names(["a", "b"]), None):
         if classes is not None:  # other embeddings under the names in the file
-            other = embed_vocabulary(Teacher.load("vild-shapes", device="cpu"), classes)
+            other = embed_vocabulary(build_teacher("vild-shapes", device="cpu"), classes)
             own = TextEmbeddings.load(text)
             TextEmbeddings(
                 other.embeddings, own.vocabulary, own.temperature, own.teacher, own.fingerprint

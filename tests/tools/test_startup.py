@@ -167,7 +167,7 @@ def test_choices_and_defaults_are_those_of_the_package() -> None:
     parser = extract_image_embeddings.build_parser()
     assert choices(parser, "crop_mode") == crops.CROP_MODES
     assert choices(parser, "dtype") == embeddings.DTYPES
-    assert choices(parser, "precision") == ("auto", *sorted(teacher.PRECISIONS))
+    assert choices(parser, "precision") == ("auto", *sorted(precision.PRECISIONS))
     assert parser.get_default("images_per_shard") == embeddings.IMAGES_PER_SHARD
     text = extract_text_embeddings.build_parser()
     for one in (parser, text):

@@ -22,7 +22,13 @@ import extract_image_embeddings
 import extract_proposals
 import verify_store
 import vild.data
-from vild.embeddings import EmbeddingStore, Teacher, crop_and_resize, enlarge_boxes
+from vild.embeddings import (
+    EmbeddingStore,
+    OpenClipTeacher,
+    build_teacher,
+    crop_and_resize,
+    enlarge_boxes,
+)
 from vild.proposals import ProposalStore
 
 from .. import forked
@@ -102,7 +108,7 @@ def test_from_images_to_verified_embeddings(
 
     assert embed() == 0
     embedded = EmbeddingStore(small.folder / "e" / small.split)
-    teacher = Teacher.load("vild-shapes", device="cpu")
+    teacher = build_teacher("vild-shapes", device="cpu")
     assert embedded.spec.source["teacher"]["fingerprint"] == teacher.fingerprint
     boxes, _, embeddings = embedded[2]
     assert torch.equal(boxes, store[2].boxes[:10])
@@ -225,7 +231,7 @@ def test_what_does_not_fit_is_refused(
         assert named in capsys.readouterr().err
     assert propose("p", "--nms-threshold", 0.5) == 2
     assert "source.nms_threshold: 0.9 / 0.5" in capsys.readouterr().err
-    monkeypatch.setattr(Teacher, "fingerprint", "other weights")
+    monkeypatch.setattr(OpenClipTeacher, "fingerprint", "other weights")
     assert embed() == 2
     assert "source.teacher.fingerprint" in capsys.readouterr().err
     assert shards(small.folder / "e" / small.split) == before

@@ -27,12 +27,13 @@ from vild.embeddings import (
     CropRule,
     EmbeddingStore,
     RegionCropper,
-    Teacher,
+    build_teacher,
     crop_and_resize,
     extract_embeddings,
 )
+from vild.embeddings.open_clip_teacher import CLIP_MEAN, CLIP_STD
 from vild.embeddings.store import KIND, embedding_source, fields
-from vild.embeddings.teacher import CLIP_MEAN, CLIP_STD, default_precision
+from vild.embeddings.teacher import default_precision
 from vild.proposals import ProposalStore
 from vild.proposals.store import FIELDS as PROPOSAL_FIELDS
 from vild.proposals.store import KIND as PROPOSALS
@@ -136,7 +137,7 @@ def extraction(args: argparse.Namespace, folder: Path) -> None:
     """Compare the whole extraction with the encoder alone on prepared crops."""
     files, proposals = make_inputs(folder, args.images, args.regions)
     torch.manual_seed(0)
-    teacher = Teacher.load("ViT-B-32", None, args.device, args.precision)
+    teacher = build_teacher("ViT-B-32", None, args.device, args.precision)
     total = args.images * args.regions * 2
     batch = torch.rand(args.batch_size, 3, SIZE, SIZE, device=args.device)
     sizes = [args.batch_size] * (total // args.batch_size) + [total % args.batch_size]
@@ -224,7 +225,7 @@ def store(folder: Path) -> None:
 OPENING = """
 import sys, time
 import torch, vild.embeddings
-from vild.embeddings import EmbeddingStore
+from vild.embeddings import EmbeddingStore, build_teacher
 def resident():
     with open("/proc/self/status") as file:
         return next(int(l.split()[1]) / 1e3 for l in file if l.startswith("VmRSS"))

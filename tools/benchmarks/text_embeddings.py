@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from vild.data import Vocabulary
-from vild.embeddings import Teacher, embed_vocabulary
+from vild.embeddings import OpenClipTeacher, embed_vocabulary
 
 
-class TimedTeacher(Teacher):
+class TimedTeacher(OpenClipTeacher):
     """A teacher that sums the time of its text encoder."""
 
     seconds = 0.0

@@ -27,7 +27,9 @@ from tqdm import tqdm
 from vild.data import fill
 from vild.data.files import atomic_path
 from vild.data.shapes import ALL_COMPOSITIONS, draw_scene
-from vild.embeddings.teacher import CLIP_MEAN, CLIP_STD, Teacher
+from vild.embeddings import build_teacher
+from vild.embeddings.open_clip_teacher import CLIP_MEAN, CLIP_STD
+from vild.embeddings.teacher import Teacher
 from vild.embeddings.text import template_set
 
 logger = logging.getLogger(__name__)
@@ -185,7 +187,7 @@ def train(
         progress: show progress bars.
 
     Returns:
-        the trained teacher, as :meth:`Teacher.load` returns it.
+        the trained teacher, as :func:`vild.embeddings.build_teacher` returns it.
 
     Raises:
         ValueError: so few scenes that a composition occurs in none of them.
@@ -235,7 +237,7 @@ def train(
     with atomic_path(folder / "open_clip_model.safetensors") as temporary:
         save_file({k: v.contiguous() for k, v in state.items()}, temporary)
     logger.info("wrote %s", folder / "open_clip_model.safetensors")
-    return Teacher.load(f"local-dir:{os.fspath(folder)}", None)
+    return build_teacher(f"local-dir:{os.fspath(folder)}", None)
 
 
 def _augmented(

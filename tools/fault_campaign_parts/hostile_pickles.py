@@ -16,7 +16,7 @@ import torch
 
 from fault_campaign_parts.attack import Attack, Call
 from fault_campaign_parts.bench import Bench, script
-from vild.embeddings import Teacher
+from vild.embeddings import build_teacher
 
 
 def _state(bench: Bench, folder: Path) -> dict[str, object]:
@@ -123,7 +123,7 @@ def teacher(name: str) -> Callable[[Path], None]:
         (folder / "configs").mkdir()
         (folder / "configs" / "tiny.json").write_text(json.dumps(config), encoding="utf-8")
         open_clip.add_model_config(folder / "configs")
-        Teacher.load("tiny", str(folder / name), "cpu")
+        build_teacher("tiny", str(folder / name), "cpu")
 
     return target
 

@@ -21,10 +21,9 @@ from vild.checkpoint import load_weights
 from vild.config import read_config
 from vild.data import Vocabulary, read_image, register_custom
 from vild.data.inspection import inspect_custom
-from vild.embeddings import EmbeddingStore, TextEmbeddings, import_embeddings
+from vild.embeddings import EmbeddingStore, TextEmbeddings, build_teacher, import_embeddings
 from vild.embeddings.cache import CachedTextEncoder
 from vild.embeddings.store import embedding_faults
-from vild.embeddings.teacher import Teacher
 from vild.evaluation import evaluate_results
 from vild.proposals import ProposalStore, read_detectron2_proposals
 from vild.reporting.runs import read_runs
@@ -119,7 +118,7 @@ def _encoder(folder: Path) -> CachedTextEncoder:
 
 def read_teacher(folder: Path) -> str:
     """Embed words with a teacher whose fingerprint is known."""
-    meant = Teacher.load("vild-shapes", device="cpu").fingerprint
+    meant = build_teacher("vild-shapes", device="cpu").fingerprint
     encoder = CachedTextEncoder(
         f"local-dir:{folder}",
         None,

@@ -1,10 +1,14 @@
-"""Configuration keys of this project: ``MODEL.VILD`` and ``SOLVER.AMP.PRECISION``."""
+"""Configuration keys of this project, and functions that read and change configurations.
+
+Most keys are in ``MODEL.VILD``; others are in Detectron2's nodes that they affect.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import yaml
@@ -23,6 +27,16 @@ __all__ = [
     "set_zero_shot",
     "use_available_device",
 ]
+
+# keys of earlier versions, and how to write them now
+_RENAMED = {
+    "MODEL.VILD.TEACHER": "MODEL.VILD.TEACHER.MODEL and MODEL.VILD.TEACHER.PRETRAINED, the first "
+    "and the second item of the list",
+    "MODEL.VILD.CROP_MODE": "MODEL.VILD.TEACHER.CROP_MODE",
+    "MODEL.VILD.DATASETS": "DATASETS.CUSTOM",
+    "MODEL.VILD.LARGE_SCALE_JITTER": "INPUT.LARGE_SCALE_JITTER.MIN_SCALE, .MAX_SCALE and .SIZE, "
+    "the items of the list, with .ENABLED: True (False for an empty list)",
+}
 
 
 def add_vild_config(cfg: CfgNode) -> None:
@@ -47,22 +61,26 @@ def add_vild_config(cfg: CfgNode) -> None:
     cfg.MODEL.VILD.FUSION_WEIGHTS = [2 / 3, 1 / 3]
     # whether a score is the geometric mean of class probability and objectness; off in the paper
     cfg.MODEL.VILD.OBJECTNESS = False
-    # yaml files that describe custom datasets (see datasets/README.md)
-    cfg.MODEL.VILD.DATASETS = []
-    # large-scale jitter: minimum scale, maximum scale, side of the square image in pixels
-    # (appendix); the square is padded with MODEL.PIXEL_MEAN. [] for Detectron2's
-    # INPUT.MIN_SIZE_TRAIN
-    cfg.MODEL.VILD.LARGE_SCALE_JITTER = []
-    # the teacher if it runs during training: open_clip's names of model and weights, and how crops
-    # are made square ("stretch", "pad" or "clip"); a store must have been made with the same mode
-    cfg.MODEL.VILD.TEACHER = ["ViT-B-32", "openai"]
-    cfg.MODEL.VILD.CROP_MODE = "stretch"
-    # distillation (sec. 3.3): source of the teacher's region embeddings, "store" (computed once by
-    # tools/extract_image_embeddings.py) or "online" (by the frozen teacher, during training)
+    # the frozen teacher (sec. 3.2), which embeds words, and regions if a source below is "online":
+    # open_clip's names of its model and weights
+    cfg.MODEL.VILD.TEACHER = CfgNode()
+    cfg.MODEL.VILD.TEACHER.MODEL = "ViT-B-32"
+    cfg.MODEL.VILD.TEACHER.PRETRAINED = "openai"
+    # how its crops are made square ("stretch", "pad" or "clip"), and their sizes relative to the
+    # region (1x and 1.5x in sec. 3.2); a store must have been made with the same mode and scales
+    cfg.MODEL.VILD.TEACHER.CROP_MODE = "stretch"
+    cfg.MODEL.VILD.TEACHER.CROP_SCALES = [1.0, 1.5]
+    # "clip" and "text_clip": source of the region embeddings at test time, "store" (the stores in
+    # DATASETS.PROPOSAL_FILES_TEST contain them) or "online" (the teacher computes them)
+    cfg.MODEL.VILD.TEACHER.SOURCE_TEST = "store"
+    # distillation (sec. 3.3): source of the teacher's region embeddings in training, "store"
+    # (computed once by tools/extract_image_embeddings.py) or "online" (by the teacher)
     cfg.MODEL.VILD.DISTILL = CfgNode()
     cfg.MODEL.VILD.DISTILL.SOURCE = "store"
-    # folder of the store for the training set: embeddings, or proposals if SOURCE is "online"
+    # SOURCE "store": folder of the training set's region embeddings
     cfg.MODEL.VILD.DISTILL.STORE = ""
+    # SOURCE "online": folder of the training set's proposals, the regions to embed
+    cfg.MODEL.VILD.DISTILL.PROPOSALS = ""
     # w, weight of the distillation loss (sec. 3.3); 0.5 for R50, 1 and 2 for R152
     cfg.MODEL.VILD.DISTILL.WEIGHT = 0.5
     # maximum number of regions per image (appendix; 300 in the official code)
@@ -73,6 +91,15 @@ def add_vild_config(cfg: CfgNode) -> None:
     cfg.MODEL.VILD.DISTILL.DRAW = "uniform"
     # minimum fraction of a region that must remain after augmentation for it to be distilled
     cfg.MODEL.VILD.DISTILL.MIN_VISIBLE = 0.5
+    # yaml files that describe custom datasets (see datasets/README.md)
+    cfg.DATASETS.CUSTOM = ()
+    # large-scale jitter (appendix) instead of INPUT.MIN_SIZE_TRAIN: the image is resized to a
+    # random scale of a square, then cropped or padded (with MODEL.PIXEL_MEAN) to it
+    cfg.INPUT.LARGE_SCALE_JITTER = CfgNode()
+    cfg.INPUT.LARGE_SCALE_JITTER.ENABLED = False
+    cfg.INPUT.LARGE_SCALE_JITTER.MIN_SCALE = 0.1
+    cfg.INPUT.LARGE_SCALE_JITTER.MAX_SCALE = 2.0
+    cfg.INPUT.LARGE_SCALE_JITTER.SIZE = 1024  # side of the square in pixels
     # precision of the forward pass in training if Detectron2's SOLVER.AMP.ENABLED is on: "fp16"
     # (Detectron2's AMP, with a gradient scaler, on GPUs) or "bf16" (without a scaler; on Ampere or
     # newer GPUs, and on CPUs)
@@ -88,12 +115,14 @@ def read_config(file: str | os.PathLike[str], options: Sequence[str] = ()) -> Cf
 
     Raises:
         ValueError: an unreadable file, a tag, an unknown key, or a value of the wrong type or
-            out of range.
+            out of range. The new name of a renamed key is reported.
     """
     cfg = get_cfg()
     add_vild_config(cfg)
+    path = os.fspath(file)
     try:
-        cfg.merge_from_file(os.fspath(file), allow_unsafe=False)
+        _refuse_old_keys(_leaves(cfg.load_yaml_with_base(path, allow_unsafe=False)))
+        cfg.merge_from_file(path, allow_unsafe=False)
     except yaml.constructor.ConstructorError as error:
         where = _tag(error) or f"{file}: {_reason(error)}"
         raise ValueError(f"expected plain values in {where}") from None
@@ -117,9 +146,10 @@ def override_config(cfg: CfgNode, options: Sequence[str]) -> None:
 
     Raises:
         ValueError: an unknown key, a value of the wrong type or out of range, or a key without a
-            value.
+            value. The new name of a renamed key is reported.
     """
     try:
+        _refuse_old_keys(options[0::2])
         cfg.merge_from_list(list(options))
     except (KeyError, ValueError, AssertionError, TypeError, AttributeError) as error:
         raise ValueError(
@@ -136,6 +166,21 @@ def use_available_device(cfg: CfgNode) -> None:
     """
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
+
+
+def _refuse_old_keys(keys: Iterable[str]) -> None:
+    old = [f"{key} is now {_RENAMED[key]}" for key in keys if key in _RENAMED]
+    if old:
+        raise ValueError("; ".join(old))
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the full keys of all values of a nested mapping."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def _tag(error: yaml.constructor.ConstructorError) -> str:
@@ -157,7 +202,7 @@ def _reason(error: Exception) -> str:
 
 
 def register_datasets(cfg: CfgNode) -> list[str]:
-    """Register the datasets that ``MODEL.VILD.DATASETS`` lists.
+    """Register the datasets that ``DATASETS.CUSTOM`` lists.
 
     Returns:
         the names of the registered splits.
@@ -165,7 +210,7 @@ def register_datasets(cfg: CfgNode) -> list[str]:
     Raises:
         ValueError: see :func:`vild.data.register_custom`.
     """
-    return [name for file in cfg.MODEL.VILD.DATASETS for name in register_custom(file)]
+    return [name for file in cfg.DATASETS.CUSTOM for name in register_custom(file)]
 
 
 def set_zero_shot(cfg: CfgNode, zero_shot: bool) -> None:

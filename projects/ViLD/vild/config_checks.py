@@ -40,14 +40,15 @@ _POSITIVE = (
     *("MODEL.PIXEL_STD", "INPUT.MIN_SIZE_TRAIN"),
     *("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"),
     *("MODEL.RPN.BBOX_REG_WEIGHTS", "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS"),
+    "MODEL.VILD.TEACHER.CROP_SCALES",
 )
 # types of list items that cannot be inferred from the defaults: they are empty or not Detectron2's
 _TEXTS = (
     *("DATASETS.TRAIN", "DATASETS.TEST"),
     *("DATASETS.PROPOSAL_FILES_TRAIN", "DATASETS.PROPOSAL_FILES_TEST"),
-    *("MODEL.VILD.DATASETS", "MODEL.VILD.TEACHER", "MODEL.FPN.IN_FEATURES"),
+    *("DATASETS.CUSTOM", "MODEL.FPN.IN_FEATURES"),
 )
-_NUMBERS = ("MODEL.VILD.FUSION_WEIGHTS", "MODEL.VILD.LARGE_SCALE_JITTER")
+_NUMBERS = ("MODEL.VILD.FUSION_WEIGHTS", "MODEL.VILD.TEACHER.CROP_SCALES")
 PRECISIONS = ("fp16", "bf16")  # values of SOLVER.AMP.PRECISION
 _DEPTHS = (18, 34, 50, 101, 152)  # supported by Detectron2's ResNets
 
@@ -114,7 +115,7 @@ def _check_kinds(cfg: CfgNode) -> None:
                 numbers.add(key)
     for key in sorted(texts):
         if not all(isinstance(item, str) for item in _flat(_value(cfg, key))):
-            raise ValueError(f"expected {key} to be a list of texts, got {_value(cfg, key)}")
+            raise ValueError(f"expected {key} to be a list of strings, got {_value(cfg, key)}")
     for key in sorted(numbers):
         if not all(map(_is_number, _flat(_value(cfg, key)))):
             raise ValueError(f"expected {key} to be finite numbers, got {_value(cfg, key)}")
@@ -161,7 +162,7 @@ def _check_parts(cfg: CfgNode) -> None:
         "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
     }.items():
         name = _value(cfg, key)
-        # the two names that Detectron2 itself treats as no part, or as none of the registry
+        # Detectron2 handles these two names without the registry
         if name not in registry and name not in ("", "PrecomputedProposals"):
             near = difflib.get_close_matches(name, [known for known, _ in registry], 1)
             raise ValueError(
@@ -175,8 +176,8 @@ def _check_parts(cfg: CfgNode) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    own = isinstance(value, int | float) and not isinstance(value, bool)
-    return own and math.isfinite(value)
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and math.isfinite(value)
 
 
 def _flat(values: Any) -> Iterator[Any]:

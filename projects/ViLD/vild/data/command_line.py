@@ -48,7 +48,7 @@ def require_split(name: str, what: str = "a registered split") -> None:
     hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Registered: {known}."
     raise ValueError(
         f"expected {what}, got {name!r}, which is not registered. {hint} Splits of your own are "
-        "registered by --dataset-yaml or MODEL.VILD.DATASETS"
+        "registered by --dataset-yaml or DATASETS.CUSTOM"
     )
 
 

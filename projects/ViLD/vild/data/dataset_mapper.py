@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vild.data.augmentations import for_any_shape, visible_boxes
 from vild.data.images import read_image
-from vild.data.jitter import large_scale_jitter
+from vild.data.jitter import LargeScaleJitter
 from vild.data.masks import decode_segmentation
 
 SOURCES = ("store", "online")
@@ -129,12 +129,18 @@ class ViLDDatasetMapper(DatasetMapper):
         distill = cfg.MODEL.VILD.DISTILL
         arguments = super().from_config(cfg, is_train)
         arguments["augmentations"] = for_any_shape(arguments["augmentations"])
-        if is_train and cfg.MODEL.VILD.LARGE_SCALE_JITTER:
+        jitter = cfg.INPUT.LARGE_SCALE_JITTER
+        if is_train and jitter.ENABLED:
+            if cfg.INPUT.CROP.ENABLED:
+                raise ValueError(
+                    "expected INPUT.CROP.ENABLED: False beside INPUT.LARGE_SCALE_JITTER.ENABLED: "
+                    "True, which crops images itself, got True"
+                )
             # As in the official code: flip first, and pad after normalising, that is with the mean.
-            jitter = large_scale_jitter(cfg.MODEL.VILD.LARGE_SCALE_JITTER, cfg.MODEL.PIXEL_MEAN)
             flips = [a for a in arguments["augmentations"] if isinstance(a, T.RandomFlip)]
-            arguments["augmentations"] = [*flips, jitter]
-            arguments["recompute_boxes"] = False  # the jitter replaces Detectron2's cropping
+            scales = jitter.MIN_SCALE, jitter.MAX_SCALE
+            resize = LargeScaleJitter(*scales, jitter.SIZE, cfg.MODEL.PIXEL_MEAN)
+            arguments["augmentations"] = [*flips, resize]
         return {
             **arguments,
             "regions": regions,

@@ -25,10 +25,18 @@ class LargeScaleJitter(T.Augmentation):
         largest: maximum scale.
         side: side of the square in pixels.
         colour: C padding values in [0, 255], in the image's channel order.
+
+    Raises:
+        ValueError: invalid scales or side.
     """
 
     def __init__(self, smallest: float, largest: float, side: int, colour: Sequence[float]) -> None:
         super().__init__()
+        if not 0 < smallest <= largest or side < 1:
+            raise ValueError(
+                "expected 0 < MIN_SCALE <= MAX_SCALE and a SIZE of at least 1 in "
+                f"INPUT.LARGE_SCALE_JITTER, got {smallest}, {largest} and {side}"
+            )
         self.smallest, self.largest = smallest, largest
         self.side, self.colour = side, tuple(colour)
 
@@ -71,21 +79,3 @@ class _ColourPad(T.NoOpTransform):
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         """Pad (H, W)."""
         return np.pad(segmentation, ((0, self.bottom), (0, self.right)))
-
-
-def large_scale_jitter(parameters: Sequence[float], colour: Sequence[float]) -> LargeScaleJitter:
-    """Return the augmentation for ``MODEL.VILD.LARGE_SCALE_JITTER``.
-
-    Args:
-        parameters: minimum and maximum scale, and the side of the square in pixels.
-        colour: see :class:`LargeScaleJitter`.
-
-    Raises:
-        ValueError: invalid parameters.
-    """
-    if len(parameters) != 3 or not 0 < parameters[0] <= parameters[1] or parameters[2] < 1:
-        raise ValueError(
-            "expected MODEL.VILD.LARGE_SCALE_JITTER to be [smallest scale, largest scale, side in "
-            f"pixels], such as [0.1, 2.0, 1024], or [], got {list(parameters)}"
-        )
-    return LargeScaleJitter(parameters[0], parameters[1], int(parameters[2]), colour)

@@ -295,7 +295,7 @@ def _require_word(word: str) -> None:
         hint = _did_you_mean([known[name] for name in (near or begun[:3])])
         raise ValueError(
             f"expected a registered dataset, got {word!r}{hint} A dataset of your own is "
-            f"registered by --dataset-yaml or MODEL.VILD.DATASETS. {quoted}"
+            f"registered by --dataset-yaml or DATASETS.CUSTOM. {quoted}"
         )
 
 

@@ -200,7 +200,7 @@ def _classes_of_yaml(text: str, where: str) -> list[Item]:
     if "novel" in contents or any(isinstance(contents.get(k), dict) for k in _DATASET_KEYS):
         raise ValueError(
             f"{where}: expected a list of classes, got the description of a dataset. Register it "
-            f"with --dataset-yaml {where} or MODEL.VILD.DATASETS, and name one of its splits "
+            f"with --dataset-yaml {where} or DATASETS.CUSTOM, and name one of its splits "
             f"instead, such as {contents.get('name', 'NAME')}_val"
         )
     if "names" not in contents:

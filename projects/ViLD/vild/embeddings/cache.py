@@ -29,6 +29,7 @@ from torch import Tensor
 from vild.data import Vocabulary
 from vild.data.files import atomic_path
 from vild.data.prompts import clean_name
+from vild.embeddings.build import build_teacher
 from vild.embeddings.teacher import Teacher
 from vild.embeddings.text import (
     TextEmbeddings,
@@ -107,7 +108,7 @@ class CachedTextEncoder:
     """Embeds vocabularies; the teacher is loaded only when it is needed.
 
     Args:
-        model: the teacher's model, as for :meth:`vild.embeddings.Teacher.load`.
+        model: the teacher's model, as for :meth:`vild.embeddings.build_teacher`.
         pretrained: the teacher's weights, likewise.
         fingerprint: fingerprint of the expected teacher, if known; cached words can then be used
             without loading a teacher. Loading a different one raises an error.
@@ -190,7 +191,7 @@ class CachedTextEncoder:
             ValueError: see :meth:`embed`.
         """
         if self._teacher is None:
-            self._teacher = Teacher.load(self.model, self.pretrained, self.device)
+            self._teacher = build_teacher(self.model, self.pretrained, self.device)
             found = self._teacher.fingerprint
             if self._fingerprint and found != self._fingerprint:
                 self._teacher = None

@@ -1,4 +1,4 @@
-"""Find a teacher's architecture, weights, preprocessing and tokenizer.
+"""Find the architecture, weights, preprocessing and tokenizer of an open_clip model.
 
 open_clip knows the preprocessing and activation of published weights by their tag. A local file
 contains neither, so both are looked up here before a model is built.
@@ -182,8 +182,8 @@ def find_source(model: str, pretrained: str | None) -> Source:
     if model == SHAPES_MODEL or model.startswith((LOCAL, HUB)):
         if pretrained and pretrained != OPENAI_TAG:  # the default of every command is ignored
             raise ValueError(
-                f"expected no weights beside {model}, which has its own, got {pretrained!r}: "
-                "leave --pretrained out"
+                f"expected no separate weights for {model}, which includes them, got "
+                f"{pretrained!r}: omit --pretrained"
             )
         return _self_contained(model)
     asked, model = model, model.replace("/", "-")  # OpenAI writes ViT-B/32
@@ -252,7 +252,7 @@ def _tag_and_file(model: str, pretrained: str) -> tuple[str, Path | None]:
     if file.is_dir():
         raise ValueError(
             f"expected a checkpoint file of {model}, got the folder {file}. A folder with "
-            f"{HF_CONFIG_NAME} is a model of its own: --model {LOCAL}{file}"
+            f"{HF_CONFIG_NAME} is a complete model: --model {LOCAL}{file}"
         )
     if not file.is_file():
         if not tag and not file.suffix and os.sep not in path:
@@ -286,13 +286,13 @@ def _preprocess(model: str, tags: list[str], file: Path | None) -> dict[str, Any
         )
         raise ValueError(
             f"{file} does not say how its images are preprocessed, and the published weights of "
-            f"{model} differ: {choices}. Name the tag whose weights it holds, or whose "
-            f"preprocessing and activation it shares: --pretrained TAG={file}"
+            f"{model} differ: {choices}. Give the tag of its weights, or one with the same "
+            f"preprocessing and activation: --pretrained TAG={file}"
         )
     if file:
         logger.warning(
-            "%s: open_clip publishes no weights of %s, so crops are preprocessed as OpenAI's are. "
-            "A folder with %s says otherwise (--model %sFOLDER)",
+            "%s: open_clip publishes no weights of %s, so crops are preprocessed like OpenAI's. "
+            "For other preprocessing, use a folder with %s (--model %sFOLDER)",
             file,
             model,
             HF_CONFIG_NAME,
@@ -306,8 +306,8 @@ def _warn_of_activation(model: str, tags: list[str], quick_gelu: bool, file: Pat
     named = [tag for tag in tags if open_clip.get_pretrained_cfg(model, tag).get("quick_gelu")]
     if named and not quick_gelu:
         logger.warning(
-            "%s is loaded with GELU, the activation of %s. If it holds weights that were trained "
-            "with QuickGELU (%s), name them, as in --pretrained %s=%s",
+            "%s is loaded with GELU, the activation of %s. If its weights were trained with "
+            "QuickGELU (%s), give their tag, as in --pretrained %s=%s",
             file,
             model,
             ", ".join(named),

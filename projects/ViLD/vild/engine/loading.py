@@ -19,15 +19,15 @@ from detectron2.modeling import ROI_HEADS_REGISTRY
 from vild.data import require_split
 from vild.data.dataset_mapper import SOURCES, ViLDDatasetMapper
 from vild.data.stream import TrainingLoader
-from vild.embeddings import CropRule, EmbeddingStore, OnlineEmbedder, Teacher
+from vild.embeddings import CropRule, EmbeddingStore, OnlineEmbedder, build_teacher
 from vild.modeling import (
-    DISTILLED,
-    WITH_TEACHER,
     OptionalMaskROIHeads,
     ViLDROIHeads,
+    find_variant,
     load_text_embeddings,
 )
 from vild.proposals import ProposalStore
+from vild.storage import StoreMismatchError
 
 
 def build_region_source(cfg: CfgNode) -> EmbeddingStore | ProposalStore | None:
@@ -38,28 +38,32 @@ def build_region_source(cfg: CfgNode) -> EmbeddingStore | ProposalStore | None:
             teacher, dimension or crop rule than the configuration, or there are several training
             sets.
     """
-    distill = cfg.MODEL.VILD.DISTILL
     if not is_distilled(cfg):
         return None
-    if distill.SOURCE not in SOURCES:
+    online = _is_online("MODEL.VILD.DISTILL.SOURCE", cfg.MODEL.VILD.DISTILL.SOURCE)
+    key = "PROPOSALS" if online else "STORE"
+    folder = cfg.MODEL.VILD.DISTILL[key]
+    if not folder:
+        tool = "extract_proposals" if online else "extract_image_embeddings"
         raise ValueError(
-            f"expected MODEL.VILD.DISTILL.SOURCE to be one of {SOURCES}, got {distill.SOURCE!r}"
+            f"expected MODEL.VILD.DISTILL.{key} to name the folder that tools/{tool}.py wrote for "
+            f"the training set, since the variant {cfg.MODEL.VILD.VARIANT!r} is distilled with "
+            f"SOURCE: {cfg.MODEL.VILD.DISTILL.SOURCE}"
         )
-    if not distill.STORE:
-        raise ValueError(
-            f"the variant {cfg.MODEL.VILD.VARIANT!r} learns from the teacher's embeddings: expected"
-            " MODEL.VILD.DISTILL.STORE to name the folder that tools/extract_image_embeddings.py "
-            "wrote for the training set (with DISTILL.SOURCE: online, its proposals)"
-        )
-    _require_one_training_set(cfg, "MODEL.VILD.DISTILL.STORE")
-    if distill.SOURCE == "online":
-        return ProposalStore(distill.STORE)
-    return _embedding_store(cfg, distill.STORE)
+    _require_one_training_set(cfg, f"MODEL.VILD.DISTILL.{key}")
+    return ProposalStore(folder) if online else _embedding_store(cfg, folder)
+
+
+def _is_online(key: str, value: str) -> bool:
+    """Return whether a source of teacher embeddings is the running teacher."""
+    if value not in SOURCES:
+        raise ValueError(f"expected {key} to be one of {SOURCES}, got {value!r}")
+    return value == "online"
 
 
 def is_distilled(cfg: CfgNode) -> bool:
     """Return whether training needs the teacher's region embeddings."""
-    return is_vild(cfg) and cfg.MODEL.VILD.VARIANT in DISTILLED
+    return is_vild(cfg) and find_variant(cfg.MODEL.VILD.VARIANT).distilled
 
 
 def is_vild(cfg: CfgNode) -> bool:
@@ -68,7 +72,7 @@ def is_vild(cfg: CfgNode) -> bool:
 
 
 def build_online_embedder(cfg: CfgNode, field: str) -> OnlineEmbedder:
-    """Load the teacher to run online (``MODEL.VILD.TEACHER``, ``DISTILL.SOURCE: online``).
+    """Load the teacher (``MODEL.VILD.TEACHER``) to embed regions while training or testing.
 
     Args:
         cfg: configuration.
@@ -78,8 +82,8 @@ def build_online_embedder(cfg: CfgNode, field: str) -> OnlineEmbedder:
         ValueError: the teacher is unknown, or has another dimension or other weights than the
             teacher that made the text embeddings.
     """
-    model, pretrained = cfg.MODEL.VILD.TEACHER
-    teacher = Teacher.load(model, pretrained or None, cfg.MODEL.DEVICE)
+    names = cfg.MODEL.VILD.TEACHER
+    teacher = build_teacher(names.MODEL, names.PRETRAINED, cfg.MODEL.DEVICE)
     text = load_text_embeddings(cfg)
     for what, own, expected in (
         ("dimension", teacher.dimension, text.dimension),
@@ -121,8 +125,13 @@ def build_proposal_source(
             f"each dataset, got {tuple(files)}. tools/convert_proposals.py reads Detectron2's "
             "pickles."
         )
-    if not is_train and _detects_with_teacher(cfg) and cfg.MODEL.VILD.DISTILL.SOURCE == "store":
-        return _embedding_store(cfg, files[index])
+    if not is_train and _needs_teacher(cfg) and not _tests_online(cfg):
+        try:
+            return _embedding_store(cfg, files[index])
+        except StoreMismatchError as error:
+            raise StoreMismatchError(
+                f"{error}. With MODEL.VILD.TEACHER.SOURCE_TEST: online, a proposal store suffices"
+            ) from None
     return ProposalStore(files[index])
 
 
@@ -137,16 +146,23 @@ def _embedding_store(cfg: CfgNode, folder: str) -> EmbeddingStore:
 
 
 def crop_rule(cfg: CfgNode) -> CropRule:
-    """Return how the teacher crops regions (``MODEL.VILD.CROP_MODE``, at the paper's scales).
+    """Return how the teacher crops regions (``MODEL.VILD.TEACHER.CROP_MODE`` and ``CROP_SCALES``).
 
     Raises:
-        ValueError: the mode is unknown.
+        ValueError: the mode is unknown, or a scale is not positive.
     """
-    return CropRule(cfg.MODEL.VILD.CROP_MODE)
+    return CropRule(cfg.MODEL.VILD.TEACHER.CROP_MODE, tuple(cfg.MODEL.VILD.TEACHER.CROP_SCALES))
 
 
-def _detects_with_teacher(cfg: CfgNode) -> bool:
-    return is_vild(cfg) and cfg.MODEL.VILD.VARIANT in WITH_TEACHER
+def _needs_teacher(cfg: CfgNode) -> bool:
+    """Return whether detection needs the teacher's region embeddings."""
+    return is_vild(cfg) and find_variant(cfg.MODEL.VILD.VARIANT).teacher_at_test
+
+
+def _tests_online(cfg: CfgNode) -> bool:
+    """Return whether the teacher computes region embeddings at test time."""
+    value = cfg.MODEL.VILD.TEACHER.SOURCE_TEST
+    return _needs_teacher(cfg) and _is_online("MODEL.VILD.TEACHER.SOURCE_TEST", value)
 
 
 def build_train_loader(cfg: CfgNode) -> TrainingLoader:
@@ -206,16 +222,16 @@ def _require_objects(cfg: CfgNode, records: Sequence[Mapping[str, Any]]) -> None
     if not objects:
         raise ValueError(
             f"expected objects to learn from in {tuple(cfg.DATASETS.TRAIN)}, got none: it has no "
-            "annotations, or all of them are of novel classes or crowds. "
-            "datasets/check_datasets.py --custom YAML says which"
+            "annotations, or only those of novel classes or crowds. Check it with "
+            "datasets/check_datasets.py --custom YAML"
         )
     heads = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)
     has_masks = all(item.get("segmentation") for item in objects)
     if cfg.MODEL.MASK_ON and not has_masks and not issubclass(heads, OptionalMaskROIHeads):
         raise ValueError(
-            f"{tuple(cfg.DATASETS.TRAIN)} has objects without masks, which "
-            f"{cfg.MODEL.ROI_HEADS.NAME} cannot leave out of the mask loss: set MODEL.ROI_HEADS."
-            "NAME OptionalMaskROIHeads, or MODEL.MASK_ON False"
+            f"expected masks of all objects for {cfg.MODEL.ROI_HEADS.NAME}, got some without in "
+            f"{tuple(cfg.DATASETS.TRAIN)}: set MODEL.ROI_HEADS.NAME to OptionalMaskROIHeads, or "
+            "MODEL.MASK_ON to False"
         )
 
 
@@ -241,7 +257,7 @@ def build_test_loader(cfg: CfgNode, name: str) -> Any:
     Raises:
         ValueError: see :func:`build_test_proposals`.
     """
-    online = _detects_with_teacher(cfg) and cfg.MODEL.VILD.DISTILL.SOURCE == "online"
+    online = _tests_online(cfg)
     records = _records([name])
     proposals = build_test_proposals(cfg, name, records)
     mapper = ViLDDatasetMapper(cfg, False, proposals=proposals, online_proposals=online)
@@ -273,8 +289,8 @@ def build_test_proposals(
         return None
     if name not in cfg.DATASETS.TEST:
         raise ValueError(
-            f"expected {name!r} in DATASETS.TEST, which DATASETS.PROPOSAL_FILES_TEST belongs to, "
-            f"got {tuple(cfg.DATASETS.TEST)}"
+            f"expected one of DATASETS.TEST, {tuple(cfg.DATASETS.TEST)}, whose proposals are in "
+            f"DATASETS.PROPOSAL_FILES_TEST, got {name!r}"
         )
     proposals = build_proposal_source(cfg, False, list(cfg.DATASETS.TEST).index(name))
     if proposals is not None:
@@ -286,8 +302,8 @@ def build_test_proposals(
 def _require_one_training_set(cfg: CfgNode, key: str) -> None:
     if len(cfg.DATASETS.TRAIN) != 1:
         raise ValueError(
-            f"expected one training set beside {key}, got {tuple(cfg.DATASETS.TRAIN)}: image ids "
-            "of several would mix. Merge them into one dataset"
+            f"expected one training set with {key}, got {tuple(cfg.DATASETS.TRAIN)}: their image "
+            "ids could collide. Merge them into one dataset"
         )
 
 

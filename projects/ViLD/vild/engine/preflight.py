@@ -85,7 +85,7 @@ def check_classes(cfg: CfgNode, splits: Sequence[str]) -> None:
     names = {split: MetadataCatalog.get(split).get("thing_classes") for split in splits}
     for name, classes in names.items():
         if not classes:
-            raise ValueError(f"expected a split with object classes, got {name!r}, which has none")
+            raise ValueError(f"expected a split with object classes, got none in {name!r}")
     if is_vild(cfg):
         text = load_text_embeddings(cfg)
         for name, classes in names.items():
@@ -109,14 +109,14 @@ def _check_novel(split: str, vocabulary: Vocabulary) -> None:
         if bool(own) != given:
             kinds = ("novel", "base") if own else ("base", "novel")
             raise ValueError(
-                f"expected {name!r} to be {kinds[0]}, as in {split}, but in the text embeddings it "
-                f"is {kinds[1]}: make them again with --vocabulary {split}"
+                f"expected {name!r} to be {kinds[0]}, as in {split}, got {kinds[1]} in the text "
+                f"embeddings: create them again with --vocabulary {split}"
             )
 
 
 def _check_weights(weights: str) -> None:
     if weights and "://" not in weights and not Path(weights).is_file():
         raise ValueError(
-            f"expected MODEL.WEIGHTS to name a checkpoint to begin with, but there is no file "
-            f"{weights}. Leave it empty ('') for random weights"
+            f"expected MODEL.WEIGHTS to name an existing checkpoint, got {weights}: no such file. "
+            "Leave it empty ('') for random weights"
         )

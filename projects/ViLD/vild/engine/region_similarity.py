@@ -46,8 +46,8 @@ def compare_regions(
     heads = model.roi_heads
     if not isinstance(heads, ViLDROIHeads):
         raise ValueError(
-            f"expected a detector with ViLDROIHeads, got {type(heads).__name__}: its regions have "
-            "no embeddings"
+            f"expected a detector with ViLDROIHeads, got {type(heads).__name__}, which does not "
+            "compute region embeddings"
         )
     load_weights(model, cfg.MODEL.WEIGHTS)
     model.eval()

@@ -21,11 +21,11 @@ from torch import nn
 from vild.checkpoint import AtomicCheckpointer, load_weights
 from vild.checkpoint.checkpointer import IMAGE_HEAD
 from vild.data import Vocabulary
-from vild.embeddings import Teacher, TextEmbeddings, embed_vocabulary
+from vild.embeddings import TextEmbeddings, build_teacher, embed_vocabulary
 from vild.engine.preflight import check_test_proposals, check_test_sets
 from vild.engine.trainer import Trainer
 from vild.evaluation import OpenVocabularyEvaluator
-from vild.modeling import ViLDROIHeads
+from vild.modeling import ViLDROIHeads, find_variant
 from vild.precision import autocast, resolve_precision
 from vild.reporting import ImageWriter
 
@@ -73,8 +73,9 @@ def evaluate(
     if resume and last.has_checkpoint():
         weights = last.get_checkpoint_file()
     # CLIP on crops needs a checkpoint only for masks
-    unused = ("roi_heads.box_", IMAGE_HEAD) if cfg.MODEL.VILD.VARIANT == "clip" else ()
-    if weights or cfg.MODEL.VILD.VARIANT != "clip":
+    trained = find_variant(cfg.MODEL.VILD.VARIANT).trained
+    unused = () if trained else ("roi_heads.box_", IMAGE_HEAD)
+    if weights or trained:
         load_weights(model, weights, unused)
     if vocabulary is not None:
         model.roi_heads.set_vocabulary(read_vocabulary(cfg, vocabulary))
@@ -115,8 +116,8 @@ def read_vocabulary(cfg: CfgNode, file: str) -> TextEmbeddings:
     if Path(file).suffix.lower() == ".safetensors":
         return TextEmbeddings.load(file)
     vocabulary = Vocabulary.load(file)
-    model, pretrained = cfg.MODEL.VILD.TEACHER
-    teacher = Teacher.load(model, pretrained or None, cfg.MODEL.DEVICE)
+    names = cfg.MODEL.VILD.TEACHER
+    teacher = build_teacher(names.MODEL, names.PRETRAINED, cfg.MODEL.DEVICE)
     return embed_vocabulary(teacher, vocabulary)
 
 
@@ -137,7 +138,7 @@ def _for_tasks(cfg: CfgNode, tasks: Sequence[str] | None, resume: bool) -> CfgNo
     cfg = cfg.clone()
     cfg.defrost()
     if not cfg.MODEL.WEIGHTS and not resume:
-        if cfg.MODEL.VILD.VARIANT != "clip":
+        if find_variant(cfg.MODEL.VILD.VARIANT).trained:
             raise ValueError(
                 "expected a checkpoint to evaluate: MODEL.WEIGHTS FILE, or --resume for the last "
                 "one of OUTPUT_DIR"

@@ -101,7 +101,7 @@ def _vocabulary_inputs(model: nn.Module, text: TextEmbeddings | None) -> Tensors
     if text is None:
         return ()
     predictor = model.roi_heads.box_predictor
-    if model.roi_heads.variant == "ensemble":
+    if model.roi_heads.variant.image_head:
         return predictor.classifier.text, predictor.novel
     return (predictor.classifier.text,)
 

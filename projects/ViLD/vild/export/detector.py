@@ -18,7 +18,7 @@ from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from vild.modeling.roi_heads import WITH_TEACHER, ViLDROIHeads
+from vild.modeling.roi_heads import ViLDROIHeads
 from vild.modeling.suppression import suppress_in_rounds
 
 # Candidates must exceed a bound, which is a little below the M-th best class maximum to keep that.
@@ -152,10 +152,10 @@ def check_exportable(model: nn.Module) -> None:
             f"expected a detector with ViLDROIHeads, got {type(model).__name__} with "
             f"{type(heads).__name__}, which is not exported"
         )
-    if model.proposal_generator is None or heads.variant in WITH_TEACHER:
+    if model.proposal_generator is None or heads.variant.teacher_at_test:
         raise ValueError(
-            f"expected a detector that finds its regions itself, got the variant {heads.variant!r} "
-            "on precomputed proposals: those would have to be exported, too"
+            "expected a detector that finds its regions itself, got the variant "
+            f"{heads.variant.name!r} on precomputed proposals: those would have to be exported, too"
         )
     if heads.keypoint_on or (heads.mask_on and not isinstance(heads.mask_head, BaseMaskRCNNHead)):
         raise ValueError(

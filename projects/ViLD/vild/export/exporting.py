@@ -161,12 +161,12 @@ def _check_arguments(
 
 
 def _own_text(model: nn.Module, cfg: CfgNode) -> TextEmbeddings:
-    predictor = model.roi_heads.box_predictor
+    predictor, names = model.roi_heads.box_predictor, cfg.MODEL.VILD.TEACHER
     return TextEmbeddings(
         predictor.classifier.text,
         predictor.vocabulary,
         predictor.classifier.temperature,
-        " ".join(cfg.MODEL.VILD.TEACHER).strip(),
+        f"{names.MODEL} {names.PRETRAINED}".strip(),
         predictor.teacher,
     )
 
@@ -285,7 +285,7 @@ def _describe(
     vocabulary = text.vocabulary
     return {
         "format": "vild-export-1",
-        "variant": model.roi_heads.variant,
+        "variant": model.roi_heads.variant.name,
         "weights": {"file": cfg.MODEL.WEIGHTS, "sha256": _sha256(cfg.MODEL.WEIGHTS)},
         "config": cfg.dump(),
         "versions": {

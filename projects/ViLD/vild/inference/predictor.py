@@ -26,7 +26,7 @@ from vild.data.augmentations import ResizeShortestEdge
 from vild.data.images import image_pixels
 from vild.embeddings import TextEmbeddings
 from vild.embeddings.cache import CachedTextEncoder
-from vild.modeling import WITH_TEACHER, ViLDROIHeads
+from vild.modeling import ViLDROIHeads, find_variant
 from vild.precision import autocast, resolve_precision
 
 Words = Sequence[str] | str | os.PathLike[str] | Vocabulary | TextEmbeddings
@@ -275,12 +275,12 @@ def _check(cfg: CfgNode) -> None:
             "expected a configuration with MODEL.VILD, got one without: read it by "
             "vild.config.read_config"
         )
-    variant = cfg.MODEL.VILD.VARIANT
-    if variant in WITH_TEACHER or cfg.MODEL.LOAD_PROPOSALS:
+    variant = find_variant(cfg.MODEL.VILD.VARIANT)
+    if variant.teacher_at_test or cfg.MODEL.LOAD_PROPOSALS:
         raise ValueError(
-            f"expected a detector that finds its regions itself, got the variant {variant!r} with "
-            f"MODEL.LOAD_PROPOSALS: {cfg.MODEL.LOAD_PROPOSALS}: take a configuration of "
-            "ViLD-text, ViLD or ViLD-ensemble"
+            "expected a detector that finds its regions itself, got the variant "
+            f"{variant.name!r} with MODEL.LOAD_PROPOSALS: {cfg.MODEL.LOAD_PROPOSALS}: take a "
+            "configuration of ViLD-text, ViLD or ViLD-ensemble"
         )
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("expected MODEL.WEIGHTS to name the checkpoint to detect with")
@@ -290,12 +290,11 @@ def _encoder(
     cfg: CfgNode, known: TextEmbeddings | None, cache: str | os.PathLike[str] | None
 ) -> CachedTextEncoder:
     """Make the text encoder of the configured teacher, with the prompts used in training."""
-    model, pretrained = cfg.MODEL.VILD.TEACHER
     # imported embeddings record neither the weights nor the prompts that made them
     is_ours = known is not None and bool(known.fingerprint)
     return CachedTextEncoder(
-        model,
-        pretrained,
+        cfg.MODEL.VILD.TEACHER.MODEL,
+        cfg.MODEL.VILD.TEACHER.PRETRAINED,
         fingerprint=known.fingerprint if known is not None else "",
         temperature=known.temperature if known is not None else 0.0,
         templates=known.templates if known is not None and is_ours else "vild",

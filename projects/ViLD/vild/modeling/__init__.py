@@ -13,30 +13,28 @@ from vild.modeling.losses import classification_loss, distillation_loss
 from vild.modeling.meta_arch import ImagesWithRegions, ViLDRCNN
 from vild.modeling.output_layers import ViLDOutputLayers
 from vild.modeling.roi_heads import (
-    DISTILLED,
-    VARIANTS,
-    WITH_TEACHER,
     OptionalMaskROIHeads,
     ViLDROIHeads,
     load_text_embeddings,
 )
 from vild.modeling.selection import select_detections, select_from_chunks
+from vild.modeling.variants import VARIANTS, Variant, find_variant
 
 __all__ = [
-    "DISTILLED",
     "VARIANTS",
-    "WITH_TEACHER",
     "EmbeddingHead",
     "ImagesWithRegions",
     "OptionalMaskROIHeads",
     "Projection",
     "TextClassifier",
+    "Variant",
     "ViLDBoxHead",
     "ViLDOutputLayers",
     "ViLDRCNN",
     "ViLDROIHeads",
     "classification_loss",
     "distillation_loss",
+    "find_variant",
     "fuse_scores",
     "load_text_embeddings",
     "select_detections",

@@ -25,7 +25,7 @@ class TextClassifier(nn.Module):
         dimension: D.
         temperature: divisor of the cosines (tau; 0.01 for CLIP). It belongs to the teacher that
             made the embeddings, so :meth:`set_text` can replace it.
-        background: whether to learn a background embedding (ViLD-image has none).
+        background: whether to learn a background embedding (not in ViLD-image).
 
     Raises:
         ValueError: the temperature or the dimension is not positive.

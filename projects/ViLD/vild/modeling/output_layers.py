@@ -23,6 +23,7 @@ from vild.modeling.classifier import TextClassifier
 from vild.modeling.fusion import fuse_scores
 from vild.modeling.losses import classification_loss
 from vild.modeling.selection import select_from_chunks
+from vild.modeling.variants import find_variant
 
 # entries of (R, K) in memory at a time during inference: 16 MB fit a CPU's cache; a GPU processes
 # 1000 regions and 32,000 classes at once
@@ -101,14 +102,14 @@ class ViLDOutputLayers(FastRCNNOutputLayers):
         """Read the arguments from the configuration; the caller loads the text embeddings."""
         found = super().from_config(cfg, input_shape)
         del found["num_classes"]  # given by the text embeddings
-        own = cfg.MODEL.VILD
+        vild = cfg.MODEL.VILD
         return {
             **found,
-            "background": own.VARIANT not in ("image", "clip"),
-            "temperature": own.TEMPERATURE or None,
-            "fusion_weights": own.FUSION_WEIGHTS,
-            "use_objectness": own.OBJECTNESS,
-            "zero_shot": own.ZERO_SHOT,
+            "background": find_variant(vild.VARIANT).background,
+            "temperature": vild.TEMPERATURE or None,
+            "fusion_weights": vild.FUSION_WEIGHTS,
+            "use_objectness": vild.OBJECTNESS,
+            "zero_shot": vild.ZERO_SHOT,
         }
 
     def set_vocabulary(self, text: TextEmbeddings) -> None:
@@ -124,10 +125,9 @@ class ViLDOutputLayers(FastRCNNOutputLayers):
             )
         if text.fingerprint and self.teacher and text.fingerprint != self.teacher:
             raise ValueError(
-                f"the text embeddings were made by {text.teacher} with weights "
-                f"{text.fingerprint[:12]}, those before by weights {self.teacher[:12]}: spaces of "
-                "different teachers have nothing in common. Make them with the teacher that the "
-                "model was trained with"
+                f"expected text embeddings of the model's teacher (weights {self.teacher[:12]}), "
+                f"got those of {text.teacher} (weights {text.fingerprint[:12]}): embeddings of "
+                "different teachers cannot be compared. Make them with the model's teacher"
             )
         self.classifier.set_text(text.embeddings, self.temperature or text.temperature)
         self.novel = torch.tensor(text.vocabulary.novel, device=self.novel.device)

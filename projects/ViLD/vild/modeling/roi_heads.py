@@ -24,10 +24,7 @@ from vild.modeling.losses import distillation_loss
 from vild.modeling.meta_arch import ImagesWithRegions
 from vild.modeling.output_layers import ViLDOutputLayers
 from vild.modeling.precision import at_least_float32
-
-VARIANTS = ("text", "image", "vild", "ensemble", "clip", "text_clip")
-DISTILLED = ("image", "vild", "ensemble")  # trained on the teacher's region embeddings
-WITH_TEACHER = ("clip", "text_clip")  # need the teacher's embeddings at inference
+from vild.modeling.variants import find_variant
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -75,7 +72,7 @@ class OptionalMaskROIHeads(StandardROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class ViLDROIHeads(OptionalMaskROIHeads):
-    """Box and mask heads of ViLD, in six variants.
+    """Box and mask heads of ViLD, in six variants (:mod:`vild.modeling.variants`).
 
     =========  ==========================================  =======================================
     variant    classification heads                        class scores
@@ -93,7 +90,7 @@ class ViLDROIHeads(OptionalMaskROIHeads):
     ``clip`` and ``text_clip`` need proposals with ``teacher_embeddings`` (R, D).
 
     Args:
-        variant: one of ``VARIANTS``.
+        variant: name of a variant.
         distill_weight: w of the distillation loss (sec. 3.3).
         image_head: the image head of ``ensemble``; None in all other variants.
         **kwargs: arguments of StandardROIHeads; ``box_predictor`` is a :class:`ViLDOutputLayers`.
@@ -117,35 +114,35 @@ class ViLDROIHeads(OptionalMaskROIHeads):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        _check_variant(variant)
-        if (image_head is not None) != (variant == "ensemble"):
+        self.variant = find_variant(variant)
+        if (image_head is not None) != self.variant.image_head:
             raise ValueError(
-                "expected an image head in the variant 'ensemble' and in no other, got "
-                f"{'one' if image_head is not None else 'none'} in {variant!r}"
+                f"expected {'an' if self.variant.image_head else 'no'} image head in the variant "
+                f"{variant!r}, got {'one' if image_head is not None else 'none'}"
             )
         if self.train_on_pred_boxes:
             raise ValueError("expected MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES: False")
-        self.variant, self.distill_weight, self.image_head = variant, distill_weight, image_head
+        self.distill_weight, self.image_head = distill_weight, image_head
         self.num_classes = self.box_predictor.num_classes
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Read the arguments from the configuration."""
-        _check_variant(cfg.MODEL.VILD.VARIANT)
+        variant = find_variant(cfg.MODEL.VILD.VARIANT)
         if cfg.MODEL.MASK_ON and not cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
             raise ValueError(
                 "expected class-agnostic masks, since the vocabulary may change: set "
                 "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK: True"
             )
-        if cfg.MODEL.VILD.VARIANT in WITH_TEACHER and not cfg.MODEL.LOAD_PROPOSALS:
+        if variant.teacher_at_test and not cfg.MODEL.LOAD_PROPOSALS:
             raise ValueError(
-                f"the variant {cfg.MODEL.VILD.VARIANT!r} takes proposals with the teacher's "
-                "embeddings: expected MODEL.LOAD_PROPOSALS: True and "
+                f"the variant {variant.name!r} detects with the teacher's embeddings of "
+                "precomputed proposals: expected MODEL.LOAD_PROPOSALS: True and "
                 "MODEL.PROPOSAL_GENERATOR.NAME: PrecomputedProposals"
             )
         return {
             **super().from_config(cfg, input_shape),
-            "variant": cfg.MODEL.VILD.VARIANT,
+            "variant": variant.name,
             "distill_weight": cfg.MODEL.VILD.DISTILL.WEIGHT,
         }
 
@@ -155,7 +152,7 @@ class ViLDROIHeads(OptionalMaskROIHeads):
         text = load_text_embeddings(cfg)
         shape = made["box_head"].output_shape
         made["box_predictor"] = cls.output_layers(cfg, shape, text_embeddings=text)
-        if cfg.MODEL.VILD.VARIANT == "ensemble":
+        if find_variant(cfg.MODEL.VILD.VARIANT).image_head:
             size = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
             channels = input_shape[made["box_in_features"][0]].channels
             box_head = build_box_head(cfg, ShapeSpec(channels=channels, height=size, width=size))
@@ -200,8 +197,11 @@ class ViLDROIHeads(OptionalMaskROIHeads):
         Raises:
             ValueError: the variant is ``clip``, which has no head.
         """
-        if self.variant == "clip":
-            raise ValueError("the variant 'clip' has no head; its embeddings are the teacher's own")
+        if not self.variant.trained:
+            raise ValueError(
+                f"the variant {self.variant.name!r} has no box head: expected a detector that "
+                "computes region embeddings"
+            )
         features = _in_float32(features)
         pooled = self.box_pooler([features[f] for f in self.box_in_features], boxes)
         if self.image_head is not None:
@@ -221,15 +221,17 @@ class ViLDROIHeads(OptionalMaskROIHeads):
             ValueError: ``clip`` is trained, or a distilled variant is trained on images without
                 regions to distil from.
         """
-        if self.training and self.variant == "clip":
-            raise ValueError("the variant 'clip' has nothing to learn: expected --eval-only")
-        if not self.training or self.variant not in DISTILLED:
+        if self.training and not self.variant.trained:
+            raise ValueError(
+                f"the variant {self.variant.name!r} cannot be trained: expected --eval-only"
+            )
+        if not self.training or not self.variant.distilled:
             return super().forward(images, features, proposals, targets)
         if not isinstance(images, ImagesWithRegions):
             raise ValueError(
-                f"the variant {self.variant!r} learns from regions, and the images came without: "
-                "expected MODEL.META_ARCHITECTURE: ViLDRCNN and a loader with `distill_regions` "
-                "(vild.engine.build_train_loader with MODEL.VILD.DISTILL.STORE)"
+                f"the variant {self.variant.name!r} is distilled, but the images came without "
+                "regions: expected MODEL.META_ARCHITECTURE: ViLDRCNN and a loader with "
+                "`distill_regions` (vild.engine.build_train_loader)"
             )
         features = _in_float32(features)
         proposals = self.label_and_sample_proposals(proposals, targets)
@@ -262,9 +264,10 @@ class ViLDROIHeads(OptionalMaskROIHeads):
         return losses
 
     def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]) -> Any:
-        if self.training or self.variant in ("text", "image", "vild"):
+        needs_second = self.variant.image_head or self.variant.teacher_at_test
+        if self.training or not needs_second:
             return super()._forward_box(features, proposals)
-        if self.variant == "clip":
+        if not self.variant.trained:
             teacher = _teacher_embeddings(proposals)
             predictions = teacher, teacher.new_zeros(len(teacher), 4)  # boxes stay as they are
             return self.box_predictor.inference(predictions, proposals)[0]
@@ -287,9 +290,9 @@ def _teacher_embeddings(proposals: list[Instances]) -> Tensor:
     """Return the teacher's embeddings of all proposals, (R, D) float32, L2-normalised."""
     if not all(p.has("teacher_embeddings") for p in proposals):
         raise ValueError(
-            "expected proposals with the teacher's embeddings: DATASETS.PROPOSAL_FILES_TEST has to "
-            "name a store of tools/extract_image_embeddings.py, or one of proposals with "
-            "MODEL.VILD.DISTILL.SOURCE: online"
+            "expected proposals with the teacher's embeddings: set DATASETS.PROPOSAL_FILES_TEST to "
+            "a store of tools/extract_image_embeddings.py, or to a proposal store with "
+            "MODEL.VILD.TEACHER.SOURCE_TEST: online"
         )
     return normalize(torch.cat([p.teacher_embeddings for p in proposals]).float(), dim=1)
 
@@ -311,12 +314,7 @@ def load_text_embeddings(cfg: CfgNode) -> TextEmbeddings:
     expected = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if len(text.vocabulary) != expected:
         raise ValueError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {expected}, and {file} has {len(text.vocabulary)} "
-            "classes: set it to that number, or name the embeddings of the classes that are meant"
+            f"expected text embeddings of MODEL.ROI_HEADS.NUM_CLASSES: {expected} classes, got "
+            f"{len(text.vocabulary)} in {file}: change that number or MODEL.VILD.TEXT_EMBEDDINGS"
         )
     return text
-
-
-def _check_variant(variant: str) -> None:
-    if variant not in VARIANTS:
-        raise ValueError(f"expected MODEL.VILD.VARIANT to be one of {VARIANTS}, got {variant!r}")
