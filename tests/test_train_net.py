@@ -48,7 +48,10 @@ def run(tmp_path: Path, *args: str) -> str:
 def test_trains_resumes_and_evaluates(tmp_path: Path) -> None:
     made(tmp_path)
     log = run(tmp_path, "SOLVER.MAX_ITER", "2")
-    assert "1 images a batch instead of the recipe's 8" in log
+    (scaled,) = [line for line in log.splitlines() if "instead of the recipe's" in line]
+    assert "batch of 1 instead of the recipe's 8: 1/8 of the learning rate: 2 iter" in scaled
+    assert scaled.endswith("2 iterations of 1 images, 0.5 epochs of 4 images")
+    assert log.index(scaled) < log.index("Starting training from iteration 0")
     assert "SOLVER.BASE_LR: 0.02 -> 0.0025" in log
     state = torch.load(tmp_path / "run" / "model_0000001.pth", weights_only=False)
     momentum = state["trainer"]["_trainer"]["optimizer"]["state"]
