@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,23 @@ from . import forked
 from .making import text_embeddings
 
 
+ROOT = Path(__file__).parents[1]
+MINE = """
+import sys
+from train_net import parse, run
+from vild.engine import Trainer
+
+class Mine(Trainer):
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name, output_folder=None, **options):
+        print("evaluated by mine:", dataset_name)
+        return super().build_evaluator(cfg, dataset_name, output_folder, **options)
+
+if __name__ == "__main__":
+    run(parse(sys.argv[1:]), Mine)
+"""
+
+
 def made(tmp_path: Path) -> None:
     """Four images and text embeddings of the classes, without a teacher."""
     generate_shapes(tmp_path / "shapes", train_images=4, val_images=2, progress=False)
@@ -24,23 +43,25 @@ def made(tmp_path: Path) -> None:
     text_embeddings(classes.thing_classes, 64, novel=novel).save(tmp_path / "text.safetensors")
 
 
-def train_net(tmp_path: Path, *args: str) -> tuple[int | None, str]:
+def train_net(
+    tmp_path: Path, *args: str, script: str | Path = "projects/ViLD/train_net.py", **env: str
+) -> tuple[int | None, str]:
     command = [
-        *("projects/ViLD/train_net.py", "--config-file", "configs/shapes/vild_text.yaml", *args),
+        *(script, "--config-file", "configs/shapes/vild_text.yaml", *args),
         *("OUTPUT_DIR", str(tmp_path / "run")),
         *("MODEL.VILD.TEXT_EMBEDDINGS", str(tmp_path / "text.safetensors")),
     ]
-    return forked.run(command, DETECTRON2_DATASETS=str(tmp_path))
+    return forked.run(command, DETECTRON2_DATASETS=str(tmp_path), **env)
 
 
-def run(tmp_path: Path, *args: str) -> str:
+def run(tmp_path: Path, *args: str, **options: Any) -> str:
     settings = [
         *("DATASETS.TEST", "('shapes_val',)"),
         *("MODEL.RPN.POST_NMS_TOPK_TEST", "5", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
         *("TEST.DETECTIONS_PER_IMAGE", "5", "SOLVER.CHECKPOINT_PERIOD", "2"),
         *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8", "SOLVER.IMS_PER_BATCH", "1"),
     ]
-    code, output = train_net(tmp_path, *args, *settings)
+    code, output = train_net(tmp_path, *args, *settings, **options)
     assert code == 0, output[-3000:]
     return output
 
@@ -66,6 +87,14 @@ def test_trains_resumes_and_evaluates(tmp_path: Path) -> None:
     assert "Task: bbox" in log
     assert "Task: segm" in log
     assert "APr" in log
+
+    # the same by a script with a trainer of its own
+    script = tmp_path / "mine.py"
+    script.write_text(MINE, encoding="utf-8")
+    path = f"{ROOT}/projects/ViLD:{os.environ.get('PYTHONPATH', '')}"
+    options = ("--eval-only", "MODEL.WEIGHTS", f"{tmp_path}/run/model_final.pth")
+    log = run(tmp_path, *options, script=script, PYTHONPATH=path)
+    assert "evaluated by mine: shapes_val" in log
 
 
 def test_bad_input_is_one_line_before_anything_is_trained(tmp_path: Path) -> None:

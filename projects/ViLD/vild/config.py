@@ -229,7 +229,9 @@ def scale_schedule(cfg: CfgNode, recipe_batch: int, keep: Sequence[str] = ()) ->
 
 def _multiple(new: int, old: int) -> str:
     """Return "16 times", or "1/16 of"."""
-    return f"1/{old // new} of" if new < old and old % new == 0 else f"{round(new / old, 2):g} times"
+    return (
+        f"1/{old // new} of" if new < old and old % new == 0 else f"{round(new / old, 2):g} times"
+    )
 
 
 def _shown(value: object) -> str:
