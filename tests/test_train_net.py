@@ -17,7 +17,6 @@ from vild_cli.training import parse
 from . import forked
 from .making import text_embeddings
 
-
 ROOT = Path(__file__).parents[1]
 MINE = """
 import sys

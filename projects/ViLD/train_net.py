@@ -6,8 +6,8 @@ python projects/ViLD/train_net.py --config-file configs/LVIS/vild_ensemble_r50_f
 python projects/ViLD/train_net.py --config-file configs/LVIS/vild_ensemble_r50_fpn_1x.yaml \
         --eval-only --out detections.json MODEL.WEIGHTS output/mine/model_final.pth
 
-A script with a trainer of its own, a subclass of :class:`vild.engine.Trainer`, imports this file and
-calls ``run(parse(sys.argv[1:]), MyTrainer)`` under ``if __name__ == "__main__"``.
+For a subclass of :class:`vild.engine.Trainer`, write a script that imports this file and calls
+``run(parse(sys.argv[1:]), MyTrainer)`` under ``if __name__ == "__main__"``.
 """
 
 from __future__ import annotations

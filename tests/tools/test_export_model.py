@@ -89,7 +89,7 @@ def test_the_documented_way_to_run_a_file(
                 other.embeddings, own.vocabulary, own.temperature, own.teacher, own.fingerprint
             ).save(text)
         predictor.set_vocabulary(TextEmbeddings.load(text))
-        found = predictor(cv2.imread(str(tmp_path / "street.png")))
+        found = predictor(cv2.imread(str(tmp_path / "street.png")))["instances"]
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", script],
             cwd=tmp_path,
