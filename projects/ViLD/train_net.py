@@ -68,9 +68,11 @@ def begin(cfg: CfgNode, args: argparse.Namespace) -> None:
     from vild.engine import report_log_errors_once
 
     cfg.freeze()
-    # before default_setup creates the same loggers, because their file may be on a full disk
-    for name in ("fvcore", "detectron2", "vild"):
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
+    # before default_setup makes the same calls, because the log may be on a full disk; equal calls
+    # are cached, others would print every line twice
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fvcore")
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank())
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="vild")
     report_log_errors_once()
     with write_errors_named(Path(cfg.OUTPUT_DIR, "config.yaml")):
         default_setup(cfg, args)
