@@ -115,7 +115,7 @@ def test_bad_input_is_one_line_before_anything_is_trained(tmp_path: Path) -> Non
         (["--timeout", "-1"], "--timeout: expected a number above 0"),
         (["--timeout", "nan"], "--timeout: expected a number above 0"),
         (["--precision", "fp8"], "--precision: invalid choice: 'fp8'"),
-        (["--precision", "bf16"], "expected --eval-only beside --precision bf16: training takes"),
+        (["--precision", "bf16"], "expected --eval-only with --precision bf16: training uses"),
     ],
 )
 def test_options_out_of_range(

@@ -166,7 +166,9 @@ def test_other_vocabularies_in_coco_format(folder: Path, tmp_path: Path) -> None
     )
     register_custom(tmp_path / "own.yaml")
     assert MetadataCatalog.get("evaluated_val").evaluator_type == "coco"
-    with pytest.raises(ValueError, match=r"detects 60 classes .*evaluated_val has 3.*--vocabulary"):
+    with pytest.raises(
+        ValueError, match=r"the 3 classes of evaluated_val .* got 60 classes.*--vocabulary"
+    ):
         evaluate(cfg)
     out = tmp_path / "found.json"
     results = evaluate(cfg, out=str(out), vocabulary=str(tmp_path / "own.json"))

@@ -116,7 +116,7 @@ def test_the_documented_way_to_run_a_file(
         (("--output", "{folder}/model.pth"), (), "model.pth is a file"),
         (("--output", "{folder}"), (), "a new or an empty folder"),
         (("--sample-image", "gone.png"), (), "gone.png"),
-        (("--novel", "owl"), (), "expected --vocabulary beside --novel"),
+        (("--novel", "owl"), (), "expected --vocabulary with --novel"),
         (("--repeats", "0"), (), "expected an integer of at least 1, got '0'"),
         (("--vocabulary", "owls.txt"), (), "expected a vocabulary at owls.txt: no such file"),
         (("--vocabulary", "owl, owl"), (), "may be there once"),

@@ -91,7 +91,7 @@ MISTAKES = [
     ("train_coco_mini.py --data gone --text-embeddings b", "expected a file at"),
     ("../projects/ViLD/train_net.py --eval=boxes", "expected bbox, segm or both, got 'boxes'"),
     ("../projects/ViLD/train_net.py --num-gpus many", "invalid int value: 'many'"),
-    ("../projects/ViLD/train_net.py --precision bf16", "expected --eval-only beside"),
+    ("../projects/ViLD/train_net.py --precision bf16", "expected --eval-only with"),
 ]
 
 

@@ -170,7 +170,7 @@ def _for_tasks(cfg: CfgNode, tasks: Sequence[str] | None, resume: bool) -> CfgNo
                 "expected a checkpoint to evaluate: MODEL.WEIGHTS FILE, or --resume for the last "
                 "one of OUTPUT_DIR"
             )
-        logger.info("no masks: name a checkpoint of the class-agnostic detector for them")
+        logger.info("evaluating boxes only: masks need a checkpoint of the class-agnostic detector")
         cfg.MODEL.MASK_ON = False
     if tasks is not None and "segm" in tasks and not cfg.MODEL.MASK_ON:
         raise ValueError(
@@ -190,9 +190,10 @@ def _require_classes(model: nn.Module, dataset_name: str) -> None:
     if heads.vocabulary.names != names:
         own = heads.vocabulary.names
         raise ValueError(
-            f"the model detects {len(own)} classes ({', '.join(own[:3])}, ...), {dataset_name} has "
-            f"{len(names)} ({', '.join(names[:3])}, ...), or in another order: expected text "
-            "embeddings of its classes, by MODEL.VILD.TEXT_EMBEDDINGS or --vocabulary-from"
+            f"expected a model that detects the {len(names)} classes of {dataset_name} "
+            f"({', '.join(names[:3])}, ...) in this order, got {len(own)} classes "
+            f"({', '.join(own[:3])}, ...): set MODEL.VILD.TEXT_EMBEDDINGS or --vocabulary-from to "
+            "text embeddings of the dataset's classes"
         )
 
 

@@ -283,24 +283,24 @@ class Trainer(DefaultTrainer):
         variant = state_dict.get("variant", self._variant)  # older checkpoints lack it
         if variant != self._variant:
             raise ValueError(
-                f"cannot resume: the checkpoint is of a training of MODEL.VILD.VARIANT {variant!r},"
-                f" the configuration says {self._variant!r}. Resume with that variant, or use "
+                f"cannot resume: expected a checkpoint of MODEL.VILD.VARIANT {self._variant!r}, as "
+                f"in the configuration, got one of {variant!r}. Resume with that variant, or use "
                 "another OUTPUT_DIR"
             )
         before, now = state_dict.get("processes"), comm.get_world_size()
         if before not in (None, now):  # None in older checkpoints
             logger.warning(
-                "this training ran in %d processes and goes on in %d: the images of a step are the "
-                "same, what is drawn at random for them is not, so it will not end exactly as it "
-                "would have",
+                "this training ran with %d processes and resumes with %d: each step uses the same "
+                "images but other random numbers, so the result will differ slightly from that of "
+                "an uninterrupted training",
                 before,
                 now,
             )
         precision = state_dict.get("precision", self._precision)
         if precision != self._precision:
             logger.warning(
-                "this training ran in %s and goes on in %s, so it will not end exactly as it would "
-                "have",
+                "this training ran in %s and resumes in %s, so the result will differ slightly from "
+                "that of an uninterrupted training",
                 precision,
                 self._precision,
             )

@@ -132,7 +132,10 @@ class OpenVocabularyPredictor:
     def _embed(self, vocabulary: Words, novel: Sequence[str] | str | None) -> TextEmbeddings:
         if isinstance(vocabulary, TextEmbeddings):
             if novel is not None:
-                raise ValueError("expected novel classes within the text embeddings, or words")
+                raise ValueError(
+                    "expected words with novel classes, got TextEmbeddings, which have their own "
+                    "novel flags: leave novel out"
+                )
             return vocabulary
         return self.encoder.embed(read_words(vocabulary, novel, self.base_classes))
 
@@ -274,7 +277,7 @@ def _check(cfg: CfgNode) -> None:
         raise ValueError(f"expected a configuration (CfgNode), got {type(cfg).__name__}")
     if "VILD" not in cfg.get("MODEL", {}):
         raise ValueError(
-            "expected a configuration with MODEL.VILD, got one without: read it by "
+            "expected a configuration with MODEL.VILD, got one without: read it with "
             "vild.config.read_config"
         )
     variant = cfg.MODEL.VILD.VARIANT
