@@ -102,6 +102,9 @@ def test_a_trainer_with_other_evaluators_and_loaders(folder: Path, tmp_path: Pat
     trainer = PlainTrainer(cfg)
     (hook,) = (hook for hook in trainer._hooks if isinstance(hook, Evaluation))
     assert hook._func() == expected
+    assert trainer.schedule == "600 iterations of 8 images, 1,600 epochs of 3 images"
+    trainer.data_loader = []  # of a subclass; its length may be unknown
+    assert trainer.schedule == "600 iterations of 8 images"
     for options in ({"out": "a.json"}, {"precision": "bf16"}, {"tasks": ("segm",)}):
         message = f"PlainTrainer.build_evaluator to accept {next(iter(options))}"
         with pytest.raises(ValueError, match=message):
