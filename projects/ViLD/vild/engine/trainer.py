@@ -299,8 +299,8 @@ class Trainer(DefaultTrainer):
         precision = state_dict.get("precision", self._precision)
         if precision != self._precision:
             logger.warning(
-                "this training ran in %s and resumes in %s, so the result will differ slightly from "
-                "that of an uninterrupted training",
+                "this training ran in %s and resumes in %s, so the result will differ slightly "
+                "from that of an uninterrupted training",
                 precision,
                 self._precision,
             )
