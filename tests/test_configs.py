@@ -403,9 +403,17 @@ def test_another_batch_size_scales_the_schedule() -> None:
     assert solver.WARMUP_ITERS == 16_000
     assert solver.CHECKPOINT_PERIOD == 1234
     assert cfg.TEST.EVAL_PERIOD == 0
-    assert lines[0] == "16 images a batch instead of the recipe's 256; so"
+    assert lines[0] == (
+        "batch of 16 instead of the recipe's 256: 16 times the iterations at 1/16 of the learning "
+        "rate"
+    )
     assert "SOLVER.BASE_LR: 0.32 -> 0.02" in lines
     assert len(lines) == 5
+
+    # what the user has set is left out; other factors
+    solver.IMS_PER_BATCH = 24
+    (line, *_) = scale_schedule(cfg, 16, keep=["SOLVER.MAX_ITER"])
+    assert line == "batch of 24 instead of the recipe's 16: 1.5 times the learning rate"
 
 
 def test_the_official_weight_decay_spares_norms_and_biases() -> None:

@@ -74,7 +74,7 @@ def test_predictor(folder: Path, tmp_path: Path) -> None:
     cfg = config("double_branch", tmp_path, "MODEL.WEIGHTS", str(folder / "model.pth"))
     predictor = OpenVocabularyPredictor(cfg)
     image = cv2.imread(str(folder / "shapes" / "val" / "000001.png"))
-    found = predictor(image[:120])
+    found = predictor(image[:120])["instances"]
     assert found.image_size == found.pred_masks.shape[1:] == (120, 160)
     as_tensor = torch.from_numpy(image[:120, :, ::-1].copy()).permute(2, 0, 1)
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_predictor(folder: Path, tmp_path: Path) -> None:
 
     predictor.set_vocabulary(text_embeddings(["owl", "kite"], 512, temperature=0.01))
     assert predictor.vocabulary.names == ("owl", "kite")
-    assert set(predictor(image).pred_classes.tolist()) <= {0, 1}
+    assert set(predictor(image)["instances"].pred_classes.tolist()) <= {0, 1}
 
 
 def test_pillows_resizing_is_not_equal(folder: Path) -> None:

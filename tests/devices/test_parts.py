@@ -225,9 +225,10 @@ def test_the_predictor(tmp_path: Path) -> None:
 
     def run(precision: str) -> list[Any]:
         predictor = OpenVocabularyPredictor(cfg, precision=precision, cache=tmp_path / "cache")
-        found = predictor(images)
+        outputs = predictor(images)
         predictor.set_vocabulary(other)
-        found += predictor(images)
+        outputs += predictor(images)
+        found = [output["instances"] for output in outputs]
         for instances in found:
             values = [*instances.get_fields().values()]
             values[0] = values[0].tensor

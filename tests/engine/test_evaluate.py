@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.modeling import build_model
 
 from vild.data import register_custom
-from vild.engine import build_test_loader, evaluate
+from vild.engine import Trainer, build_test_loader, evaluate
+from vild.engine.hooks import Evaluation
 from vild.engine.testing import read_vocabulary
 
 from .. import small_shapes
@@ -55,6 +58,67 @@ def test_the_vocabulary_of_the_configuration(folder: Path, tmp_path: Path) -> No
     assert len(found) == 30
     assert len(list(shown.iterdir())) == 3
     assert set(evaluate(cfg, tasks=("bbox",))) == {"bbox"}
+
+
+class Counter(DatasetEvaluator):
+    """An evaluator of a user, which counts images."""
+
+    def reset(self) -> None:
+        self.images = 0
+
+    def process(self, inputs: list[Any], outputs: list[Any]) -> None:
+        self.images += len(inputs)
+
+    def evaluate(self) -> dict[str, Any]:
+        return {"count": {"images": self.images}}
+
+
+class PlainTrainer(Trainer):
+    """A subclass written as for Detectron2's trainer."""
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        return Counter()
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        return list(super().build_test_loader(cfg, dataset_name))[:2]
+
+
+class AddingTrainer(Trainer):
+    """A subclass that adds an evaluator to the project's."""
+
+    @classmethod
+    def build_evaluator(cls, *args: Any, **options: Any) -> DatasetEvaluator:
+        return DatasetEvaluators([super().build_evaluator(*args, **options), Counter()])
+
+
+def test_a_trainer_with_other_evaluators_and_loaders(folder: Path, tmp_path: Path) -> None:
+    """They count in evaluations during training, after it, and with --eval-only."""
+    cfg = config(folder, tmp_path, TEST__EVAL_PERIOD=5)
+    expected = {"count": {"images": 2}}
+    assert evaluate(cfg, trainer=PlainTrainer, tasks=("bbox",)) == expected
+    shown = tmp_path / "shown"
+    assert evaluate(cfg, trainer=PlainTrainer, show_dir=str(shown)) == expected
+    assert len(list(shown.iterdir())) == 2
+    trainer = PlainTrainer(cfg)
+    (hook,) = (hook for hook in trainer._hooks if isinstance(hook, Evaluation))
+    assert hook._func() == expected
+    assert trainer.schedule == "600 iterations of 8 images, 1,600 epochs of 3 images"
+    trainer.data_loader = []  # of a subclass; its length may be unknown
+    assert trainer.schedule == "600 iterations of 8 images"
+    for options in ({"out": "a.json"}, {"precision": "bf16"}, {"tasks": ("segm",)}):
+        message = f"PlainTrainer.build_evaluator to accept {next(iter(options))}"
+        with pytest.raises(ValueError, match=message):
+            evaluate(cfg, trainer=PlainTrainer, **options)
+
+    out = tmp_path / "found.json"
+    found = evaluate(cfg, trainer=AddingTrainer, tasks=("segm",), out=str(out), precision="bf16")
+    assert set(found) == {"segm", "count"}
+    assert found["count"]["images"] == 3
+    assert out.is_file()
 
 
 def test_half_precision_is_recorded(folder: Path, tmp_path: Path) -> None:
@@ -109,7 +173,9 @@ def test_other_vocabularies_in_coco_format(folder: Path, tmp_path: Path) -> None
     )
     register_custom(tmp_path / "own.yaml")
     assert MetadataCatalog.get("evaluated_val").evaluator_type == "coco"
-    with pytest.raises(ValueError, match=r"detects 60 classes .*evaluated_val has 3.*--vocabulary"):
+    with pytest.raises(
+        ValueError, match=r"the 3 classes of evaluated_val .* got 60 classes.*--vocabulary"
+    ):
         evaluate(cfg)
     out = tmp_path / "found.json"
     results = evaluate(cfg, out=str(out), vocabulary=str(tmp_path / "own.json"))

@@ -139,7 +139,7 @@ def test_another_number_of_processes_is_named(
     made.load_state_dict(state)
     assert "processes" not in caplog.text
     made.load_state_dict({**state, "processes": 8})
-    assert "ran in 8 processes and goes on in 1" in caplog.text
+    assert "ran with 8 processes and resumes with 1" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -311,3 +312,39 @@ def test_heads_that_would_learn_masks_from_boxes_are_refused(cfg: CfgNode) -> No
     cfg.MODEL.ROI_HEADS.NAME = "OptionalMaskROIHeads"
     batch = next(iter(build_train_loader(cfg)))
     assert not any(mapped["instances"].gt_has_mask.any() for mapped in batch)
+
+
+def test_the_samplers_of_detectron2(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn() -> list[int]:
+        """Return the image ids of ten batches."""
+        loader = build_train_loader(cfg)
+        return [mapped["image_id"] for batch in islice(loader, 10) for mapped in batch]
+
+    everything = drawn()
+    assert sorted(everything) == sorted(IMAGES * 5)
+    cfg.DATALOADER.SAMPLER_TRAIN = "RandomSubsetTrainingSampler"
+    for ratio in (None, 0.0, 1.5, 0.1):
+        if ratio is not None:
+            cfg.DATALOADER.RANDOM_SUBSET_RATIO = ratio
+        with pytest.raises(ValueError, match="RANDOM_SUBSET_RATIO to be the fraction of the 4"):
+            build_train_loader(cfg)
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.5
+    half = drawn()
+    assert len(set(half)) == 2
+    assert half == drawn()  # a resumed training draws the same
+
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    assert sorted(drawn()) == sorted(IMAGES * 5)
+    asked = []
+    kind = "vild.engine.loading.RepeatFactorTrainingSampler"
+    monkeypatch.setattr(
+        f"{kind}.repeat_factors_from_category_frequency",
+        lambda records, threshold, **options: asked.append(options) or torch.ones(len(records)),
+    )
+    cfg.DATALOADER.REPEAT_SQRT = False
+    drawn()
+    assert asked == [{"sqrt": False}]
+
+    cfg.DATALOADER.SAMPLER_TRAIN = "WeightedTrainingSampler"
+    with pytest.raises(ValueError, match=r"TRAIN to be TrainingSampler, .*'WeightedTrainingSam"):
+        build_train_loader(cfg)

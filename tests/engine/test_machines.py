@@ -133,7 +133,7 @@ def test_a_killed_process_ends_the_job_and_it_resumes(folder: Path, tmp_path: Pa
     first, second = outputs(processes)
     assert time.monotonic() - begin < 60
     assert all(p.returncode not in (0, None) for p in processes)
-    assert "error: process 0: another process of the job ended or fell silent" in first
+    assert "error: process 0: another process of the job ended or does not respond" in first
     assert "error: a process of this machine stopped" in second
     last = int((tmp_path / "run" / "last_checkpoint").read_text()[6:13])
     processes = machines(folder, tmp_path / "run", "--resume", SOLVER__MAX_ITER=last + 2)
@@ -184,7 +184,7 @@ def test_nobody_there_and_a_port_in_use(folder: Path, tmp_path: Path) -> None:
         ]
         for process, output in zip(processes, outputs(processes), strict=True):
             assert process.returncode not in (0, None)
-            assert "error: the processes of the job did not meet at tcp://127.0.0.1" in output
+            assert "error: the processes of the job could not connect at tcp://127.0.0.1" in output
             assert "Traceback" not in output
         assert time.monotonic() - begin < 60
 

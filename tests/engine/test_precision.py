@@ -134,5 +134,5 @@ def test_another_precision_takes_over_with_a_warning(
     )
     with caplog.at_level(logging.WARNING):
         trainer.resume_or_load()
-    assert "ran in fp32 and goes on in bf16" in caplog.text
+    assert "ran in fp32 and resumes in bf16" in caplog.text
     assert (trainer.start_iter, scaler.get_scale()) == (1, 8.0)

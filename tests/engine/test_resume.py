@@ -61,7 +61,7 @@ def test_killed_at_five_moments_and_resumed(tmp_path: Path) -> None:
         output = process.communicate(timeout=60)
         assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number), output
         if number != signal.SIGKILL:
-            assert f"{number.name}: a checkpoint follows this step" in output
+            assert f"{number.name}: writing a checkpoint after this step" in output
             last = (tmp_path / "broken" / "last_checkpoint").read_text()
             assert last == f"model_{max(read_losses(log)):07d}.pth"
     process = start(tmp_path, "broken", 2)
@@ -196,7 +196,9 @@ def test_what_a_training_begins_with_or_resumes_from_has_to_fit(tmp_path: Path) 
     with pytest.raises(ValueError, match=r"missing: roi_heads\.image_head"):
         trainer("ensemble").resume_or_load()
     # the same parameters
-    with pytest.raises(ValueError, match=r"VARIANT 'vild', the configuration says 'text'"):
+    with pytest.raises(
+        ValueError, match=r"VARIANT 'text', as in the configuration, got one of 'vild'"
+    ):
         trainer("text").resume_or_load()
     again = trainer("vild")
     again.resume_or_load(file="model_final.pth")

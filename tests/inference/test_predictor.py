@@ -20,7 +20,7 @@ from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
 from vild.data import Vocabulary
-from vild.embeddings import OpenClipTeacher, TextEmbeddings, build_teacher, cache, embed_vocabulary
+from vild.embeddings import OpenClipTeacher, TextEmbeddings, build_teacher, embed_vocabulary
 from vild.embeddings.cache import CachedTextEncoder
 from vild.inference.predictor import OpenVocabularyPredictor
 
@@ -51,6 +51,14 @@ def images(folder: Path) -> list[np.ndarray]:
     return [cv2.imread(record["file_name"]) for record in DatasetCatalog.get(small_shapes.SEEN)]
 
 
+def classes_found(predictor: OpenVocabularyPredictor, image: np.ndarray) -> list[int]:
+    return predictor(image)["instances"].pred_classes.tolist()
+
+
+def scores(predictor: OpenVocabularyPredictor, image: np.ndarray) -> torch.Tensor:
+    return predictor(image)["instances"].scores
+
+
 def same(one: Instances, other: Instances) -> bool:
     pairs = ((one.get(name), other.get(name)) for name in ("scores", "pred_classes"))
     return all(torch.allclose(a, b, atol=1e-5) for a, b in pairs) and torch.allclose(
@@ -63,7 +71,7 @@ def test_the_configurations_own_classes_as_the_evaluation_sees_them(folder: Path
     predictor = OpenVocabularyPredictor(cfg, cache=folder / "cache")
     assert predictor.vocabulary == TextEmbeddings.load(folder / "text.safetensors").vocabulary
     first, *others = images(folder)
-    found = predictor(first)
+    found = predictor(first)["instances"]
     assert len(found) == 10
     assert found.image_size == (160, 160)
     assert found.pred_masks.shape == (10, 160, 160)
@@ -75,7 +83,7 @@ def test_the_configurations_own_classes_as_the_evaluation_sees_them(folder: Path
     assert same(found, expected["instances"])
     # several images of different sizes at once give the same results
     wide = cv2.resize(first, (320, 160))
-    several = predictor([first, *others, wide])
+    several = [output["instances"] for output in predictor([first, *others, wide])]
     # only scores: with untrained heads they are so close that rounding changes their order
     assert torch.allclose(several[0].scores, found.scores, atol=1e-4)
     assert several[-1].image_size == (160, 320)
@@ -86,15 +94,15 @@ def test_words_and_names_change_together(folder: Path) -> None:
     predictor = OpenVocabularyPredictor(config(folder), WORDS, cache=folder / "cache")
     (image, *_) = images(folder)
     assert predictor.vocabulary.names == tuple(WORDS)
-    assert set(predictor(image).pred_classes.tolist()) <= {0, 1, 2}
+    assert set(classes_found(predictor, image)) <= {0, 1, 2}
     predictor.set_vocabulary("plain red arrow, dotted red star", novel=["dotted red star"])
     assert predictor.metadata.thing_classes == ["plain red arrow", "dotted red star"]
     assert predictor.vocabulary.novel == (False, True)
     predictor.set_vocabulary(Vocabulary.from_names(["heart"]), novel=[])
     assert predictor.vocabulary.novel == (False,)
-    assert set(predictor(image).pred_classes.tolist()) == {0}
+    assert set(classes_found(predictor, image)) == {0}
     drawn = Visualizer(image[:, :, ::-1], predictor.metadata).draw_instance_predictions(
-        predictor(image)
+        predictor(image)["instances"]
     )
     assert drawn.get_image().shape[2] == 3
     predictor.set_vocabulary(TextEmbeddings.load(folder / "text.safetensors"))
@@ -123,8 +131,8 @@ def test_words_that_the_detector_was_trained_on_are_base_classes(folder: Path) -
 def test_supervision_takes_the_result(folder: Path) -> None:
     supervision = pytest.importorskip("supervision", reason="needs supervision (pip install)")
     predictor = OpenVocabularyPredictor(config(folder), WORDS, cache=folder / "cache")
-    found = predictor(images(folder)[0])
-    detections = supervision.Detections.from_detectron2({"instances": found})
+    output = predictor(images(folder)[0])
+    detections, found = supervision.Detections.from_detectron2(output), output["instances"]
     detections["class_name"] = np.array(predictor.metadata.thing_classes)[detections.class_id]
     assert len(detections) == len(found) == 10
     rows = found.pred_classes.tolist()
@@ -187,6 +195,29 @@ def test_words_of_a_model_without_text_embeddings(folder: Path, tmp_path: Path) 
         OpenVocabularyPredictor(without, cache=tmp_path)
 
 
+def test_the_model_is_built_without_a_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With and without a configured file, and also if nothing can be written."""
+    (image, *_) = images(folder)
+    text = CachedTextEncoder("vild-shapes", None, folder=tmp_path).embed(
+        Vocabulary.from_names(WORDS)
+    )
+    text.save(tmp_path / "words.safetensors")
+    changes = {"MODEL__VILD__TEXT_EMBEDDINGS": str(tmp_path / "words.safetensors")}
+    expected = OpenVocabularyPredictor(config(folder, **changes), cache=tmp_path)(image)
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a file was written")
+
+    monkeypatch.setattr(TextEmbeddings, "save", fails)
+    for own in ({}, {"MODEL__VILD__TEXT_EMBEDDINGS": ""}):
+        found = OpenVocabularyPredictor(config(folder, **own), text, cache=tmp_path)(image)
+        assert same(found["instances"], expected["instances"])
+    # the next model has the configuration's classes again
+    assert len(build_model(config(folder)).roi_heads.vocabulary) == 60
+
+
 def test_missing_text_embeddings_are_an_error(folder: Path, tmp_path: Path) -> None:
     """Without them, every word would count as novel and get different scores."""
     gone = config(folder, MODEL__VILD__TEXT_EMBEDDINGS=str(tmp_path / "gone.safetensors"))
@@ -230,14 +261,14 @@ def test_images_without_extent(folder: Path, image: Any, message: str) -> None:
 def test_images_as_thin_as_they_come(folder: Path, size: tuple[int, int]) -> None:
     """The short side of such images would round to 0 pixels when resized."""
     predictor = OpenVocabularyPredictor(config(folder), WORDS, cache=folder / "cache")
-    assert predictor(np.zeros((*size, 3), np.uint8)).image_size == size
+    assert predictor(np.zeros((*size, 3), np.uint8))["instances"].image_size == size
 
 
 def test_half_precision_finds_nearly_the_same(folder: Path) -> None:
     image = images(folder)[0]
-    full = OpenVocabularyPredictor(config(folder), cache=folder / "cache")(image)
+    full = OpenVocabularyPredictor(config(folder), cache=folder / "cache")
     half = OpenVocabularyPredictor(config(folder), precision="bf16", cache=folder / "cache")
-    assert torch.allclose(half(image).scores.float(), full.scores, atol=0.05)
+    assert torch.allclose(scores(half, image).float(), scores(full, image), atol=0.05)
     with pytest.raises(ValueError, match=r"^expected a precision of auto, fp32, .*, got 'fp8'$"):
         OpenVocabularyPredictor(config(folder), precision="fp8")
 
@@ -278,11 +309,12 @@ def test_more_words_than_imagenet_has(folder: Path) -> None:
     names = [f"thing {row}" for row in range(22_047)]
     rows = torch.nn.functional.normalize(torch.randn(len(names), 64), dim=1)
     predictor.set_vocabulary(TextEmbeddings(rows, Vocabulary.from_names(names), 0.02, "fake"))
-    first = int(predictor(images(folder)[0]).pred_classes[0])
+    (image, *_) = images(folder)
+    first = classes_found(predictor, image)[0]
     # its embedding becomes the last row
     rows = rows.roll(len(names) - 1 - first, dims=0)
     predictor.set_vocabulary(TextEmbeddings(rows, Vocabulary.from_names(names), 0.02, "fake"))
-    assert int(predictor(images(folder)[0]).pred_classes[0]) == len(names) - 1
+    assert classes_found(predictor, image)[0] == len(names) - 1
 
 
 def test_words_may_be_a_file(folder: Path, tmp_path: Path) -> None:
@@ -311,25 +343,29 @@ def test_prompts_of_ones_own_work_in_any_folder(folder: Path, tmp_path: Path) ->
 def test_images_may_be_files_and_of_pillow(folder: Path, tmp_path: Path) -> None:
     predictor = OpenVocabularyPredictor(config(folder), WORDS, cache=folder / "cache")
     array = images(folder)[0]
-    expected = predictor(array)
+    expected = predictor(array)["instances"]
     file = Path(DatasetCatalog.get(small_shapes.SEEN)[0]["file_name"])
     image = Image.open(file)
     for given in (image, file, str(file), image.convert("RGBA")):
-        found = predictor(given)
-        assert isinstance(found, Instances)
-        assert same(found, expected)
+        output = predictor(given)
+        assert list(output) == ["instances"]
+        assert isinstance(output["instances"], Instances)
+        assert same(output["instances"], expected)
     for several in ([array, image, file, str(file)], (array for _ in range(4))):
         results = predictor(several)
         assert isinstance(results, list)
         assert len(results) == 4
-        assert all(torch.allclose(r.scores, expected.scores, atol=1e-4) for r in results)
+        assert all(
+            torch.allclose(result["instances"].scores, expected.scores, atol=1e-4)
+            for result in results
+        )
     # rotated, with an EXIF orientation
     turned = Image.fromarray(array[:, :, ::-1]).transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
     exif[274] = 6  # rotate by 270 degrees
     turned.save(tmp_path / "turned.png", exif=exif)
     for given in (tmp_path / "turned.png", Image.open(tmp_path / "turned.png")):
-        assert same(predictor(given), expected)
+        assert same(predictor(given)["instances"], expected)
 
 
 @pytest.mark.parametrize(
@@ -372,47 +408,6 @@ def test_impossible_configurations(
         OpenVocabularyPredictor(config(folder, **changes), WORDS, cache=tmp_path)
 
 
-def test_another_teacher_than_the_detectors_is_refused(folder: Path, tmp_path: Path) -> None:
-    encoder = CachedTextEncoder("vild-shapes", None, fingerprint="0" * 64, folder=tmp_path)
-    with pytest.raises(ValueError, match="the teacher that the detector learned from"):
-        encoder.embed(Vocabulary.from_names(WORDS))
-
-
-def test_a_damaged_cache_is_made_anew(tmp_path: Path) -> None:
-    words = Vocabulary.from_names(WORDS)
-    encoder = CachedTextEncoder("vild-shapes", None, templates="single", folder=tmp_path)
-    before = encoder.embed(words).embeddings
-    (file,) = tmp_path.glob("*.safetensors")
-    file.write_bytes(file.read_bytes()[:40])
-    again = CachedTextEncoder("vild-shapes", None, templates="single", folder=tmp_path)
-    assert torch.equal(again.embed(words).embeddings, before)
-    assert again.encoded == 3
-    file.unlink()
-    tmp_path.joinpath("file").write_text("")
-    unwritable = CachedTextEncoder(
-        "vild-shapes", None, templates="single", folder=tmp_path / "file"
-    )
-    assert torch.equal(unwritable.embed(words).embeddings, before)
-
-
-def test_the_cache_keeps_the_newest_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "MAX_WORDS", 2)
-    first = CachedTextEncoder("vild-shapes", None, folder=tmp_path)
-    made = first.embed(Vocabulary.from_names(WORDS))
-    assert made.embeddings.shape == (3, 64)
-    again = CachedTextEncoder("vild-shapes", None, folder=tmp_path)
-    same_words = again.embed(Vocabulary.from_names(WORDS[1:]))
-    assert again.encoded == 0
-    assert torch.equal(same_words.embeddings, made.embeddings[1:])
-    again.embed(Vocabulary.from_names([WORDS[2], "crow"]))
-    assert again.encoded == 1
-    # words used together with the last new word are kept
-    again.embed(Vocabulary.from_names([WORDS[2], "crow"]))
-    assert again.encoded == 1
-    again.embed(Vocabulary.from_names(WORDS[:2]))
-    assert again.encoded == 3
-
-
 @pytest.mark.slow
 def test_memory_returns_after_large_vocabularies(folder: Path) -> None:
     predictor = OpenVocabularyPredictor(config(folder), WORDS, cache=folder / "cache")
@@ -422,7 +417,7 @@ def test_memory_returns_after_large_vocabularies(folder: Path) -> None:
         for count in (1203, 20, 13_000):
             predictor.set_vocabulary([f"thing {n}" for n in range(count)])
             assert len(predictor.vocabulary) == count
-            assert int(predictor(image).pred_classes.max()) < count
+            assert max(classes_found(predictor, image)) < count
         gc.collect()
         sizes.append(resident())
     assert max(sizes[5:]) <= 1.05 * sizes[4]

@@ -88,7 +88,7 @@ def test_the_documented_way_to_run_a_file(
                 other.embeddings, own.vocabulary, own.temperature, own.teacher, own.fingerprint
             ).save(text)
         predictor.set_vocabulary(TextEmbeddings.load(text))
-        found = predictor(cv2.imread(str(tmp_path / "street.png")))
+        found = predictor(cv2.imread(str(tmp_path / "street.png")))["instances"]
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", script],
             cwd=tmp_path,
@@ -115,7 +115,7 @@ def test_the_documented_way_to_run_a_file(
         (("--output", "{folder}/model.pth"), (), "model.pth is a file"),
         (("--output", "{folder}"), (), "a new or an empty folder"),
         (("--sample-image", "gone.png"), (), "gone.png"),
-        (("--novel", "owl"), (), "expected --vocabulary beside --novel"),
+        (("--novel", "owl"), (), "expected --vocabulary with --novel"),
         (("--repeats", "0"), (), "expected an integer of at least 1, got '0'"),
         (("--vocabulary", "owls.txt"), (), "expected a vocabulary at owls.txt: no such file"),
         (("--vocabulary", "owl, owl"), (), "may be there once"),

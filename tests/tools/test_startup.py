@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
+from detectron2.modeling import META_ARCH_REGISTRY
 
 import benchmark_shapes
 import export_model
@@ -21,6 +23,7 @@ import extract_text_embeddings
 import make_shapes
 import summarize
 import train_shapes_teacher
+import vild
 import web_demo
 from experiments import teacher_training
 from experiments.methods import METHODS
@@ -31,6 +34,7 @@ from vild.embeddings import store as embeddings
 from vild.embeddings.text import CLIP_TEMPERATURE
 from vild.evaluation import ground_truth
 from vild.export import exporting
+from vild.inference.predictor import OpenVocabularyPredictor
 from vild.proposals import extraction
 from vild.proposals import store as proposals
 from vild.reporting import runs
@@ -87,7 +91,7 @@ MISTAKES = [
     ("train_coco_mini.py --data gone --text-embeddings b", "expected a file at"),
     ("../projects/ViLD/train_net.py --eval=boxes", "expected bbox, segm or both, got 'boxes'"),
     ("../projects/ViLD/train_net.py --num-gpus many", "invalid int value: 'many'"),
-    ("../projects/ViLD/train_net.py --precision bf16", "expected --eval-only beside"),
+    ("../projects/ViLD/train_net.py --precision bf16", "expected --eval-only with"),
 ]
 
 
@@ -144,19 +148,35 @@ import sys, torch, torchvision, detectron2.modeling
 required = set(sys.modules)
 import vild
 added = set(sys.modules) - required
-import vild.engine, vild.inference
 print(*{name.partition(".")[0] for name in added})
+print(*{name.partition(".")[0] for name in sys.modules})
+print("vild.inference" in sys.modules)
+from vild import *
+OpenVocabularyPredictor, Vocabulary, TextEmbeddings, EmbeddingStore, add_vild_config
+import vild.engine, vild.inference
 print(*{name.partition(".")[0] for name in sys.modules})
 """
     command = [sys.executable, "-W", "ignore", "-c", program]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-    added, all_of_it = (set(line.split()) for line in done.stdout.splitlines())
+    added, alone, large, all_of_it = (set(line.split()) for line in done.stdout.splitlines())
     allowed = {"vild", "vild_cli", "msgspec", "safetensors", "filelock"}
     # parts of these that they themselves import when needed
     allowed |= {"torch", "torchvision", "detectron2", "numpy", "PIL", "pycocotools", "cv2"}
     assert added - set(sys.stdlib_module_names) <= allowed
     few = {"matplotlib", "lvis", "open_clip", "timm", "huggingface_hub", "gradio", "onnx"}
-    assert not all_of_it & {*few, "tensorflow", "pandas", "scipy", "sklearn"}
+    assert not (alone | all_of_it) & {*few, "tensorflow", "pandas", "scipy", "sklearn"}
+    assert large == {"False"}
+
+
+def test_the_public_names_of_the_package() -> None:
+    assert set(vild.__all__) <= set(dir(vild))
+    for name in vild.__all__:
+        assert getattr(vild, name).__name__ == name
+    assert vild.OpenVocabularyPredictor is OpenVocabularyPredictor
+    with pytest.raises(AttributeError, match="module 'vild' has no attribute 'nope'"):
+        vild.nope  # noqa: B018
+    assert META_ARCH_REGISTRY.get("ViLDRCNN")
+    assert "lvis_v1_train_base" in DatasetCatalog
 
 
 def test_choices_and_defaults_are_those_of_the_package() -> None:

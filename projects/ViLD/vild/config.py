@@ -237,7 +237,7 @@ def scale_schedule(cfg: CfgNode, recipe_batch: int, keep: Sequence[str] = ()) ->
         keep: keys set by the user, such as ``SOLVER.MAX_ITER``, that are not changed.
 
     Returns:
-        lines for the log: the reason, and every changed key.
+        a summary in one line, then a line for every changed key; none for the recipe's batch size.
     """
     batch = cfg.SOLVER.IMS_PER_BATCH
     if batch == recipe_batch:
@@ -256,7 +256,13 @@ def scale_schedule(cfg: CfgNode, recipe_batch: int, keep: Sequence[str] = ()) ->
         "SOLVER.CHECKPOINT_PERIOD": longer(solver.CHECKPOINT_PERIOD),
         "TEST.EVAL_PERIOD": longer(cfg.TEST.EVAL_PERIOD),
     }
-    lines = [f"{batch} images a batch instead of the recipe's {recipe_batch}; so"]
+    changes = []
+    if "SOLVER.MAX_ITER" not in keep:
+        changes.append(f"{_multiple(recipe_batch, batch)} the iterations")
+    if "SOLVER.BASE_LR" not in keep:
+        changes.append(f"{_multiple(batch, recipe_batch)} the learning rate")
+    summary = f"batch of {batch} instead of the recipe's {recipe_batch}"
+    lines = [": ".join(filter(None, (summary, " at ".join(changes))))]
     for key, value in wanted.items():
         section, name = key.split(".")
         old = cfg[section][name]
@@ -264,6 +270,13 @@ def scale_schedule(cfg: CfgNode, recipe_batch: int, keep: Sequence[str] = ()) ->
             cfg[section][name] = value
             lines.append(f"{key}: {_shown(old)} -> {_shown(value)}")
     return lines
+
+
+def _multiple(new: int, old: int) -> str:
+    """Return "16 times", or "1/16 of"."""
+    return (
+        f"1/{old // new} of" if new < old and old % new == 0 else f"{round(new / old, 2):g} times"
+    )
 
 
 def _shown(value: object) -> str:

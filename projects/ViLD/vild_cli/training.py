@@ -16,7 +16,7 @@ def training_parser() -> argparse.ArgumentParser:
     """Return a parser for Detectron2's arguments and those of this project."""
     parser = detectron2_parser()
     parser.add_argument(
-        "--resume-from", metavar="FILE", help="go on from this checkpoint of OUTPUT_DIR"
+        "--resume-from", metavar="FILE", help="resume from this checkpoint of OUTPUT_DIR"
     )
     parser.add_argument(
         "--timeout",
@@ -28,11 +28,14 @@ def training_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--zero-shot",
         action=argparse.BooleanOptionalAction,
-        help="train on base classes alone (default of the ViLD configurations), or on all",
+        help="train on base classes only (default of the ViLD configurations), or on all classes",
     )
     group = parser.add_argument_group("evaluation")
     group.add_argument(
-        "--eval", type=_tasks, metavar="bbox segm", help="what to evaluate; all that there is"
+        "--eval",
+        type=_tasks,
+        metavar="bbox segm",
+        help="tasks to evaluate; by default all that the model supports",
     )
     group.add_argument("--out", metavar="FILE", help="write detections as json (COCO's format)")
     group.add_argument(
@@ -120,8 +123,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(joined)
     if args.precision != "fp32" and not args.eval_only:
         parser.error(
-            f"expected --eval-only beside --precision {args.precision}: training takes its own "
-            "from SOLVER.AMP.ENABLED and SOLVER.AMP.PRECISION"
+            f"expected --eval-only with --precision {args.precision}: training uses "
+            "SOLVER.AMP.ENABLED and SOLVER.AMP.PRECISION"
         )
     return args
 

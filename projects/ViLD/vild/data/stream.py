@@ -128,6 +128,7 @@ class TrainingLoader:
 
     Attributes:
         start: index of the first batch; set it before taking one.
+        images: number of records.
 
     Raises:
         ValueError: no records, or a batch size that is not divisible by the number of ranks.
@@ -153,7 +154,7 @@ class TrainingLoader:
                 f"processes, got {batch_size}"
             )
         self.batch_size, self.workers, self.complete, self.start = batch_size, workers, complete, 0
-        self._indices = indices
+        self.images, self._indices = len(records), indices
         self._wide = [r["width"] > r["height"] for r in records] if group else None
         # serialised, so that workers share its memory
         self._dataset = _Mapped(DatasetFromList(list(records), copy=False), mapper, seed)

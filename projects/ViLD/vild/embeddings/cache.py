@@ -241,7 +241,7 @@ class CachedTextEncoder:
                 raise ValueError(f"{len(keys)} words, embeddings {tuple(embeddings.shape)}")
             row_of = dict(zip(keys, range(len(keys)), strict=True))
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            logger.warning("%s is made anew (%s)", file, error)
+            logger.warning("rebuilding %s: %s", file, error)
             return _Entries.empty()
         return _Entries(row_of, embeddings, checksums)
 

@@ -109,7 +109,7 @@ class CheckpointAndStop(HookBase):
             yield
         except _Stopped:
             if is_last:
-                logger.warning("stopped in the last evaluation; --resume repeats it")
+                logger.warning("stopped during the last evaluation; --resume repeats it")
                 self._leave(self.received)
         finally:
             self._interruptible = False
@@ -127,7 +127,9 @@ class CheckpointAndStop(HookBase):
         name = signal.Signals(number).name
         if self._interruptible:
             raise _Stopped
-        logger.warning("%s: a checkpoint follows this step; a second one ends at once", name)
+        logger.warning(
+            "%s: writing a checkpoint after this step; a second signal stops at once", name
+        )
 
     def after_step(self) -> None:
         """Stop if any rank received a signal.
@@ -144,7 +146,9 @@ class CheckpointAndStop(HookBase):
             return
         name = f"model_{self.trainer.iter:07d}"
         self.checkpointer.save(name, iteration=self.trainer.iter)
-        logger.warning("stopped after iteration %d; --resume goes on", self.trainer.iter)
+        logger.warning(
+            "stopped after iteration %d; --resume continues from there", self.trainer.iter
+        )
         comm.synchronize()  # all ranks wait until the file exists
         self._leave(number)
 
@@ -218,8 +222,8 @@ class DivergenceGuard:
         except FloatingPointError as error:
             raise FloatingPointError(
                 f"{str(error).rstrip('.')}; the images of this step: {self._images} (process "
-                f"{comm.get_rank()}). Lower SOLVER.BASE_LR, switch on SOLVER.CLIP_GRADIENTS, or "
-                "look at these images and their annotations"
+                f"{comm.get_rank()}). Lower SOLVER.BASE_LR, set SOLVER.CLIP_GRADIENTS.ENABLED, "
+                "or look at these images and their annotations"
             ) from None
 
     def _note_images(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:

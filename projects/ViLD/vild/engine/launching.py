@@ -88,7 +88,7 @@ def launch(
         )
     if on_gpus and num_processes > torch.cuda.device_count():
         raise ValueError(
-            f"expected at most {torch.cuda.device_count()} processes, one a GPU of this machine, "
+            f"expected at most {torch.cuda.device_count()} processes, one per GPU of this machine, "
             f"got --num-gpus {num_processes}"
         )
     processes = max(num_processes, 1)
@@ -181,13 +181,14 @@ def explained(error: Exception) -> str | None:
     # torch has no exception type for this on the CPU
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
         return (
-            f"out of memory ({str(error).splitlines()[0] if str(error) else 'no more is given'}). "
+            f"out of memory ({str(error).splitlines()[0] if str(error) else 'no details'}). "
             "Lower SOLVER.IMS_PER_BATCH or the size of the images (INPUT.*)"
         )
     if isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST):
         return (
-            f"another process of the job ended or fell silent ({str(error).splitlines()[0]:.200}). "
-            "Its own message says why; --resume goes on from the last checkpoint"
+            "another process of the job ended or does not respond "
+            f"({str(error).splitlines()[0]:.200}). Look for its own message; --resume continues "
+            "from the last checkpoint"
         )
     return None
 
@@ -259,7 +260,7 @@ def _errors_of_a_process(url: str) -> Iterator[None]:
 
 def _no_meeting(url: str, why: str) -> str:
     return (
-        f"the processes of the job did not meet at {url}: {why:.300}. Expected the same --dist-url,"
-        " --num-machines and --num-gpus on every machine, each --machine-rank once, and a port of "
-        "machine 0 that is free and can be reached"
+        f"the processes of the job could not connect at {url}: {why:.300}. Check that every machine"
+        " has the same --dist-url, --num-machines and --num-gpus, that each --machine-rank is used "
+        "once, and that the port of machine 0 is free and reachable"
     )

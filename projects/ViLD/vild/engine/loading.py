@@ -13,8 +13,13 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.data.build import filter_images_with_only_crowd_annotations
-from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
+from detectron2.data.samplers import (
+    RandomSubsetTrainingSampler,
+    RepeatFactorTrainingSampler,
+    TrainingSampler,
+)
 from detectron2.modeling import ROI_HEADS_REGISTRY
+from torch.utils.data import Sampler
 
 from vild.data import require_split
 from vild.data.dataset_mapper import SOURCES, ViLDDatasetMapper
@@ -195,7 +200,8 @@ def build_train_loader(cfg: CfgNode) -> TrainingLoader:
     return TrainingLoader(
         records,
         mapper,
-        lambda: _sampler(cfg, records)._infinite_indices(),
+        # of all processes, while iterating over the sampler would yield this one's part
+        _sampler(cfg, records)._infinite_indices,
         batch_size=cfg.SOLVER.IMS_PER_BATCH,
         seed=max(cfg.SEED, 0),
         group=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
@@ -235,19 +241,36 @@ def _require_objects(cfg: CfgNode, records: Sequence[Mapping[str, Any]]) -> None
         )
 
 
-def _sampler(cfg: CfgNode, records: list[dict[str, Any]]) -> TrainingSampler:
-    """Make the Detectron2 sampler named by ``DATALOADER.SAMPLER_TRAIN``, seeded separately."""
+def _sampler(cfg: CfgNode, records: list[dict[str, Any]]) -> Sampler:
+    """Make the Detectron2 sampler named by ``DATALOADER.SAMPLER_TRAIN``.
+
+    Detectron2's builder of loaders seeds it from the state of numpy's generator, which would give a
+    resumed training another order.
+
+    Raises:
+        ValueError: the sampler is unknown, or the subset's ratio is not a fraction.
+    """
     name, seed = cfg.DATALOADER.SAMPLER_TRAIN, max(cfg.SEED, 0)
     if name == "TrainingSampler":
         return TrainingSampler(len(records), seed=seed)
     if name == "RepeatFactorTrainingSampler":
+        # a key of newer versions of Detectron2
+        options = {} if cfg.DATALOADER.get("REPEAT_SQRT", True) else {"sqrt": False}
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            records, cfg.DATALOADER.REPEAT_THRESHOLD
+            records, cfg.DATALOADER.REPEAT_THRESHOLD, **options
         )
         return RepeatFactorTrainingSampler(factors, seed=seed)
+    if name == "RandomSubsetTrainingSampler":
+        ratio = cfg.DATALOADER.get("RANDOM_SUBSET_RATIO", 0)  # Detectron2 reads but never adds it
+        if not 0 < ratio <= 1 or int(len(records) * ratio) < 1:
+            raise ValueError(
+                "expected DATALOADER.RANDOM_SUBSET_RATIO to be the fraction of the "
+                f"{len(records)} images to train on, got {ratio}"
+            )
+        return RandomSubsetTrainingSampler(len(records), ratio, seed_shuffle=seed, seed_subset=seed)
     raise ValueError(
-        "expected DATALOADER.SAMPLER_TRAIN to be TrainingSampler or RepeatFactorTrainingSampler, "
-        f"got {name!r}"
+        "expected DATALOADER.SAMPLER_TRAIN to be TrainingSampler, RepeatFactorTrainingSampler or "
+        f"RandomSubsetTrainingSampler, got {name!r}"
     )
 
 

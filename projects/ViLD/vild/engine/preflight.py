@@ -7,11 +7,9 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils import comm
 
 from vild.config import check_ranges
 from vild.data import Vocabulary, require_split
-from vild.data.files import require_writable_folder
 from vild.engine.loading import build_test_proposals, is_vild
 from vild.evaluation.evaluator import Protocol
 from vild.modeling import load_text_embeddings
@@ -31,7 +29,7 @@ def check_before_training(cfg: CfgNode, resume: bool = False) -> None:
     Raises:
         ValueError: a number is out of range; a split is not registered, has no annotations or has
             other classes than the model; text embeddings or proposals are missing or do not match;
-            ``MODEL.WEIGHTS`` does not exist; or a folder is not writable.
+            or ``MODEL.WEIGHTS`` does not exist.
     """
     check_ranges(cfg)
     if not cfg.DATASETS.TRAIN:
@@ -43,8 +41,6 @@ def check_before_training(cfg: CfgNode, resume: bool = False) -> None:
     check_test_proposals(cfg)
     if not (resume and Path(cfg.OUTPUT_DIR, "last_checkpoint").is_file()):
         _check_weights(cfg.MODEL.WEIGHTS)
-    if comm.is_main_process():
-        require_writable_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR")
 
 
 def check_test_sets(cfg: CfgNode) -> None:

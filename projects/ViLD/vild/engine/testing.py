@@ -1,7 +1,8 @@
-"""Evaluation of a checkpoint: vocabulary, output files and drawn detections."""
+"""Evaluation of a checkpoint, with another vocabulary, results files or drawn detections."""
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,13 +10,8 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import (
-    DatasetEvaluator,
-    DatasetEvaluators,
-    inference_on_dataset,
-    print_csv_format,
-)
-from detectron2.utils import comm
+from detectron2.engine import DefaultTrainer
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from torch import nn
 
 from vild.checkpoint import AtomicCheckpointer, load_weights
@@ -23,8 +19,7 @@ from vild.checkpoint.checkpointer import IMAGE_HEAD
 from vild.data import Vocabulary
 from vild.embeddings import TextEmbeddings, build_teacher, embed_vocabulary
 from vild.engine.preflight import check_test_proposals, check_test_sets
-from vild.engine.trainer import Trainer
-from vild.evaluation import OpenVocabularyEvaluator
+from vild.engine.trainer import Trainer, tasks_of
 from vild.modeling import ViLDROIHeads, find_variant
 from vild.precision import autocast, resolve_precision
 from vild.reporting import ImageWriter
@@ -35,6 +30,7 @@ logger = logging.getLogger(__name__)
 def evaluate(
     cfg: CfgNode,
     *,
+    trainer: type[DefaultTrainer] = Trainer,
     tasks: Sequence[str] | None = None,
     out: str | None = None,
     show_dir: str | None = None,
@@ -44,8 +40,12 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a checkpoint on ``DATASETS.TEST``.
 
+    The model, the loaders and the evaluators are those of the trainer (its ``build_model``,
+    ``build_test_loader``, ``build_evaluator`` and ``test``), as in the evaluations during training.
+
     Args:
         cfg: configuration.
+        trainer: this project's trainer, or a subclass that overrides some of these methods.
         tasks: ``bbox``, ``segm`` or both; None: those that the model supports.
         out: json of the detections; with several test sets, the name of each is added to it.
         show_dir: folder for drawn detections.
@@ -60,14 +60,15 @@ def evaluate(
     Raises:
         ValueError: there is no test set, or one is not registered; the checkpoint is missing,
             incomplete or of another model; the model has no masks to evaluate; the classes are not
-            those of the dataset; or the precision is unknown.
+            those of the dataset; the precision is unknown; or the trainer's ``build_evaluator``
+            does not take the options that these arguments need.
     """
     if not cfg.DATASETS.TEST:
         raise ValueError("expected a test set in DATASETS.TEST to evaluate on, got none")
     precision = resolve_precision(precision, cfg.MODEL.DEVICE)
     check_test_sets(cfg)
     cfg = _for_tasks(cfg, tasks, resume)
-    model = Trainer.build_model(cfg)
+    model = trainer.build_model(cfg)
     last = AtomicCheckpointer(model, cfg.OUTPUT_DIR)
     weights = cfg.MODEL.WEIGHTS
     if resume and last.has_checkpoint():
@@ -83,23 +84,44 @@ def evaluate(
         _require_classes(model, name)
     check_test_proposals(cfg)
     logger.info("Precision: %s", precision)
-    results = {}
+    evaluators = []
     for name in cfg.DATASETS.TEST:
-        evaluator: DatasetEvaluator = OpenVocabularyEvaluator(
-            dataset_name=name,
-            tasks=tasks or (("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)),
-            output_dir=cfg.OUTPUT_DIR,
-            out=_named(out, name, len(cfg.DATASETS.TEST)),
-            precision=precision,
-        )
+        options = _options(cfg, tasks, _named(out, name, len(cfg.DATASETS.TEST)), precision)
+        evaluator = _build_evaluator(trainer, cfg, name, options)
         if show_dir is not None:
             evaluator = DatasetEvaluators([evaluator, _Images(show_dir, name)])
-        loader = Trainer.build_test_loader(cfg, name)
-        with autocast(precision, cfg.MODEL.DEVICE):
-            results[name] = inference_on_dataset(model, loader, evaluator)
-        if comm.is_main_process():
-            print_csv_format(results[name])
-    return next(iter(results.values())) if len(results) == 1 else results
+        evaluators.append(evaluator)
+    with autocast(precision, cfg.MODEL.DEVICE):
+        return trainer.test(cfg, model, evaluators)
+
+
+def _options(
+    cfg: CfgNode, tasks: Sequence[str] | None, out: str | None, precision: str
+) -> dict[str, Any]:
+    """Return the arguments of ``build_evaluator`` that differ from its defaults."""
+    options: dict[str, Any] = {}
+    if tasks is not None and set(tasks) != set(tasks_of(cfg)):
+        options["tasks"] = tuple(tasks)
+    if out is not None:
+        options["out"] = out
+    if precision != "fp32":
+        options["precision"] = precision
+    return options
+
+
+def _build_evaluator(
+    trainer: type[DefaultTrainer], cfg: CfgNode, name: str, options: dict[str, Any]
+) -> DatasetEvaluator:
+    if options:
+        try:
+            inspect.signature(trainer.build_evaluator).bind(cfg, name, **options)
+        except TypeError:
+            raise ValueError(
+                f"expected {trainer.__name__}.build_evaluator to accept {', '.join(options)} (of "
+                "--eval, --out or --precision), got a method without: add **options to its "
+                "parameters and pass them to super().build_evaluator"
+            ) from None
+    return trainer.build_evaluator(cfg, name, **options)
 
 
 def read_vocabulary(cfg: CfgNode, file: str) -> TextEmbeddings:
@@ -125,8 +147,14 @@ class _Images(DatasetEvaluator):
     """An evaluator that only draws the detections of each image to a file."""
 
     def __init__(self, folder: str, dataset_name: str) -> None:
+        self.folder, self.dataset_name = folder, dataset_name
+
+    def reset(self) -> None:
+        # here, so that the records of only one dataset are in memory at a time
         self.writer = ImageWriter(
-            folder, Vocabulary.from_dataset(dataset_name), DatasetCatalog.get(dataset_name)
+            self.folder,
+            Vocabulary.from_dataset(self.dataset_name),
+            DatasetCatalog.get(self.dataset_name),
         )
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
@@ -143,7 +171,7 @@ def _for_tasks(cfg: CfgNode, tasks: Sequence[str] | None, resume: bool) -> CfgNo
                 "expected a checkpoint to evaluate: MODEL.WEIGHTS FILE, or --resume for the last "
                 "one of OUTPUT_DIR"
             )
-        logger.info("no masks: name a checkpoint of the class-agnostic detector for them")
+        logger.info("evaluating boxes only: masks need a checkpoint of the class-agnostic detector")
         cfg.MODEL.MASK_ON = False
     if tasks is not None and "segm" in tasks and not cfg.MODEL.MASK_ON:
         raise ValueError(
@@ -163,9 +191,10 @@ def _require_classes(model: nn.Module, dataset_name: str) -> None:
     if heads.vocabulary.names != names:
         own = heads.vocabulary.names
         raise ValueError(
-            f"the model detects {len(own)} classes ({', '.join(own[:3])}, ...), {dataset_name} has "
-            f"{len(names)} ({', '.join(names[:3])}, ...), or in another order: expected text "
-            "embeddings of its classes, by MODEL.VILD.TEXT_EMBEDDINGS or --vocabulary-from"
+            f"expected a model that detects the {len(names)} classes of {dataset_name} "
+            f"({', '.join(names[:3])}, ...) in this order, got {len(own)} classes "
+            f"({', '.join(own[:3])}, ...): set MODEL.VILD.TEXT_EMBEDDINGS or --vocabulary-from to "
+            "text embeddings of the dataset's classes"
         )
 
 

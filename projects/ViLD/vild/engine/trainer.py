@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 import weakref
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
 from vild.checkpoint import AtomicCheckpointer
+from vild.data.stream import TrainingLoader
 from vild.engine.hooks import (
     CheckpointAndStop,
     DivergenceGuard,
@@ -35,6 +37,11 @@ from vild.storage import require_disk_space
 logger = logging.getLogger(__name__)
 
 FINAL = "model_final"  # Detectron2's name of the last checkpoint
+
+
+def tasks_of(cfg: CfgNode) -> tuple[str, ...]:
+    """Return the tasks that a model is evaluated on: boxes, and masks if it predicts them."""
+    return ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
 
 
 class BFloat16Trainer(SimpleTrainer):
@@ -62,6 +69,9 @@ class Trainer(DefaultTrainer):
     """Detectron2's DefaultTrainer with this project's loaders, evaluators and checkpoints.
 
     Each step depends only on the configuration, the seed and the iteration.
+
+    Subclass it as in Detectron2, for example to override ``build_evaluator``, and train or evaluate
+    with ``run(parse(sys.argv[1:]), MyTrainer)``, where both functions are those of train_net.py.
 
     Args:
         cfg: configuration with ``SEED`` of 0 or more.
@@ -161,6 +171,16 @@ class Trainer(DefaultTrainer):
         needed = require_disk_space(self.cfg.OUTPUT_DIR, 2 * size)
         logger.info("a checkpoint %s", needed)
 
+    @property
+    def schedule(self) -> str:
+        """The length of the training in words: iterations and, if known, epochs."""
+        solver, loader = self.cfg.SOLVER, self.data_loader
+        words = f"{self.max_iter:,} iterations of {solver.IMS_PER_BATCH} images"
+        if isinstance(loader, TrainingLoader):  # a subclass may have a loader of its own
+            epochs = self.max_iter * solver.IMS_PER_BATCH / loader.images
+            words += f", {epochs:,.{1 if epochs < 100 else 0}f} epochs of {loader.images:,} images"
+        return words
+
     def train(self) -> Any:
         """Train, and evaluate at the end.
 
@@ -205,12 +225,29 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(
-        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+        cls,
+        cfg: CfgNode,
+        dataset_name: str,
+        output_folder: str | None = None,
+        *,
+        tasks: Sequence[str] | None = None,
+        **options: Any,
     ) -> DatasetEvaluator:
-        """Build the evaluator named by the dataset's metadata (``coco`` or ``lvis``)."""
-        tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+        """Build the evaluator named by the dataset's metadata (``coco`` or ``lvis``).
+
+        Args:
+            cfg: configuration.
+            dataset_name: a registered dataset.
+            output_folder: folder of the output files; ``OUTPUT_DIR`` by default.
+            tasks: ``bbox``, ``segm`` or both; by default those that the model supports.
+            **options: ``out`` and ``precision`` of :class:`OpenVocabularyEvaluator`, which
+                train_net.py passes for its options of these names.
+        """
         return OpenVocabularyEvaluator(
-            dataset_name=dataset_name, tasks=tasks, output_dir=output_folder or cfg.OUTPUT_DIR
+            dataset_name=dataset_name,
+            tasks=tasks or tasks_of(cfg),
+            output_dir=output_folder or cfg.OUTPUT_DIR,
+            **options,
         )
 
     @classmethod
@@ -246,24 +283,24 @@ class Trainer(DefaultTrainer):
         variant = state_dict.get("variant", self._variant)  # older checkpoints lack it
         if variant != self._variant:
             raise ValueError(
-                f"cannot resume: the checkpoint is of a training of MODEL.VILD.VARIANT {variant!r},"
-                f" the configuration says {self._variant!r}. Resume with that variant, or use "
+                f"cannot resume: expected a checkpoint of MODEL.VILD.VARIANT {self._variant!r}, as "
+                f"in the configuration, got one of {variant!r}. Resume with that variant, or use "
                 "another OUTPUT_DIR"
             )
         before, now = state_dict.get("processes"), comm.get_world_size()
         if before not in (None, now):  # None in older checkpoints
             logger.warning(
-                "this training ran in %d processes and goes on in %d: the images of a step are the "
-                "same, what is drawn at random for them is not, so it will not end exactly as it "
-                "would have",
+                "this training ran with %d processes and resumes with %d: each step uses the same "
+                "images but other random numbers, so the result will differ slightly from that of "
+                "an uninterrupted training",
                 before,
                 now,
             )
         precision = state_dict.get("precision", self._precision)
         if precision != self._precision:
             logger.warning(
-                "this training ran in %s and goes on in %s, so it will not end exactly as it would "
-                "have",
+                "this training ran in %s and resumes in %s, so the result will differ slightly "
+                "from that of an uninterrupted training",
                 precision,
                 self._precision,
             )

@@ -19,5 +19,5 @@ def predictor_from_arguments(
             :class:`OpenVocabularyPredictor`.
     """
     if args.novel is not None and args.vocabulary is None:
-        raise ValueError("expected --vocabulary beside --novel")
+        raise ValueError("expected --vocabulary with --novel, got --novel alone")
     return OpenVocabularyPredictor(cfg, args.vocabulary, novel=args.novel, precision=precision)

@@ -135,7 +135,7 @@ def detect_images(
     write = _image_writer(predictor, args, files)
     for file in tqdm(files, unit="image", disable=None):
         try:
-            found = predictor(np.ascontiguousarray(read_image(file)[:, :, ::-1]))
+            found = predictor(np.ascontiguousarray(read_image(file)[:, :, ::-1]))["instances"]
             found = found[found.scores >= args.confidence_threshold]
             if write is not None:
                 write(file, found)
@@ -213,7 +213,7 @@ def detect_video(
             if args.output is not None:
                 write = stack.enter_context(_video_writer(args.output, rate))
             for number, frame in enumerate(_frames(capture, args.max_frames)):
-                found = predictor(frame)
+                found = predictor(frame)["instances"]
                 found = found[found.scores >= args.confidence_threshold]
                 if write is not None:
                     rgb = np.ascontiguousarray(frame[:, :, ::-1])

@@ -6,7 +6,6 @@ Image arrays are (H, W, 3) uint8 in BGR order, as in OpenCV and Detectron2's pre
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -26,10 +25,11 @@ from vild.data.augmentations import ResizeShortestEdge
 from vild.data.images import image_pixels
 from vild.embeddings import TextEmbeddings
 from vild.embeddings.cache import CachedTextEncoder
-from vild.modeling import ViLDROIHeads, find_variant
+from vild.modeling import ViLDROIHeads, find_variant, with_text_embeddings
 from vild.precision import autocast, resolve_precision
 
 Words = Sequence[str] | str | os.PathLike[str] | Vocabulary | TextEmbeddings
+Detections = dict[str, Instances]  # of one image, under "instances"
 ImageInput = np.ndarray | Image.Image | str | os.PathLike[str]
 
 
@@ -90,12 +90,12 @@ class OpenVocabularyPredictor:
         known = TextEmbeddings.load(file) if file else None
         self.encoder = _encoder(cfg, known, cache)
         self.base_classes = _base_classes(known)
-        if known is None and vocabulary is None:
+        text = self._embed(vocabulary, novel) if vocabulary is not None else known
+        if text is None:
             raise ValueError(
                 "expected words to detect, or MODEL.VILD.TEXT_EMBEDDINGS to name their "
                 "embeddings, got neither"
             )
-        text = self._embed(vocabulary, novel) if vocabulary is not None else known
         self.model = _build(cfg, text)
         load_weights(self.model, cfg.MODEL.WEIGHTS)
         self.model.eval()
@@ -132,17 +132,21 @@ class OpenVocabularyPredictor:
     def _embed(self, vocabulary: Words, novel: Sequence[str] | str | None) -> TextEmbeddings:
         if isinstance(vocabulary, TextEmbeddings):
             if novel is not None:
-                raise ValueError("expected novel classes within the text embeddings, or words")
+                raise ValueError(
+                    "expected words with novel classes, got TextEmbeddings, which have their own "
+                    "novel flags: leave novel out"
+                )
             return vocabulary
         return self.encoder.embed(read_words(vocabulary, novel, self.base_classes))
 
+    # a string is an iterable of strings, too
     @overload
-    def __call__(self, images: ImageInput) -> Instances: ...
+    def __call__(self, images: ImageInput) -> Detections: ...  # type: ignore[overload-overlap]
 
     @overload
-    def __call__(self, images: Iterable[ImageInput]) -> list[Instances]: ...
+    def __call__(self, images: Iterable[ImageInput]) -> list[Detections]: ...
 
-    def __call__(self, images: ImageInput | Iterable[ImageInput]) -> Instances | list[Instances]:
+    def __call__(self, images: ImageInput | Iterable[ImageInput]) -> Detections | list[Detections]:
         """Detect the vocabulary's classes in one image or in several.
 
         Args:
@@ -150,9 +154,10 @@ class OpenVocabularyPredictor:
                 (H, W, 3) uint8 BGR, a Pillow image, or the path of a file.
 
         Returns:
-            Instances on the CPU, best first, in pixels of the image: ``pred_boxes``, ``scores``,
-            ``pred_classes`` (rows of :attr:`vocabulary`) and, if the detector has a mask head,
-            ``pred_masks`` (N, H, W). A single Instances for one image, a list for several.
+            ``{"instances": Instances}`` like Detectron2's DefaultPredictor, and a list of these
+            for several images. The Instances are on the CPU, best first, in pixels of the image:
+            ``pred_boxes``, ``scores``, ``pred_classes`` (rows of :attr:`vocabulary`) and, if the
+            detector has a mask head, ``pred_masks`` (N, H, W).
 
         Raises:
             ValueError: the input has another type, or a file cannot be read.
@@ -162,23 +167,23 @@ class OpenVocabularyPredictor:
             return self._detect_all([self._prepare(images)])[0]
         return self._detect_all([self._prepare(image) for image in images])
 
-    def _detect_all(self, inputs: list[dict[str, Any]]) -> list[Instances]:
+    def _detect_all(self, inputs: list[dict[str, Any]]) -> list[Detections]:
         # Only images of the same size are batched: an image padded to the size of a larger one
         # would get detections that depend on its batch.
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, given in enumerate(inputs):
             groups.setdefault(tuple(given["image"].shape), []).append(index)
-        found: dict[int, Instances] = {}
+        found: dict[int, Detections] = {}
         for rows in groups.values():
             for start in range(0, len(rows), self.batch_size):
                 batch = rows[start : start + self.batch_size]
                 found.update(zip(batch, self._detect([inputs[i] for i in batch]), strict=True))
         return [found[index] for index in range(len(inputs))]
 
-    def _detect(self, inputs: list[dict[str, Any]]) -> list[Instances]:
+    def _detect(self, inputs: list[dict[str, Any]]) -> list[Detections]:
         with torch.inference_mode(), autocast(self.precision, self.model.device):
             outputs = self.model(inputs)
-        return [output["instances"].to("cpu") for output in outputs]
+        return [{"instances": output["instances"].to("cpu")} for output in outputs]
 
     def _prepare(self, image: object) -> dict[str, Any]:
         rgb = _pixels(image)
@@ -272,7 +277,7 @@ def _check(cfg: CfgNode) -> None:
         raise ValueError(f"expected a configuration (CfgNode), got {type(cfg).__name__}")
     if "VILD" not in cfg.get("MODEL", {}):
         raise ValueError(
-            "expected a configuration with MODEL.VILD, got one without: read it by "
+            "expected a configuration with MODEL.VILD, got one without: read it with "
             "vild.config.read_config"
         )
     variant = find_variant(cfg.MODEL.VILD.VARIANT)
@@ -303,14 +308,9 @@ def _encoder(
     )
 
 
-def _build(cfg: CfgNode, text: TextEmbeddings | None) -> torch.nn.Module:
-    """Build the model with these classes, through a file because the configuration names one."""
-    assert text is not None
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "text.safetensors")
-        text.save(file)
-        cfg.MODEL.VILD.TEXT_EMBEDDINGS = str(file)
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(text.vocabulary)
+def _build(cfg: CfgNode, text: TextEmbeddings) -> torch.nn.Module:
+    """Build the model with these classes."""
+    with with_text_embeddings(text):
         model = build_model(cfg)
     if not isinstance(model.roi_heads, ViLDROIHeads):
         raise ValueError(

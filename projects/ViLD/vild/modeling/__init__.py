@@ -16,6 +16,7 @@ from vild.modeling.roi_heads import (
     OptionalMaskROIHeads,
     ViLDROIHeads,
     load_text_embeddings,
+    with_text_embeddings,
 )
 from vild.modeling.selection import select_detections, select_from_chunks
 from vild.modeling.variants import VARIANTS, Variant, find_variant
@@ -39,4 +40,5 @@ __all__ = [
     "load_text_embeddings",
     "select_detections",
     "select_from_chunks",
+    "with_text_embeddings",
 ]

@@ -5,6 +5,9 @@ Shapes: N images, R regions in the whole batch, K classes, D embedding.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -297,13 +300,34 @@ def _teacher_embeddings(proposals: list[Instances]) -> Tensor:
     return normalize(torch.cat([p.teacher_embeddings for p in proposals]).float(), dim=1)
 
 
+_given: ContextVar[TextEmbeddings | None] = ContextVar("given text embeddings", default=None)
+
+
+@contextmanager
+def with_text_embeddings(text: TextEmbeddings) -> Iterator[None]:
+    """Build models in this context from given text embeddings, without a file.
+
+    Detectron2's ``build_model`` passes nothing but the configuration to the RoI heads.
+    """
+    token = _given.set(text)
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
 def load_text_embeddings(cfg: CfgNode) -> TextEmbeddings:
     """Load the text embeddings named by ``MODEL.VILD.TEXT_EMBEDDINGS``.
+
+    Within :func:`with_text_embeddings`, return those instead.
 
     Raises:
         ValueError: the option is empty, the file does not exist, or its number of classes differs
             from ``MODEL.ROI_HEADS.NUM_CLASSES``.
     """
+    given = _given.get()
+    if given is not None:
+        return given
     file = cfg.MODEL.VILD.TEXT_EMBEDDINGS
     if not file:
         raise ValueError(

@@ -169,7 +169,7 @@ class PageDetector:
                 self.predictor.set_vocabulary(text)
                 self._text = text
             begin = time.perf_counter()
-            found = self.predictor(np.ascontiguousarray(pixels[:, :, ::-1]))
+            found = self.predictor(np.ascontiguousarray(pixels[:, :, ::-1]))["instances"]
             seconds = time.perf_counter() - begin
             found = found[found.scores >= LOWEST_SCORE][: self.limits.detections]
             detected = _Detected(pixels, found, scale, words, seconds)
