@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(
 SMALLER = {
     "lvis_v1_": "shapes_",
     "configs/LVIS/rpn_baseline_r50_fpn.yaml": "configs/shapes/rpn_baseline.yaml",
+    "configs/LVIS/vild_ensemble_r50_fpn_1x.yaml": "configs/shapes/vild_ensemble.yaml",
     "configs/LVIS/vild_ensemble_r50_fpn_lsj.yaml": "configs/shapes/vild_ensemble.yaml",
     "configs/LVIS/vild_text_r50_fpn_lsj.yaml": "configs/shapes/vild_text.yaml",
     "configs/LVIS/": "configs/shapes/",
@@ -130,5 +131,5 @@ def test_every_command_of_the_table(tmp_path: Path) -> None:
     detections = json.loads((tmp_path / "detections.json").read_text(encoding="utf-8"))
     assert {"image_id", "category_id", "bbox", "score", "segmentation"} <= set(detections[0])
     assert len(list((tmp_path / "shown").iterdir())) == 2
-    assert len(list((tmp_path / "images").iterdir())) == 2
+    assert len(list((tmp_path / "drawn").iterdir())) == 2
     assert list((tmp_path / "summary").glob("*.md"))
