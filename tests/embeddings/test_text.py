@@ -151,7 +151,7 @@ def test_unreadable_files_are_named(embeddings: TextEmbeddings, tmp_path: Path) 
     with pytest.raises(ValueError, match=r"no such file\. Make them with"):
         TextEmbeddings.load(tmp_path / "none.safetensors")
     (tmp_path / "half.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
         TextEmbeddings.load(tmp_path / "half.safetensors")
     save_file({"embeddings": torch.eye(3)}, tmp_path / "foreign.safetensors")
     with pytest.raises(ValueError, match="expected the format 'vild-text-embeddings-1', got None"):

@@ -197,7 +197,7 @@ def test_what_cannot_work_is_refused_before_training(cfg: CfgNode, folder: Path)
         build_train_loader(cfg)
     cfg.MODEL.VILD.DISTILL.SOURCE = "store"
     cfg.MODEL.VILD.DISTILL.STORE = str(folder / "elsewhere")
-    with pytest.raises(UnfinishedStoreError, match="there is none"):
+    with pytest.raises(UnfinishedStoreError, match="not found"):
         build_train_loader(cfg)
     cfg.MODEL.VILD.DISTILL.STORE = ""
     with pytest.raises(ValueError, match=r"'ensemble' learns from.*extract_image_embeddings"):

@@ -28,7 +28,7 @@ from vild.data.augmentations import ResizeShortestEdge
 from vild.data.images import UnreadableImageError, read_image
 from vild.precision import autocast, resolve_precision
 from vild.proposals.store import Proposals
-from vild.storage import StoreWriter, map_ahead, working_on
+from vild.storage import StoreWriter, log_failing_image, map_ahead
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +220,7 @@ def extract_proposals(
             with writer.shard(number) as builder:
                 loading = map_ahead(load, [files[image] for image in builder.images], threads)
                 for image_id, future in zip(builder.images, loading, strict=True):
-                    with working_on(image_id, files[image_id]):
+                    with log_failing_image(image_id, files[image_id]):
                         try:
                             image = future.result()
                         except (UnreadableImageError, MemoryError) as error:

@@ -1,4 +1,4 @@
-"""Threads for writing stores: prepare items ahead, write shards in the background."""
+"""Threads for writing stores: read images ahead, write shards in the background."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _END = object()
 
 
 @contextmanager
-def working_on(image_id: int | str, file: str | os.PathLike[str]) -> Iterator[None]:
+def log_failing_image(image_id: int | str, file: str | os.PathLike[str]) -> Iterator[None]:
     """Log the image being processed if the block raises an error."""
     try:
         yield
@@ -55,7 +55,7 @@ def map_ahead(
                 future.cancel()
 
 
-def run_ahead(items: Iterable[T], ahead: int = 2) -> Generator[T, None, None]:
+def prefetch(items: Iterable[T], ahead: int = 2) -> Generator[T, None, None]:
     """Yield the same items, produced in a separate thread.
 
     An error of the producer is raised in the consumer. If the consumer stops early, the producer
@@ -104,7 +104,7 @@ def run_ahead(items: Iterable[T], ahead: int = 2) -> Generator[T, None, None]:
         thread.join()
 
 
-class RunBehind:
+class BackgroundJob:
     """Runs one job at a time in a separate thread; a context manager that waits for the last one.
 
     An error of a job is raised by the next :meth:`check` or :meth:`wait`, at the latest at the end
@@ -141,7 +141,7 @@ class RunBehind:
         with self._held:
             job.result()
 
-    def __enter__(self) -> RunBehind:
+    def __enter__(self) -> BackgroundJob:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

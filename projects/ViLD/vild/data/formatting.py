@@ -11,10 +11,10 @@ _UNITS = ("KB", "MB", "GB", "TB")
 _MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
 
 
-def shown_size(size: float) -> str:
+def format_size(size: float) -> str:
     """Return a number of bytes with a unit and at least two digits.
 
-    >>> shown_size(4_200_000)
+    >>> format_size(4_200_000)
     '4.2 MB'
     """
     if size < 1000:
