@@ -148,7 +148,11 @@ REFUSED = {
     ),
     "csv with an id twice": ("a.csv", "name;class_id\ncat;1\ndog;1\n", "got 1 after 1"),
     "csv of a shuffled table": ("a.csv", ",name\n4,cat\n3,dog\n", "in the column '', got 3 after"),
-    "csv of boxes": ("a.csv", "file,class\na,cat\nb,cat\n", "the class 'cat' is there 2 times"),
+    "csv of boxes": (
+        "a.csv",
+        "file,class\na,cat\nb,cat\n",
+        "expected every class once, got 'cat' 2 times",
+    ),
 }  # fmt: skip
 
 

@@ -59,7 +59,10 @@ def test_published_matrix_is_imported(main: Run, tmp_path: Path) -> None:
     ("args", "message"),
     [
         (("--vocabulary", "a, b", "--import", "{npy}"), "expected the shape (2, D) or (D, 2)"),
-        (("--vocabulary", "a, a", "--model", "vild-shapes"), "the class 'a' is there 2 times"),
+        (
+            ("--vocabulary", "a, a", "--model", "vild-shapes"),
+            "expected every class once, got 'a' 2 times",
+        ),
         (("--vocabulary", "a, A", "--model", "vild-shapes"), "have the same prompts"),
         (("--vocabulary", "gone.json"), "expected a vocabulary at gone.json"),
         (("--vocabulary", "{npy}"), "expected a vocabulary as a .json"),

@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-import yaml
 from detectron2.data import DatasetCatalog
 
 from vild.data.annotations import FEDERATED, Annotations, Category, read_annotations
 from vild.data.files import read_text
 from vild.data.registry import register_splits
 from vild.data.splits import novel_flags, select_rows
-from vild.data.yaml_loader import UniqueKeyLoader
+from vild.data.yaml_loader import parse_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -101,14 +100,10 @@ def read_spec(path: Path) -> Spec:
     Raises:
         ValueError: the yaml is missing or malformed.
     """
-    text = read_text(path, "a yaml that describes a dataset")
+    loaded = parse_yaml(read_text(path, "a yaml that describes a dataset"), path)
     try:
-        loaded = yaml.load(text, UniqueKeyLoader)  # a SafeLoader
         spec = msgspec.convert(loaded, Spec)
-    except (yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split())  # yaml errors span several lines
-        raise ValueError(f"{path} is not valid yaml: {reason}") from None
-    except ValueError as error:  # from msgspec, or from yaml for a value such as an impossible date
+    except msgspec.ValidationError as error:
         known = ", ".join(Spec.__struct_fields__)
         reason = str(error) + ("; expected lvis or coco" if "$.evaluator" in str(error) else "")
         raise ValueError(
@@ -143,7 +138,9 @@ def resolve_paths(files: SplitFiles, yaml_file: Path, split: str) -> tuple[Path,
             )
         paths.append(yaml_file.parent / text)
     if not os.path.isdir(paths[1]):
-        raise ValueError(f"{yaml_file}: {split}.images: there is no folder {paths[1]}")
+        raise ValueError(
+            f"{yaml_file}: {split}.images: expected a folder at {paths[1]}, found none"
+        )
     return paths[0], paths[1]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from detectron2.data import DatasetFromList
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 Record = Mapping[str, Any]
 
@@ -101,18 +101,6 @@ class _Mapped(Dataset):
             return self.mapper(record)
 
 
-class _Batches(Sampler):
-    """This rank's part of every batch, from batch ``start`` on."""
-
-    def __init__(self, all_batches: Callable[[], Iterator[list[Sample]]], start: int) -> None:
-        self.all_batches, self.start = all_batches, start
-
-    def __iter__(self) -> Iterator[list[Sample]]:
-        rank, world_size = comm.get_rank(), comm.get_world_size()
-        for batch in islice(self.all_batches(), self.start, None):
-            yield batch[rank::world_size]
-
-
 class TrainingLoader:
     """Endless batches of mapped records.
 
@@ -158,14 +146,14 @@ class TrainingLoader:
         # serialised, so that workers share its memory
         self._dataset = _Mapped(DatasetFromList(list(records), copy=False), mapper, seed)
 
-    def _all_batches(self) -> Iterator[list[Sample]]:
-        return batches(samples(self._indices()), self.batch_size, self._wide)
-
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         # lazy: `start` is only known when the first batch is taken
+        stream = batches(samples(self._indices()), self.batch_size, self._wide)
+        rank, world_size = comm.get_rank(), comm.get_world_size()
         loader = DataLoader(
             self._dataset,
-            batch_sampler=_Batches(self._all_batches, self.start),
+            # this rank's part of every batch
+            batch_sampler=(b[rank::world_size] for b in islice(stream, self.start, None)),
             num_workers=self.workers,
             collate_fn=list,
             worker_init_fn=_one_thread,

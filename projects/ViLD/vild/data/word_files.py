@@ -15,11 +15,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import SafetensorError, safe_open
 
 from vild.data.files import read_text
-from vild.data.yaml_loader import UniqueKeyLoader
+from vild.data.yaml_loader import parse_yaml
 
 KINDS = (
     "a .json, a .txt with one class per line, a .yaml with 'names', a .csv, or a .safetensors of "
@@ -189,10 +188,7 @@ def _names(names: Any, where: str) -> list[str]:
 
 
 def _classes_of_yaml(text: str, where: str) -> list[Item]:
-    try:
-        contents = yaml.load(text, UniqueKeyLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not valid yaml: {' '.join(str(error).split())}") from None
+    contents = parse_yaml(text, where)
     if isinstance(contents, list):
         return [{"name": name} for name in _names(contents, where)]
     if not isinstance(contents, dict):

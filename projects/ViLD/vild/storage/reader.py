@@ -124,8 +124,9 @@ class RecordStore:
 
     def _index_shard(self, number: int, shard: ShardEntry) -> None:
         if shard.file != shard_name(number):
+            where = self.folder / MANIFEST
             raise CorruptStoreError(
-                f"{self.folder / MANIFEST}: expected {shard_name(number)}, got {shard.file}; {_REPAIR}"
+                f"{where}: expected {shard_name(number)}, got {shard.file}; {_REPAIR}"
             )
         if shard.spec_sha256 not in (None, self.spec.sha256):
             raise CorruptStoreError(
