@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vild.checkpoint.checkpointer import AtomicCheckpointer, load_weights
 from vild.checkpoint.files import read_checkpoint, write_weights
-from vild.storage.checked_files import read_safetensors
+from vild.storage.safetensors_files import read_safetensors
 
 from ..malicious import CHECKPOINTS, GADGETS, as_torch, write_torchscript
 from .test_checkpointer import Detector, state_dict

@@ -86,8 +86,8 @@ DESCRIPTION = (
         (lambda s: s.update(base=["crow", "crow"]), "base class 'crow' is listed more than once"),
         (lambda s: s.update(base=["crow", "osprey"]), "'osprey' is listed as base and as novel"),
         (lambda s: s.update(novel="rare"), "frequency group 'r', 'c' or 'f'; got 'rare'"),
-        (lambda s: s.update(novel=[2, 4, 6, 8]), "all 4 classes are novel; nothing is left to"),
-        (lambda s: s.update(base=[]), "all 2 classes are novel; nothing is left to"),
+        (lambda s: s.update(novel=[2, 4, 6, 8]), "all 4 classes are novel; there is nothing to"),
+        (lambda s: s.update(base=[]), "all 2 classes are novel; there is nothing to"),
     ],
 )
 def test_bad_descriptions_are_refused(

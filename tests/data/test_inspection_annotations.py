@@ -346,8 +346,8 @@ def test_crowds_that_may_be_single_objects(tmp_path: Path) -> None:
         annotation["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": [32, 10, 1158]}
     warning = (
         "single objects, got {} crowd regions, more than half of all annotations. Neither training "
-        "nor evaluation counts them. CVAT marks every mask as a crowd: if they are single objects, set "
-        "`crowds_are_objects: true` in the yaml of the dataset."
+        "nor evaluation counts them. CVAT marks every mask as a crowd: if they are single objects, "
+        "set `crowds_are_objects: true` in the yaml of the dataset."
     )
     report = inspect_custom(write_custom(tmp_path, data))
     assert problems_of(report) == [

@@ -60,7 +60,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "missing": ("a.pth", lambda path: None, "no such file"),
     "torch named npz": (
         *("a.npz", lambda path: torch.save(ROWS, path)),
-        r"got an archive with a/data\.pkl: a file of torch ends in \.pth",
+        r"got an archive with a/data\.pkl\. Rename .* to \.pth",
     ),
     "bytes named npz": (
         "a.npz",
@@ -118,7 +118,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         lambda path: TextEmbeddings(
             torch.eye(2), Vocabulary.from_names(["a", "b"]), 0.01, "x"
         ).save(path),
-        "it needs no import",
+        "without an import",
     ),
 }
 

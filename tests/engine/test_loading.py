@@ -207,7 +207,7 @@ def test_what_cannot_work_is_refused_before_training(cfg: CfgNode, folder: Path)
 @pytest.mark.parametrize(
     ("classes", "dimension", "fingerprint", "complaint"),
     [
-        (["owl", "crow"], 4, "f", "row 0 is 'crow' there and 'owl' here"),
+        (["owl", "crow"], 4, "f", "row 0 is 'crow' in the former and 'owl'"),
         (["crow"], 4, "f", "NUM_CLASSES is 2, and .* has 1 classes"),
         (["crow", "owl"], 5, "f", "dimension"),
         (["crow", "owl"], 4, "g", "fingerprint"),

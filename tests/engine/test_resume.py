@@ -117,7 +117,7 @@ def test_a_truncated_last_checkpoint_is_named_and_not_passed_over(
     assert "--resume-from model_0000001.pth" in str(error.value)
     checkpointer.load(str(tmp_path / "model_0000001.pth"))
     (tmp_path / "model_0000001.pth").unlink()
-    with pytest.raises(ValueError, match="no other checkpoint beside it"):
+    with pytest.raises(ValueError, match="No other checkpoint is in its folder"):
         checkpointer.load(str(file))
     with pytest.raises(ValueError, match=r"expected a checkpoint at .*gone\.pth"):
         checkpointer.load(str(tmp_path / "gone.pth"))

@@ -123,7 +123,7 @@ def test_names_in_the_file_put_its_rows_in_order(
     assert main("--vocabulary", "kite, wren", *read) == 0
     assert torch.equal(TextEmbeddings.load(out).embeddings, rows[[2, 0]])
     assert main("--vocabulary", "kite, wren, owl", *read) == 2
-    assert "there is none of 'owl'" in capsys.readouterr().err
+    assert "got none of 'owl'" in capsys.readouterr().err
 
 
 def test_an_output_that_cannot_be_written_is_said_first(

@@ -122,11 +122,11 @@ def test_too_little_memory_for_an_image(
 
         monkeypatch.setattr(module, "read_image", limited)
     assert tools.propose() == 3
-    assert "failed: image 3: too little memory to read" in capsys.readouterr().out
+    assert "failed: image 3: not enough memory to read" in capsys.readouterr().out
     monkeypatch.setattr(vild.proposals.extraction, "read_image", read)
     assert tools.propose("--retry-failed") == 0
     assert tools.embed() == 3
-    assert "failed: image 3: too little memory to read" in capsys.readouterr().out
+    assert "failed: image 3: not enough memory to read" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), KeyError("bug")])

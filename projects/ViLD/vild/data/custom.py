@@ -134,7 +134,7 @@ def resolve_paths(files: SplitFiles, yaml_file: Path, split: str) -> tuple[Path,
         text = os.path.expandvars(os.path.expanduser(given))
         if "$" in text:
             raise ValueError(
-                f"{yaml_file}: {split}.{key} is {given!r}, but that environment variable is not set"
+                f"{yaml_file}: {split}.{key}: {given!r} has an environment variable that is not set"
             )
         paths.append(yaml_file.parent / text)
     if not os.path.isdir(paths[1]):
@@ -166,8 +166,8 @@ def _same_classes(contents: Mapping[str, Annotations], spec: Spec, where: Path) 
             odd = min(differences, key=str)
             raise ValueError(
                 f"{where}: the classes of train and val differ ({len(first)} and {len(other)} "
-                f"classes; the first difference is id {odd[0]}, {odd[1]!r}). Both files need the "
-                "same list."
+                f"classes; the first difference is id {odd[0]}, {odd[1]!r}). Use the same list in "
+                "both files."
             )
     return first
 
@@ -187,7 +187,7 @@ def _apply_split(
         novel = tuple(novel[row] for row in kept)
     if all(novel):
         raise ValueError(
-            f"{where}: all {len(novel)} classes are novel; nothing is left to train on"
+            f"{where}: all {len(novel)} classes are novel; there is nothing to train on"
         )
     if not isinstance(spec.novel, str):
         # A split defined by names is reported like LVIS: APr is the AP of the novel classes.
@@ -215,7 +215,7 @@ def _evaluator(contents: Mapping[str, Annotations], spec: Spec, where: Path) -> 
         return spec.evaluator
     if lacking and any(map(any, lists.values())):
         logger.warning(
-            "%s: COCO's evaluation is used: images of %s have no %r, which LVIS's needs",
+            "%s: using COCO's evaluation: images of %s have no %r, which LVIS's evaluation needs",
             where,
             *lacking,
         )

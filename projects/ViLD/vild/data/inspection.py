@@ -15,8 +15,8 @@ from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from vild.data.annotations import Annotations, decode_annotations
+from vild.data.coco_format import Id, ImageEntry
 from vild.data.custom import read_spec, register_custom, resolve_paths
-from vild.data.entries import Id, ImageEntry
 from vild.data.images import ImageFinder, UnreadableImageError, read_image
 from vild.data.problems import Findings, Problem
 from vild.data.registry import data_root, layouts
@@ -144,7 +144,7 @@ def inspect_dataset(name: str, root: Path | None = None, images: str = "sample")
     chosen = {}
     for split in SPLITS:
         options = layouts(name, split, root)
-        chosen[split] = next((files for files in options if files[0].is_file()), options[in_use])
+        chosen[split] = next((own for own in options if own[0].is_file()), options[in_use])
     report = DatasetReport(name, root, LAYOUTS[in_use])
     report.entries += [Entry(json_file) for json_file, _ in chosen.values()]
     folders = _folders(name, [folder for _, folder in chosen.values()])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from vild.data.annotations import Category
+from vild.data.formatting import did_you_mean
 from vild.data.records import load_records
 from vild.data.splits import coco_ovd_categories, lvis_v1_categories, novel_flags
 
@@ -142,7 +142,7 @@ def register_builtin() -> None:
         files = {}
         for split in ("train", "val"):
             options = layouts(dataset, split, data_root())
-            files[split] = next((files for files in options if files[0].is_file()), options[0])
+            files[split] = next((own for own in options if own[0].is_file()), options[0])
         novel = novel_flags(categories, "r", prefix)
         register_splits(prefix, files, categories, novel, evaluator_type=dataset)
 
@@ -160,8 +160,7 @@ def require_split(name: str, what: str = "a registered split") -> None:
     known = sorted(DatasetCatalog.list())
     if name in known:
         return
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Registered: {known}."
+    hint = did_you_mean(name, known, cutoff=0.5) or f"Registered: {known}."
     raise ValueError(
         f"expected {what}, got {name!r}, which is not registered. {hint} Register your own splits "
         "with --dataset-yaml or MODEL.VILD.DATASETS"

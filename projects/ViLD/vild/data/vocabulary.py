@@ -16,7 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from vild.data.prompts import MAX_NAME_LENGTH, clean_name
 from vild.data.registry import require_split
-from vild.data.word_files import FILE_ENDINGS, classes_of_json, read_classes
+from vild.data.vocabulary_files import FILE_ENDINGS, classes_of_json, read_classes
 from vild_cli.words import split_words
 
 # aliases of the most common vocabularies
@@ -150,7 +150,7 @@ class Vocabulary:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Vocabulary:
-        """Read the classes of a file; see :func:`vild.data.word_files.read_classes`.
+        """Read the classes of a file; see :func:`vild.data.vocabulary_files.read_classes`.
 
         A class of a json is novel if it has ``novel: true`` or, without that key, the frequency
         ``r``. If no class has either key, all are novel.

@@ -136,7 +136,7 @@ class RegionCropper:
         try:
             return read_image(self.files[image_id])
         except (UnreadableImageError, MemoryError) as error:
-            return str(error) or f"too little memory to read {self.files[image_id]}"
+            return str(error) or f"not enough memory to read {self.files[image_id]}"
 
     def _prepare(self, image_id: ImageId, pixels: np.ndarray | str) -> tuple[_Image, torch.Tensor]:
         if isinstance(pixels, str):
@@ -145,8 +145,8 @@ class RegionCropper:
         expected = self.proposals.image_size(image_id)
         if size != expected:
             failure = (
-                f"{self.files[image_id]} is {size[0]} x {size[1]} pixels, its proposals were made "
-                f"on {expected[0]} x {expected[1]}: the image was changed"
+                f"{self.files[image_id]} has {size[0]} x {size[1]} pixels, but its proposals were "
+                f"made for {expected[0]} x {expected[1]}: the image has changed"
             )
             return _Image(image_id, failure=failure), torch.empty(0)
         boxes, objectness = self.proposals[image_id]
@@ -154,7 +154,7 @@ class RegionCropper:
         whole = valid_boxes(boxes, size)
         if not whole.all():
             logger.warning(
-                "image %s: %d boxes without area or outside of the image are left out",
+                "image %s: ignoring %d boxes without area or outside of the image",
                 image_id,
                 int((~whole).sum()),
             )

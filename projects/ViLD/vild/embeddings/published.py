@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from vild.data.files import read_npy
-from vild.storage.checked_files import read_safetensors
 from vild.storage.errors import UnsafeFileError
+from vild.storage.safetensors_files import read_safetensors
 from vild.storage.torch_files import read_torch
 
 KINDS = (".npy", ".npz", ".pth", ".pt", ".safetensors")
@@ -51,7 +51,7 @@ def read_matrix(path: str | os.PathLike[str]) -> np.ndarray:
         held = ", ".join(f"{name} {array.shape}" for name, array in list(arrays.items())[:5])
         raise ValueError(
             f"{path}: expected exactly one float matrix, got {len(matrices)} among "
-            f"{len(arrays)} arrays ({held or 'none'}). Save the one that is meant as .npy"
+            f"{len(arrays)} arrays ({held or 'none'}). Save the intended one as .npy"
         )
     return arrays[matrices[0]]
 
@@ -77,8 +77,8 @@ def stored_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     found = {name: texts for name, texts in lists.items() if texts and len(texts) in sides}
     if len(set(found.values())) > 1:
         raise ValueError(
-            f"{path}: expected one list of class names, got {', '.join(found)}. Say which classes "
-            "the rows are by --import-classes"
+            f"{path}: expected one list of class names, got {', '.join(found)}. Give the classes "
+            "of the rows with --import-classes"
         )
     return next(iter(found.values()), ())
 
@@ -125,8 +125,8 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):  # bytes: the member is not an .npy
             raise ValueError(
-                f"expected arrays in .npz format at {path}, got an archive with {name}: a file of "
-                "torch ends in .pth"
+                f"expected arrays in .npz format at {path}, got an archive with {name}. Rename "
+                "files of torch.save to .pth"
             )
     return arrays
 
@@ -135,8 +135,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     tensors, metadata = read_safetensors(path)
     if "vocabulary" in metadata:
         raise ValueError(
-            f"{path} holds text embeddings of this project: use the file as it is "
-            "(MODEL.VILD.TEXT_EMBEDDINGS), it needs no import"
+            f"{path} already holds text embeddings of this project: use it without an import "
+            "(MODEL.VILD.TEXT_EMBEDDINGS)"
         )
     texts: dict[str, Any] = {}
     for key, value in metadata.items():

@@ -18,7 +18,7 @@ from detectron2.modeling import ROI_HEADS_REGISTRY
 
 from vild.data import require_split
 from vild.data.dataset_mapper import SOURCES, ViLDDatasetMapper
-from vild.data.stream import TrainingLoader
+from vild.data.train_loader import TrainingLoader
 from vild.embeddings import CropRule, EmbeddingStore, OnlineEmbedder, Teacher
 from vild.modeling import (
     DISTILLED,

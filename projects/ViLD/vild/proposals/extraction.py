@@ -104,9 +104,8 @@ class ProposalExtractor:
         if self.source == "rpn":
             if cfg.MODEL.META_ARCHITECTURE == "OfficialViLDRCNN":
                 raise ValueError(
-                    "expected a model whose images are resized before it, got OfficialViLDRCNN, "
-                    "which resizes them itself: take proposals of configs/LVIS/"
-                    "rpn_baseline_r50_fpn.yaml"
+                    "expected a model that gets resized images, got OfficialViLDRCNN, which "
+                    "resizes them itself: use configs/LVIS/rpn_baseline_r50_fpn.yaml for proposals"
                 )
             cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
             cfg.MODEL.RPN.NMS_THRESH = self.nms_threshold
@@ -224,7 +223,7 @@ def extract_proposals(
                         try:
                             image = future.result()
                         except (UnreadableImageError, MemoryError) as error:
-                            reason = str(error) or f"too little memory to read {files[image_id]}"
+                            reason = str(error) or f"not enough memory to read {files[image_id]}"
                             logger.warning("image %s: %s", image_id, reason)
                             builder.fail(image_id, reason)
                         else:

@@ -19,7 +19,7 @@ from vild.storage.errors import (
     StoreMismatchError,
     UnfinishedStoreError,
 )
-from vild.storage.layout import Field, ImageId, ShardEntry, StoreSpec
+from vild.storage.layout import Field, ImageId, StoreSpec
 from vild.storage.pipeline import BackgroundJob, log_failing_image, map_ahead, prefetch
 from vild.storage.reader import RecordStore
 from vild.storage.split import SplitImages, split_digest
@@ -34,7 +34,6 @@ __all__ = [
     "MissingImageError",
     "RecordStore",
     "ShardBuilder",
-    "ShardEntry",
     "SplitImages",
     "StoreBusyError",
     "StoreError",

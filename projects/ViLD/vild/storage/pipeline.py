@@ -30,20 +30,17 @@ def log_failing_image(image_id: int | str, file: str | os.PathLike[str]) -> Iter
         raise
 
 
-def map_ahead(
-    function: Callable[[T], U], items: Sequence[T], threads: int, ahead: int | None = None
-) -> Iterator[Future[U]]:
-    """Yield futures of ``function(item)`` in order, a few of them computed ahead in threads.
+def map_ahead(function: Callable[[T], U], items: Sequence[T], threads: int) -> Iterator[Future[U]]:
+    """Yield futures of ``function(item)`` in order, up to twice the threads computed ahead.
 
     Args:
         function: should release the interpreter lock most of the time.
         items: its arguments.
         threads: number of threads.
-        ahead: maximum number of waiting results; twice the threads by default.
     """
     source = iter(items)
     with ThreadPoolExecutor(threads) as pool:
-        waiting = [pool.submit(function, item) for item in islice(source, ahead or 2 * threads)]
+        waiting = [pool.submit(function, item) for item in islice(source, 2 * threads)]
         try:
             while waiting:
                 first = waiting.pop(0)

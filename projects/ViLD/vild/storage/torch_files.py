@@ -14,7 +14,7 @@ import torch
 
 from vild.storage.errors import UnsafeFileError
 from vild.storage.layout import BLOCK
-from vild.storage.pickles import Array, Dtype, plain, stand_ins
+from vild.storage.safe_pickle import Array, Dtype, plain, stand_ins
 
 DOS_FOLDER = 0x10  # attribute that marks a folder
 ZIP_START = b"PK\x03\x04"  # signature by which torch recognises its archives

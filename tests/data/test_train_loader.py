@@ -14,7 +14,7 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
-from vild.data.stream import Sample, TrainingLoader, batches, samples, seeded
+from vild.data.train_loader import Sample, TrainingLoader, batches, samples, seeded
 
 RECORDS = [{"image_id": n, "width": 4 + n % 3, "height": 5} for n in range(10)]
 

@@ -92,9 +92,6 @@ class _Mapped(Dataset):
     ) -> None:
         self.records, self.mapper, self.seed = records, mapper, seed
 
-    def __len__(self) -> int:
-        return len(self.records)
-
     def __getitem__(self, sample: Sample) -> dict[str, Any]:
         record = {**self.records[sample.record], "draw": sample.draw}
         with seeded(self.seed, sample.position):
@@ -134,7 +131,7 @@ class TrainingLoader:
         complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> None:
         if not records:
-            raise ValueError("expected images to train on, the training set has none")
+            raise ValueError("expected images to train on, but the training set has none")
         if batch_size < 1 or batch_size % comm.get_world_size():
             raise ValueError(
                 f"expected SOLVER.IMS_PER_BATCH to be a multiple of the {comm.get_world_size()} "
