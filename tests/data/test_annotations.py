@@ -231,7 +231,7 @@ def test_what_is_no_json_is_refused(tmp_path: Path, text: bytes) -> None:
 
 def test_a_results_file_is_recognised(tmp_path: Path) -> None:
     path = write(tmp_path, [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}])
-    with pytest.raises(ValueError, match=r"got a list\. Is it a results file instead of annotat"):
+    with pytest.raises(ValueError, match=r"got a list\. Is it a results file"):
         read_annotations(path)
 
 

@@ -138,7 +138,7 @@ def test_a_checkpoint_of_another_variant_is_refused(tmp_path: Path) -> None:
     load_weights(ensemble, file, unused=("roi_heads.image_head",))
     DetectionCheckpointer(ensemble, str(tmp_path)).save("ensemble")
     file = str(tmp_path / "ensemble.pth")
-    with pytest.raises(ValueError, match=r"ViLD-ensemble, and the configuration has no image head"):
+    with pytest.raises(ValueError, match=r"ViLD-ensemble, but the configuration has no image head"):
         load_weights(single, file)
     load_weights(single, file, unused=("roi_heads.image_head",))
 

@@ -92,7 +92,7 @@ def test_odd_images_do_not_end_a_split(
     small.image(6).write_bytes(b"")
     assert tools.propose() == 3
     printed = capsys.readouterr().out
-    for image, reason in ((4, "too large"), (5, "floats of an unknown range"), (6, "is empty")):
+    for image, reason in ((4, "too large"), (5, "floats of unknown range"), (6, "is empty")):
         assert f"failed: image {image}: cannot read the image {small.image(image)}" in printed
         assert reason in printed
     for mode in ("stretch", "pad", "clip"):
@@ -184,7 +184,7 @@ def test_a_shard_that_somebody_removes(
 
     monkeypatch.setattr(StoreWriter, "finish", removing)
     assert tools.propose() == 2
-    assert "shard_00002.safetensors was written but is missing" in capsys.readouterr().err
+    assert "shard_00002.safetensors was written but is now missing" in capsys.readouterr().err
     assert tools.propose("--num-machines", 2, "--machine-rank", 0) == 2
     monkeypatch.undo()
     monkeypatch.setattr(sys, "argv", [])
