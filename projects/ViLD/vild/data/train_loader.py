@@ -131,7 +131,7 @@ class TrainingLoader:
         complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> None:
         if not records:
-            raise ValueError("expected images to train on, but the training set has none")
+            raise ValueError("expected images in the training set, got none")
         if batch_size < 1 or batch_size % comm.get_world_size():
             raise ValueError(
                 f"expected SOLVER.IMS_PER_BATCH to be a multiple of the {comm.get_world_size()} "

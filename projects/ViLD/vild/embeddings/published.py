@@ -35,7 +35,40 @@ def read_matrix(path: str | os.PathLike[str]) -> np.ndarray:
         ValueError: the file is missing, damaged or of another kind, or it does not hold exactly one
             matrix.
     """
+    return _matrix(_contents(Path(path)), path)
+
+
+def stored_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Read the class names stored with a file's matrix.
+
+    Args:
+        path: see :func:`read_matrix`. Names are a list of strings, as many as the matrix has rows
+            or columns; in a ``.safetensors`` they are a json list in the header.
+
+    Returns:
+        the names in the file's order; empty if it has none.
+
+    Raises:
+        ValueError: see :func:`read_matrix`; or there are several lists of names.
+    """
     contents = _contents(Path(path))
+    sides = _matrix(contents, path).shape
+    if isinstance(contents, Tensor | np.ndarray):
+        return ()
+    lists = {name: _texts(value) for name, value in contents.items()}
+    found = {name: texts for name, texts in lists.items() if texts and len(texts) in sides}
+    if len(set(found.values())) > 1:
+        raise ValueError(
+            f"{path}: expected one list of class names, got {', '.join(found)}. Give the classes "
+            "of the rows with --import-classes"
+        )
+    return next(iter(found.values()), ())
+
+
+def _matrix(
+    contents: Tensor | np.ndarray | Mapping[str, Any], path: str | os.PathLike[str]
+) -> np.ndarray:
+    """Return the only float matrix among a file's contents."""
     if isinstance(contents, Tensor | np.ndarray):
         array = _array(contents, path)
         if not _is_matrix(array):
@@ -54,33 +87,6 @@ def read_matrix(path: str | os.PathLike[str]) -> np.ndarray:
             f"{len(arrays)} arrays ({held or 'none'}). Save the intended one as .npy"
         )
     return arrays[matrices[0]]
-
-
-def stored_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Read the class names stored with a file's matrix.
-
-    Args:
-        path: see :func:`read_matrix`. Names are a list of strings, as many as the matrix has rows
-            or columns; in a ``.safetensors`` they are a json list in the header.
-
-    Returns:
-        the names in the file's order; empty if it has none.
-
-    Raises:
-        ValueError: see :func:`read_matrix`; or there are several lists of names.
-    """
-    sides = read_matrix(path).shape
-    contents = _contents(Path(path))
-    if isinstance(contents, Tensor | np.ndarray):
-        return ()
-    lists = {name: _texts(value) for name, value in contents.items()}
-    found = {name: texts for name, texts in lists.items() if texts and len(texts) in sides}
-    if len(set(found.values())) > 1:
-        raise ValueError(
-            f"{path}: expected one list of class names, got {', '.join(found)}. Give the classes "
-            "of the rows with --import-classes"
-        )
-    return next(iter(found.values()), ())
 
 
 def _contents(path: Path) -> Tensor | np.ndarray | Mapping[str, Any]:

@@ -37,7 +37,7 @@ class SplitImages:
             ValueError: there are no images, or an id occurs twice.
         """
         if not records:
-            raise ValueError(f"expected images to make a store of, but {split} has none")
+            raise ValueError(f"expected images in {split}, got none")
         files: dict[ImageId, str] = {}
         for record in records:
             image = record["image_id"]
