@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Say what is there, missing or broken in LVIS v1, COCO 2017 or a dataset of your own.
+"""Report what is present, missing or broken in LVIS v1, COCO 2017 or your own dataset.
 
     python datasets/check_datasets.py                          # LVIS and COCO below the data root
     python datasets/check_datasets.py --custom birds.yaml      # a dataset of your own
@@ -59,8 +59,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--images",
         choices=IMAGE_CHECKS,
         default="sample",
-        help=f"which images to decode in full; sample: {SAMPLE_SIZE} per split. That all of "
-        "them exist is checked in any case",
+        help=f"which images to decode in full; sample: {SAMPLE_SIZE} per split. Missing images "
+        "are reported in any case",
     )
     parser.add_argument(
         "--download",
@@ -84,7 +84,7 @@ def tree(report: DatasetReport) -> list[str]:
     lines = [f"{'':<10}{report.root}/"]
     shown: set[Path] = set()
     for entry in sorted(report.entries, key=lambda entry: entry.path):
-        mark = "there" if entry.there else "missing"
+        mark = "found" if entry.exists else "missing"
         end = "/" if entry.is_folder else ""
         if not entry.path.is_relative_to(report.root):
             lines.append(f"  {mark:<8}  {entry.path}{end}")
@@ -143,11 +143,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = list(DATASETS)
     elif args.dataset is not None and args.dataset not in names:
         names.append(args.dataset)
-    reports = [inspect_dataset(name, root, args.images, progress=True) for name in names]
+    reports = [inspect_dataset(name, root, args.images) for name in names]
     if args.custom is not None:
-        reports.append(
-            inspect_custom(Path(os.path.expanduser(args.custom)), args.images, progress=True)
-        )
+        reports.append(inspect_custom(Path(os.path.expanduser(args.custom)), args.images))
     for report in reports:
         show(report)
     errors = sum(report.errors for report in reports)

@@ -77,7 +77,7 @@ def read(reader: str, path: Path) -> object:
 
     from vild.data import load_records
     from vild.data.annotations import decode_annotations
-    from vild.data.entries import AnnotationFile
+    from vild.data.coco_format import AnnotationFile
 
     if reader == "pydantic":
         from pydantic import BaseModel

@@ -58,7 +58,7 @@ def test_every_format_has_to_be_complete(tmp_path: Path, ending: str) -> None:
     assert all(torch.equal(value, read.state_dict()[name]) for name, value in state.items())
 
     WRITERS[ending]({k: v for k, v in state.items() if k.startswith("backbone")}, file)
-    with pytest.raises(ValueError, match=r"lacks 2 of.*roi_heads\.weight.*a backbone alone"):
+    with pytest.raises(ValueError, match=r"lacks 2 of.*roi_heads\.weight.*only a backbone"):
         load_weights(Detector(), str(file))
     load_weights(Detector(), str(file), unused=("roi_heads.",))
 
@@ -128,7 +128,7 @@ def test_resuming_needs_the_same_parameters_and_a_training_state(tmp_path: Path)
     with pytest.raises(ValueError, match=r"missing: neck\.weight, neck\.bias"):
         resume(other)
     torch.save({"model": trained.state_dict()}, file)
-    with pytest.raises(ValueError, match=r"no state of a training \(optimizer\)"):
+    with pytest.raises(ValueError, match=r"no training state \(optimizer\)"):
         resume(Detector())
 
 
@@ -183,11 +183,11 @@ def test_a_resnet_of_another_kind_is_refused(ending: str, tmp_path: Path) -> Non
     AtomicCheckpointer(Residual(res3=4)).load(str(file), checkpointables=[])
     other = {f"backbone.bottom_up.res3.0.{key}.weight": torch.ones(2, 2) for key in ("norm", "x")}
     write({**state, **other}, file)
-    with pytest.raises(ValueError, match=r"other layers \(.*res3\.0\.x\.weight\): another kind"):
+    with pytest.raises(ValueError, match=r"another kind of ResNet.*\(.*res3\.0\.x\.weight\)"):
         AtomicCheckpointer(Residual(res3=4)).load(str(file), checkpointables=[])
     state["backbone.bottom_up.res3.0.weight"] = torch.ones(3, 3, 1, 1)
     write(state, file)
-    with pytest.raises(ValueError, match=r"other layers \(.*res3\.0\.weight\): another kind"):
+    with pytest.raises(ValueError, match=r"another kind of ResNet.*\(.*res3\.0\.weight\)"):
         AtomicCheckpointer(Residual(res3=4)).load(str(file), checkpointables=[])
 
 
@@ -202,6 +202,6 @@ def test_advice_about_a_damaged_checkpoint_fits_what_was_asked_for(tmp_path: Pat
         lambda: load_weights(Detector(), file),
         lambda: checkpointer.load(file, checkpointables=[]),
     ):
-        with pytest.raises(ValueError, match="newest other checkpoint beside it is") as error:
+        with pytest.raises(ValueError, match="newest other checkpoint in its folder is") as error:
             load()
         assert "--resume-from" not in str(error.value)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vild.checkpoint.checkpointer import AtomicCheckpointer, load_weights
 from vild.checkpoint.files import read_checkpoint, write_weights
-from vild.storage.checked_files import read_safetensors
+from vild.storage.safetensors_files import read_safetensors
 
 from ..malicious import CHECKPOINTS, GADGETS, as_torch, write_torchscript
 from .test_checkpointer import Detector, state_dict
@@ -38,7 +38,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(
         assert "\n" not in str(error.value)
         assert str(file) in str(error.value)
         if kind not in ("tar", "archive in archive"):  # refused before their pickles are read
-            assert re.search(rf"(asks for|got one with) [\w.]*{gadget}\b", str(error.value))
+            assert re.search(rf"(refers to|got one with) [\w.]*{gadget}\b", str(error.value))
     assert not marker.exists()
 
 
@@ -53,7 +53,7 @@ def test_the_harmful_files_are_harmful(kind: str, gadget: str, tmp_path: Path) -
 
 def test_a_program_of_torchscript_is_not_run(tmp_path: Path) -> None:
     write_torchscript(tmp_path / "marker", tmp_path / "model.pth")
-    with pytest.raises(ValueError, match="TorchScript archive, whose programs run"):
+    with pytest.raises(ValueError, match="TorchScript archive, which runs code"):
         load_weights(Detector(), str(tmp_path / "model.pth"))
     assert not (tmp_path / "marker").exists()
     torch.jit.load(str(tmp_path / "model.pth"))

@@ -132,7 +132,7 @@ def test_an_unset_variable_is_named(
 ) -> None:
     monkeypatch.delenv("BIRDS", raising=False)
     spec["val"]["images"] = "$BIRDS/val"
-    message = r"val\.images is '\$BIRDS/val', but that environment variable is not set"
+    message = r"val\.images: '\$BIRDS/val' has an environment variable that is not set"
     with pytest.raises(ValueError, match=message):
         register_custom(write_yaml(tmp_path, spec))
 
@@ -214,7 +214,8 @@ def test_lvis_needs_both_lists_of_every_image(
     for name in register_custom(write_yaml(tmp_path, spec)):
         assert MetadataCatalog.get(name).evaluator_type == "coco"
     warning = (
-        f"{path}: COCO's evaluation is used: images of {split} have no '{key}', which LVIS's needs"
+        f"{path}: using COCO's evaluation: images of {split} have no '{key}', which LVIS's "
+        "evaluation needs"
     )
     assert [(r.levelno, r.message) for r in caplog.records] == (
         [(logging.WARNING, warning)] if warns else []
@@ -284,7 +285,7 @@ def test_train_and_val_need_the_same_classes(
     tmp_path: Path, spec: Spec, categories: list[dict[str, Any]], message: str
 ) -> None:
     write(tmp_path / "birds", bird_contents() | {"categories": categories}, "val.json")
-    message = rf"the classes of train and val differ \({re.escape(message)}\)\. Both files need"
+    message = rf"the classes of train and val differ \({re.escape(message)}\)\. Use the same list"
     with pytest.raises(ValueError, match=message):
         register_custom(write_yaml(tmp_path, spec))
 

@@ -94,8 +94,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield server
 
 
-def get(server: Server, target: Path, md5: str = MD5) -> Path:
-    return download(f"{server.url}/data.bin", target, md5, progress=False)
+def get(server: Server, target: Path, md5: str = MD5) -> None:
+    download(f"{server.url}/data.bin", target, md5)
 
 
 def part_of(target: Path) -> Path:
@@ -104,7 +104,7 @@ def part_of(target: Path) -> Path:
 
 def test_a_download_arrives_whole(server: Server, tmp_path: Path) -> None:
     target = tmp_path / "new" / "folder" / "data.bin"
-    assert get(server, target) == target
+    get(server, target)
     assert target.read_bytes() == DATA
     assert server.requests == [("/data.bin", None)]
     assert [path.name for path in target.parent.iterdir()] == ["data.bin"]
@@ -113,7 +113,7 @@ def test_a_download_arrives_whole(server: Server, tmp_path: Path) -> None:
 def test_a_complete_file_is_not_asked_for_again(server: Server, tmp_path: Path) -> None:
     target = tmp_path / "data.bin"
     target.write_bytes(DATA)
-    assert get(server, target) == target
+    get(server, target)
     assert server.requests == []
 
 
@@ -220,7 +220,8 @@ def test_a_wrong_checksum_is_refused_and_nothing_stays(server: Server, tmp_path:
 
 def test_a_length_that_is_not_told_is_accepted(server: Server, tmp_path: Path) -> None:
     server.sends_length = False
-    assert get(server, tmp_path / "data.bin").read_bytes() == DATA
+    get(server, tmp_path / "data.bin")
+    assert (tmp_path / "data.bin").read_bytes() == DATA
 
 
 def test_a_missing_file_is_named(server: Server, tmp_path: Path) -> None:
@@ -233,7 +234,7 @@ def test_an_unreachable_server_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     target = tmp_path / "data.bin"
     part_of(target).write_bytes(b"kept")
-    with pytest.raises(OSError, match=r"127.0.0.1:9/data.bin could not be reached .* run again"):
+    with pytest.raises(OSError, match=r"cannot reach .*127.0.0.1:9/data.bin .* run again"):
         download("http://127.0.0.1:9/data.bin", target, MD5)
     assert part_of(target).read_bytes() == b"kept"
 
@@ -251,7 +252,7 @@ def test_a_full_disk_is_noticed_before_the_first_byte(
     part_of(target).write_bytes(DATA[:1000])
     free = len(DATA) - 1001  # one byte short of the rest
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, free))
-    with pytest.raises(OSError, match=r"expected 0.00 GB of free disk in .*Make room"):
+    with pytest.raises(OSError, match=r"expected .* of free disk space in .*Free some"):
         get(server, target)
     assert part_of(target).read_bytes() == DATA[:1000]
     free += 1
@@ -295,8 +296,6 @@ def test_the_progress_bar_knows_the_whole_and_what_was_there(
         assert (bar.options["total"], bar.options["initial"]) == (len(DATA), initial)
         assert bar.seen + initial == len(DATA)
         assert bar.options["disable"] is None  # shown on terminals
-    get(server, target)
-    assert Bar.made[-1].options["disable"] is True
 
 
 def test_md5_of_a_file(tmp_path: Path) -> None:
@@ -321,16 +320,16 @@ def zip_path(tmp_path: Path) -> Path:
 
 def test_a_zip_is_unpacked(zip_path: Path, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "coco"
-    assert extract(zip_path, folder, progress=False) == 2
+    extract(zip_path, folder)
     assert (folder / "val" / "1.jpg").read_bytes() == b"one"
     assert sorted(path.name for path in (folder / "val").iterdir()) == ["1.jpg", "2.jpg"]
 
 
 def test_only_what_is_missing_is_unpacked(zip_path: Path, tmp_path: Path) -> None:
-    extract(zip_path, tmp_path, progress=False)
+    extract(zip_path, tmp_path)
     (tmp_path / "val" / "1.jpg").write_bytes(b"ONE")  # the right size: not overwritten
     (tmp_path / "val" / "2.jpg").write_bytes(b"t")
-    assert extract(zip_path, tmp_path, progress=False) == 1
+    extract(zip_path, tmp_path)
     assert (tmp_path / "val" / "1.jpg").read_bytes() == b"ONE"
     assert (tmp_path / "val" / "2.jpg").read_bytes() == b"two"
 
@@ -339,7 +338,7 @@ def test_a_folder_of_images_may_be_a_link(zip_path: Path, tmp_path: Path) -> Non
     (tmp_path / "disk").mkdir()
     (tmp_path / "coco").mkdir()
     (tmp_path / "coco" / "val").symlink_to(tmp_path / "disk")
-    extract(zip_path, tmp_path / "coco", progress=False)
+    extract(zip_path, tmp_path / "coco")
     assert (tmp_path / "disk" / "2.jpg").read_bytes() == b"two"
 
 
@@ -348,7 +347,7 @@ def test_a_member_outside_is_refused_before_anything_is_written(tmp_path: Path, 
     path = tmp_path / "evil.zip"
     path.write_bytes(make_zip({"good": b"1", name: b"2"}))
     with pytest.raises(ValueError, match="expected members that stay inside the folder, got"):
-        extract(path, tmp_path / "folder", progress=False)
+        extract(path, tmp_path / "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["evil.zip"]
 
 
@@ -356,10 +355,10 @@ def test_no_zip_and_a_broken_zip_are_named(zip_path: Path, tmp_path: Path) -> No
     broken = tmp_path / "broken.zip"
     broken.write_bytes(b"<html>not found</html>")
     with pytest.raises(ValueError, match=r"broken.zip: expected a complete zip archive, got"):
-        extract(broken, tmp_path, progress=False)
+        extract(broken, tmp_path)
     broken.write_bytes(zip_path.read_bytes().replace(b"two", b"TWO"))  # the CRC differs
     with pytest.raises(ValueError, match="expected a complete zip archive, got Bad CRC"):
-        extract(broken, tmp_path, progress=False)
+        extract(broken, tmp_path)
     assert not (tmp_path / "val" / "2.jpg").exists()
 
 
@@ -367,8 +366,8 @@ def test_unpacking_needs_room(
     zip_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 5))
-    with pytest.raises(OSError, match=r"unpacking images.zip: expected 0.00 GB of free disk"):
-        extract(zip_path, tmp_path, progress=False)
+    with pytest.raises(OSError, match=r"unpacking images.zip: expected 6 bytes of free disk space"):
+        extract(zip_path, tmp_path)
     assert not (tmp_path / "val").exists()
 
 
@@ -403,7 +402,7 @@ def test_a_disk_that_fills_up_while_unpacking_is_named(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("large.json", bytes(400_000))
     with pytest.raises(OSError, match=r"File too large: '.*/large\.json'"):
-        extract(tmp_path / "a.zip", tmp_path / "out", progress=False)
+        extract(tmp_path / "a.zip", tmp_path / "out")
     assert not (tmp_path / "out" / "large.json").exists()
 
 
@@ -435,5 +434,5 @@ def test_an_archive_that_was_unpacked_is_removed(
     (tmp_path / "lvis").mkdir()
     (tmp_path / "lvis" / "val.json").touch()
     (tmp_path / "a.zip").write_bytes(b"left")
-    assert module.fetch("lvis", tmp_path, keep_archives=keep) == []
+    module.fetch("lvis", tmp_path, keep_archives=keep)
     assert (tmp_path / "a.zip").exists() == keep

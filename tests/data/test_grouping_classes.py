@@ -33,7 +33,7 @@ def test_the_class_that_groups_the_others_is_left_out(tmp_path: Path, name: str)
     data["categories"].insert(0, root)
     report = inspect_custom(write_custom(tmp_path, data))
     note = (
-        f"classes of objects, got 1 that only groups the others: {name}. It is left out unless "
+        f"classes of objects, got 1 that only groups the others: {name}. It is ignored unless "
         "another split has objects of it or the yaml lists it."
     )
     assert problems_of(report) == [("note", note)]

@@ -47,7 +47,7 @@ def test_a_sound_data_set_has_no_problem_in_either_layout(
     assert report.problems == ()
     assert report.layout == ("flat" if flat else "Detectron2's")
     assert len(report.entries) == 4
-    assert all(entry.there for entry in report.entries)
+    assert all(entry.exists for entry in report.entries)
     train, val = report.splits
     assert train.counts is not None
     assert (train.name, train.counts.images, train.counts.annotations) == ("train", 3, 9)
@@ -68,7 +68,7 @@ def test_an_empty_root_is_reported_entry_by_entry(tmp_path: Path) -> None:
         "lvis/lvis_v1_val.json",
     ]
     assert sorted(str(entry.path.relative_to(tmp_path)) for entry in report.entries) == expected
-    assert not any(entry.there for entry in report.entries)
+    assert not any(entry.exists for entry in report.entries)
     assert report.errors == 4
     for path in expected:
         assert any(f"{path}, found none. Run `python" in text for text in texts(report))
@@ -87,7 +87,7 @@ def test_each_json_is_looked_for_in_both_layouts_as_the_registry_does(tmp_path: 
     assert missing.text == (
         f"{report.splits[1].json_file}: expected 2 images in {tmp_path}, got 2 names without a "
         "file: val2017/4.jpg, train2017/5.jpg. Correct the folder or the names, or get the images. "
-        "The folder has annotations, coco, lvis."
+        "The folder contains annotations, coco, lvis."
     )
 
 
@@ -134,9 +134,9 @@ def test_missing_and_truncated_images_are_named(tmp_path: Path, flat: bool) -> N
     broken, missing = texts(report)
     assert len(report.problems) == 2
     json_file = report.splits[0].json_file
-    want = f"{json_file}: expected images that open and have the size in the json, got 1 others: "
+    want = f"{json_file}: expected readable images of the size in the json, got 1 others: "
     assert broken.startswith(want)
-    assert f" {truncated}: its data are cut short or damaged (OSError: " in broken
+    assert f" {truncated}: it is truncated or damaged (OSError: " in broken
     assert broken.endswith("Download or copy it again. Replace or correct them.")
     assert (
         f"expected 2 images in {images}, got 1 names without a file: train2017/5.jpg. " in missing
@@ -173,10 +173,10 @@ def _with_zeroed_end() -> bytes:
 @pytest.mark.parametrize(
     ("make", "complaint"),
     [
-        (_with_zeroed_end, "its data are cut short or damaged (OSError: "),
-        (IMAGES["floats.tiff"][0], "its values are floats of an unknown range. Convert it to 8"),
-        (IMAGES["no_end.jpg"][0], "its data are cut short or damaged (OSError: "),
-        (IMAGES["script.eps"][0], "it is PostScript, a program. Convert it to PNG or JPEG"),
+        (_with_zeroed_end, "it is truncated or damaged (OSError: "),
+        (IMAGES["floats.tiff"][0], "its values are floats of unknown range. Convert it to 8"),
+        (IMAGES["no_end.jpg"][0], "it is truncated or damaged (OSError: "),
+        (IMAGES["script.eps"][0], "PostScript is not supported. Convert it to PNG or JPEG"),
     ],
 )
 def test_images_that_training_refuses_are_errors(
@@ -186,7 +186,7 @@ def test_images_that_training_refuses_are_errors(
     image = tmp_path / "images" / "b.png"
     image.write_bytes(make())
     text = only_text(inspect_custom(yaml_file))
-    assert "expected images that open and have the size in the json, got 1 others: " in text
+    assert "expected readable images of the size in the json, got 1 others: " in text
     assert f" {image}: {complaint}" in text
     assert text.endswith(". Replace or correct them.")
 
@@ -228,7 +228,7 @@ def test_names_without_a_file_or_with_two_are_errors(tmp_path: Path, listed: str
         (
             "error",
             f"1 images in {tmp_path}/images, got 1 names without a file: {listed}. Correct the "
-            "folder or the names, or get the images. The folder has a.PNG, a.png.",
+            "folder or the names, or get the images. The folder contains a.PNG, a.png.",
         )
     ]
 
@@ -270,13 +270,13 @@ def test_a_sound_custom_data_set_has_no_problem(tmp_path: Path) -> None:
     report = inspect_custom(write_custom(tmp_path))
     assert report.problems == ()
     assert (report.name, report.layout, report.root) == ("small", "custom", tmp_path)
-    assert [entry.path.name for entry in report.entries if entry.there] == ["val.json", "images"]
+    assert [entry.path.name for entry in report.entries if entry.exists] == ["val.json", "images"]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: small\nval: {json: val.json, images: nowhere}\nnovel: r\n", "no folder"),
+        ("name: small\nval: {json: val.json, images: nowhere}\nnovel: r\n", "expected a folder"),
         ("name: small\nval: {json: gone.json, images: images}\nnovel: r\n", "Correct the path"),
         ("name: small\nval: {json: val.json, images: images}\nnovel: [class 9]\n", "'class 9'"),
         (
@@ -299,7 +299,7 @@ def test_a_missing_yaml_is_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("listed", "severity", "got"),
     [
-        (["cam1/a.png", "cam2/a.png"], "error", "1 files that several images lead to: {} (cam1/"),
+        (["cam1/a.png", "cam2/a.png"], "error", "1 files that several images share: {} (cam1/"),
         (["cam1/a.png", "cam1/a.png"], "warning", "1 listed more than once: {} ("),
         (["images/a.png", "a.png"], "warning", "1 listed more than once: {} ("),
         (["data/images/a.png", "images\\A.PNG"], "warning", "1 listed more than once: {} ("),

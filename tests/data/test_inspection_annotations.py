@@ -32,8 +32,8 @@ def _set_box(box: list[Any]) -> Callable[[Contents], None]:
 
 
 OUTSIDE = (
-    "boxes inside their image, to 1 pixel, got {} that stick out: {}. Training clips them. If "
-    "there are many: are they x, y, width, height in pixels?"
+    "boxes inside their image, up to 1 pixel, got {} that extend beyond it: {}. Training "
+    "clips them. If there are many: are they x, y, width, height in pixels?"
 )
 
 
@@ -58,10 +58,10 @@ def test_boxes_may_stick_out_by_a_pixel(tmp_path: Path, box: list[float], outsid
 @pytest.mark.parametrize(
     ("box", "message"),
     [
-        ([1, 1, 0, 5], "got 1 empty ones: annotations[1] (id 102). Training leaves them out."),
-        ([1, 1, 5, 0], "got 1 empty ones: annotations[1] (id 102). Training leaves them out."),
-        ([5, 5, -2, 5], "got 1 negative ones: annotations[1] (id 102). They are left out."),
-        ([5, 5, 0, -2], "got 1 negative ones: annotations[1] (id 102). They are left out."),
+        ([1, 1, 0, 5], "got 1 empty ones: annotations[1] (id 102). Training ignores them."),
+        ([1, 1, 5, 0], "got 1 empty ones: annotations[1] (id 102). Training ignores them."),
+        ([5, 5, -2, 5], "got 1 negative ones: annotations[1] (id 102). They are ignored."),
+        ([5, 5, 0, -2], "got 1 negative ones: annotations[1] (id 102). They are ignored."),
     ],
 )
 def test_boxes_without_area_are_warnings(tmp_path: Path, box: list[float], message: str) -> None:
@@ -76,31 +76,34 @@ def _change(section: str, index: int, **values: Any) -> Callable[[Contents], Non
     return lambda data: data[section][index].update(values)
 
 
-MEND = "Mend the json."
-BY_NAMES = f"{MEND[:-1]}: the classifier distinguishes classes by their names."
-BOXES = "boxes as 4 finite numbers (x, y, width, height), or masks to take them from, got 1 others"
+CORRECT = "Correct the json."
+BY_NAMES = f"{CORRECT[:-1]}: the classifier distinguishes classes by their names."
+BOXES = (
+    "boxes as 4 finite numbers (x, y, width, height), or masks to derive them from, got 1 "
+    "annotations without"
+)
 FIRST, SECOND = "annotations[0] (id 101)", "annotations[1] (id 102)"
 
 
 @pytest.mark.parametrize(
     ("change", "severity", "message"),
     [
-        (_set_box([1, 2, 3]), "error", f"{BOXES}: {SECOND}: bbox [1.0, 2.0, 3.0]. {MEND}"),
+        (_set_box([1, 2, 3]), "error", f"{BOXES}: {SECOND}: bbox [1.0, 2.0, 3.0]. {CORRECT}"),
         (
             _set_box([1, 2, 3, float("nan")]),
             "error",
-            f"{BOXES}: {SECOND}: bbox [1.0, 2.0, 3.0, nan]. {MEND}",
+            f"{BOXES}: {SECOND}: bbox [1.0, 2.0, 3.0, nan]. {CORRECT}",
         ),
         (
             _set_box([1, 2, 3, "wide"]),
             "error",
-            "entries of COCO's format, got 1 others: annotations[1].bbox[3]: expected float, got "
-            f"str. {MEND}",
+            "entries in COCO's format, got 1 invalid ones: annotations[1].bbox[3]: expected float, "
+            f"got str. {CORRECT}",
         ),
         (
             _change("annotations", 1, bbox=None, segmentation=None),
             "error",
-            f"{BOXES}: {SECOND}: neither box nor mask. {MEND}",
+            f"{BOXES}: {SECOND}: neither box nor mask. {CORRECT}",
         ),
         (
             _change("categories", 0, name=" "),
@@ -110,49 +113,52 @@ FIRST, SECOND = "annotations[0] (id 101)", "annotations[1] (id 102)"
         (
             _change("categories", 0, name="Class_3"),
             "error",
-            f"different class names, got 1 with equal prompts: 'Class_3' and 'class 3'. {BY_NAMES}",
+            f"distinct class names, got 1 with equal prompts: 'Class_3' and 'class 3'. {BY_NAMES}",
         ),
         (
             _change("categories", 0, frequency="rare"),
             "error",
-            f"the frequency 'r', 'c' or 'f' of a class, got 1 others: 'class 1': 'rare'. {MEND}",
+            f"'r', 'c' or 'f' as the frequency of a class, got 1 others: 'class 1': 'rare'. "
+            f"{CORRECT}",
         ),
         (
             _change("annotations", 0, image_id=9),
             "error",
-            f"annotations of images in the json, got 1 others: {FIRST}: image 9. {MEND}",
+            f"annotations of images in the json, got 1 of other images: {FIRST}: image 9. "
+            f"{CORRECT}",
         ),
         (
             _change("images", 0, file_name=""),
             "error",
-            f"'file_name' or 'coco_url', got 1 images with neither, ids 1. {MEND}",
+            f"'file_name' or 'coco_url' of every image, got 1 images with neither, ids 1. "
+            f"{CORRECT}",
         ),
         (
             _change("annotations", 0, category_id=9),
             "warning",
-            f"annotations of classes in the json, got 1 others: {FIRST}: class 9. They are left "
-            "out.",
+            f"annotations of classes in the json, got 1 of other classes: {FIRST}: class 9. They "
+            "are ignored.",
         ),
         (
             _change("annotations", 0, id=102),
             "note",
-            "different annotation ids, got 1 missing or repeated. They are not used: annotations "
-            "are numbered by their order.",
+            "unique annotation ids, got 1 missing or repeated. They are not used: annotations "
+            "are numbered in order.",
         ),
         (
             _change("annotations", 0, area=None),
             "note",
-            "areas, got 1 annotations without. Those of the boxes are used.",
+            "areas, got 1 annotations without. The areas of their boxes are used.",
         ),
         (
             _change("annotations", 0, bbox=None),
             "note",
-            "boxes, got 1 annotations without. Boxes around their masks are used.",
+            "boxes, got 1 annotations without. The boxes around their masks are used.",
         ),
         (
             _change("annotations", 0, segmentation=None),
             "note",
-            "masks, got 1 objects without. They count for boxes alone.",
+            "masks, got 1 objects without. They are used for boxes only.",
         ),
     ],
 )
@@ -184,18 +190,24 @@ def _lists_of_a_nameless_class(data: Contents) -> None:
     [
         (
             _change("categories", 0, name=None),
-            "others: categories[0]: object missing required field name. Mend",
+            "ones: categories[0]: object missing required field name. Correct",
         ),
         (
             _lists_of_a_nameless_class,
-            "others: categories[0]: object missing required field name. Mend",
+            "ones: categories[0]: object missing required field name. Correct",
         ),
-        (_change("categories", 2, id=2), "different class ids, got 1 repeated ones: 2. Mend"),
-        (_change("images", 0, width=0), "got 1 others: images[0].width: expected int >= 1. Mend"),
-        (_no_sizes, "got 2 others: images[0].width: expected int >= 1, images[1].width"),
-        (_change("images", 0, id=None), "images[0]: object missing required field id. Mend"),
-        (lambda d: d.update(images=["a"]), "images[0]: expected an object, got 'a'. Mend"),
-        (lambda d: d.update(categories=["a"]), "categories[0]: expected an object, got 'a'. Mend"),
+        (_change("categories", 2, id=2), "unique class ids, got 1 repeated ones: 2. Correct"),
+        (
+            _change("images", 0, width=0),
+            "got 1 invalid ones: images[0].width: expected int >= 1. Correct",
+        ),
+        (_no_sizes, "got 2 invalid ones: images[0].width: expected int >= 1, images[1].width"),
+        (_change("images", 0, id=None), "images[0]: object missing required field id. Correct"),
+        (lambda d: d.update(images=["a"]), "images[0]: expected an object, got 'a'. Correct"),
+        (
+            lambda d: d.update(categories=["a"]),
+            "categories[0]: expected an object, got 'a'. Correct",
+        ),
     ],
 )
 def test_consequences_are_not_named(
@@ -214,8 +226,8 @@ def test_masks_that_are_left_out_are_missing(tmp_path: Path) -> None:
     data = contents(["a.png", "b.png"])
     data["annotations"][0]["segmentation"] = [[1, 1, 5, 5]]
     (warning, note) = problems_of(inspect_custom(write_custom(tmp_path, data)))
-    assert f"got 1 others: {FIRST}: no polygon" in warning[1]
-    assert note == ("note", "masks, got 1 objects without. They count for boxes alone.")
+    assert f"got 1 invalid ones: {FIRST}: no polygon" in warning[1]
+    assert note == ("note", "masks, got 1 objects without. They are used for boxes only.")
 
 
 def test_numbers_may_be_text(tmp_path: Path) -> None:
@@ -233,7 +245,7 @@ def test_an_image_id_that_is_there_twice(tmp_path: Path) -> None:
     data["images"][1]["id"] = 1
     for annotation in data["annotations"]:
         annotation["image_id"] = 1
-    text = "different image ids, got 1 repeated ones: 1. Mend the json."
+    text = "unique image ids, got 1 repeated ones: 1. Correct the json."
     assert ("error", text) in problems_of(inspect_custom(write_custom(tmp_path, data)))
 
 
@@ -280,7 +292,7 @@ def _base_are_crowds(data: Contents) -> None:
 
 
 UNUSED = "objects of every class, got {} classes without any: {}."
-NOTHING = ("error", "objects of base classes, got none. Nothing is left to train on.")
+NOTHING = ("error", "objects of base classes, got none. There is nothing to train on.")
 
 
 @pytest.mark.parametrize(
@@ -323,7 +335,7 @@ def test_a_json_without_images_or_classes(tmp_path: Path, split: str) -> None:
     assert problems_of(inspect_custom(write_custom(tmp_path, data, split))) == [("error", empty)]
     data = contents(["a.png"]) | {"annotations": [], "categories": []}
     assert problems_of(inspect_custom(write_custom(tmp_path, data, split))) == [
-        ("error", "at least one class under 'categories', got an empty list. Mend the json.")
+        ("error", "at least one class under 'categories', got an empty list. Correct the json.")
     ]
 
 
@@ -333,9 +345,9 @@ def test_crowds_that_may_be_single_objects(tmp_path: Path) -> None:
         annotation["iscrowd"] = 1
         annotation["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": [32, 10, 1158]}
     warning = (
-        "objects, got {} crowd regions, more than half of all annotations. Neither training nor "
-        "evaluation counts them. CVAT marks every mask so: if they are single objects, set "
-        "`crowds_are_objects: true` in the yaml of the dataset."
+        "single objects, got {} crowd regions, more than half of all annotations. Neither training "
+        "nor evaluation counts them. CVAT marks every mask as a crowd: if they are single objects, "
+        "set `crowds_are_objects: true` in the yaml of the dataset."
     )
     report = inspect_custom(write_custom(tmp_path, data))
     assert problems_of(report) == [
@@ -376,17 +388,16 @@ def test_boxes_that_may_be_fractions(
     data = contents(["a.png", "b.png"], categories=2)
     for annotation, box in zip(data["annotations"], boxes * 2, strict=True):
         annotation["bbox"] = box
-    where = "of less than a pixel in the top left corner"
     texts = {
         "all_fractions": (
             "error",
-            f"boxes in pixels, got 4 {where}, which is all of them. They look like fractions of "
-            "the image, as YOLO writes them: multiply them by its size.",
+            "boxes in pixels, but all 4 lie within the top-left pixel. They look like fractions of "
+            "the image, as in YOLO's format: multiply them by the image size.",
         ),
         "fractions": (
             "warning",
-            f"boxes in pixels, got 2 {where}. Are they fractions of the image, as YOLO writes "
-            "them? Multiply them by its size.",
+            "boxes in pixels, got 2 within the top-left pixel. Are they fractions of the image, as "
+            "in YOLO's format? Multiply them by the image size.",
         ),
     }
     report = inspect_custom(write_custom(tmp_path, data))

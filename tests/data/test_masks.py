@@ -84,13 +84,16 @@ def test_no_mask(form: Any) -> None:
         ([[[[1]]]], "expected numbers as coordinates"),
         ("ab", "expected polygons or run lengths, got 'ab'"),
         ({"counts": COUNTS}, "expected run lengths"),
-        ({"size": [9, 9], "counts": [81]}, r"run lengths of \[9, 9\] pixels, image of \[20, 30\]"),
+        (
+            {"size": [9, 9], "counts": [81]},
+            r"run lengths of \[9, 9\] pixels, but the image has \[20, 30\]",
+        ),
         ({"size": [HEIGHT, WIDTH], "counts": [40, 60, 499]}, "do not cover the image"),
         ({"size": [HEIGHT, WIDTH], "counts": [640, -40]}, "do not cover the image"),
         ({"size": [HEIGHT, WIDTH], "counts": []}, "do not cover the image"),
         ({"size": [HEIGHT, WIDTH], "counts": ""}, "expected compressed run lengths, got the text"),
         ({"size": [HEIGHT, WIDTH], "counts": "b'X1'"}, "got the text \"b'X1'\""),
-        ({"size": [HEIGHT, WIDTH], "counts": [600]}, "an empty mask"),
+        ({"size": [HEIGHT, WIDTH], "counts": [600]}, "the mask is empty"),
     ],
 )
 def test_what_cannot_be_drawn(form: Any, message: str) -> None:
@@ -116,5 +119,5 @@ def test_compressed_counts_are_those_of_pycocotools_or_refused() -> None:
             check_counts(counts, height * width + 1)
         # truncated, a missing byte or invalid characters: never accepted for the same image
         for broken in (counts[:-1], counts[1:], counts + "z", counts + "o"):
-            with pytest.raises(ValueError, match=r"cover|cut off|negative|too large|expected"):
+            with pytest.raises(ValueError, match=r"cover|truncated|negative|too large|expected"):
                 check_counts(broken, height * width)

@@ -101,7 +101,7 @@ def test_objects_off_their_image_are_left_out(tmp_path: Path, box: list[int]) ->
     found = read_annotations(write(tmp_path, contents))
     assert len(found.objects) == 4
     assert (
-        "boxes that overlap their image, got 1 others: annotations[0]"
+        "boxes that overlap their image, got 1 outside it: annotations[0]"
         in found.findings.problems()[0].text
     )
     assert found.findings.problems()[0].severity == "warning"
@@ -122,10 +122,7 @@ def test_masks_that_do_not_fit_their_boxes(tmp_path: Path) -> None:
         for n in range(12)
     ]
     found = read_annotations(write(tmp_path, contents))
-    assert (
-        "masks that fill their boxes, got 12 with another extent"
-        in found.findings.problems()[0].text
-    )
+    assert "masks that fill their boxes, got 12 that do not" in found.findings.problems()[0].text
 
 
 def test_lists_of_unknown_classes_are_named(tmp_path: Path) -> None:
@@ -136,7 +133,7 @@ def test_lists_of_unknown_classes_are_named(tmp_path: Path) -> None:
         image["not_exhaustive_category_ids"] = []
     (problem,) = read_annotations(write(tmp_path, contents)).findings.problems()
     assert problem.severity == "warning"
-    assert "lists of an image, got 1 others: image 8: neg_category_ids" in problem.text
+    assert "lists per image, got 1 unknown ones: image 8: neg_category_ids" in problem.text
 
 
 @pytest.mark.parametrize("name", ["_", "x" * 201, "cat \ud83d", "a\nb"])

@@ -12,7 +12,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 
-from vild.data import COCO_BASE, COCO_NOVEL, register_builtin, register_split
+from vild.data import (
+    COCO_BASE,
+    COCO_NOVEL,
+    find_split,
+    register_builtin,
+    register_split,
+    require_split,
+)
 from vild.data.registry import data_root
 from vild.data.splits import coco_ovd_categories
 
@@ -249,3 +256,11 @@ def test_a_registration_is_replaced(catalog: str, request: pytest.FixtureRequest
     assert MetadataCatalog.get(name).thing_classes == [c.name for c in categories]
     with pytest.raises(ValueError, match=r"new\.json"):
         DatasetCatalog.get(name)
+
+
+def test_an_unknown_split_is_refused_with_near_misses() -> None:
+    require_split("lvis_v1_val")
+    with pytest.raises(ValueError, match=r"in DATASETS\.TEST, got 'lvis_v1_vla'.*'lvis_v1_val'"):
+        require_split("lvis_v1_vla", "a registered split in DATASETS.TEST")
+    with pytest.raises(ValueError, match=r"got 'xyz'.*Registered: \['.*'lvis_v1_val'"):
+        find_split("xyz")

@@ -71,7 +71,7 @@ def test_what_is_there_is_not_made_again(shapes: Path) -> None:
 
 def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="expected an empty folder or an older 'shapes'"):
+    with pytest.raises(ValueError, match="expected an empty folder or a 'shapes' dataset"):
         generate_shapes(tmp_path, train_images=1, val_images=1, progress=False)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -337,5 +337,5 @@ def test_contact_sheet_draws_boxes_where_a_mask_is_missing(shapes: Path, tmp_pat
 
 @pytest.mark.parametrize("counts", [(0, 5), (5, 0)])
 def test_no_images_is_refused(tmp_path: Path, counts: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="expected at least one image a split"):
+    with pytest.raises(ValueError, match="expected at least one image per split"):
         generate_shapes(tmp_path / "s", 0, *counts)

@@ -284,7 +284,7 @@ def test_proposals(source: str, tmp_path: Path) -> None:
 
 def test_extracted_embeddings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # the simulation is of one thread
-    monkeypatch.setattr("vild.embeddings.extraction.run_ahead", lambda items, ahead: items)
+    monkeypatch.setattr("vild.embeddings.extraction.prefetch", lambda items, ahead: items)
     files, proposals = make_images(tmp_path, [3, 0, 7])
     stores = []
     for device in ("cpu", "cuda"):

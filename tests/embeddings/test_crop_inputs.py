@@ -87,7 +87,7 @@ def test_boxes_have_four_columns(shape: tuple[int, ...], image: np.ndarray) -> N
         lambda boxes: valid_boxes(boxes, (10, 10)),
     ):
         with pytest.raises(
-            ValueError, match=r"boxes \(R, 4\), .*empty\(0, 4\), got shape"
+            ValueError, match=r"boxes of shape \(R, 4\), got .*for no boxes, \(0, 4\)"
         ) as error:
             call(torch.zeros(shape))
         assert str(shape) in str(error.value)

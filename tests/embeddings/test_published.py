@@ -60,7 +60,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "missing": ("a.pth", lambda path: None, "no such file"),
     "torch named npz": (
         *("a.npz", lambda path: torch.save(ROWS, path)),
-        r"got an archive with a/data\.pkl: a file of torch ends in \.pth",
+        r"got an archive with a/data\.pkl\. Rename .* to \.pth",
     ),
     "bytes named npz": (
         "a.npz",
@@ -98,7 +98,11 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         "got 0 among 0 arrays",
     ),
     "a list": ("a.pth", lambda path: torch.save([ROWS], path), "a dict of tensors, .* got list"),
-    "objects": ("a.pth", lambda path: torch.save(Path("x"), path), r"asks for pathlib\..*run code"),
+    "objects": (
+        "a.pth",
+        lambda path: torch.save(Path("x"), path),
+        r"refers to pathlib\..*run code",
+    ),
     "another pickle": (
         *("a.pth", lambda path: path.write_bytes(pickle.dumps(Path("x")))),
         "damaged or of another kind",
@@ -107,14 +111,14 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "nothing": ("a.pth", lambda path: path.write_bytes(b""), "damaged or of another kind"),
     "damaged safetensors": (
         *("a.safetensors", lambda path: path.write_bytes(b"\x10")),
-        "not a whole safetensors file",
+        "not a complete safetensors file",
     ),
     "embeddings of this project": (
         "a.safetensors",
         lambda path: TextEmbeddings(
             torch.eye(2), Vocabulary.from_names(["a", "b"]), 0.01, "x"
         ).save(path),
-        "it needs no import",
+        "without an import",
     ),
 }
 

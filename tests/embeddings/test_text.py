@@ -124,7 +124,7 @@ def test_embeddings_without_a_checksum_are_read(
         save_file({"embeddings": embeddings.embeddings}, path, header)
         assert torch.equal(TextEmbeddings.load(path).embeddings, embeddings.embeddings)
     assert [record.message for record in caplog.records] == [
-        f"{path} has no checksum: an earlier version made it"
+        f"{path} has no checksum: it was made by an earlier version"
     ]
 
 
@@ -133,7 +133,7 @@ def test_embeddings_without_a_checksum_are_read(
     [
         ({"embeddings": torch.eye(8)[:2]}, r"expected embeddings of shape \(3, D\).*\(2, 8\)"),
         ({"embeddings": torch.eye(8)[:3].double()}, "expected float32"),
-        ({"embeddings": torch.eye(8)[:3] * 2}, "'kite' has norm 2"),
+        ({"embeddings": torch.eye(8)[:3] * 2}, "got 2.0000 for 'kite'"),
         ({"embeddings": torch.eye(8)[:3].index_fill(0, torch.tensor([1]), torch.nan)}, "'owl' is"),
         ({"temperature": 0.0}, "positive temperature"),
         ({"temperature": float("nan")}, "positive temperature"),
@@ -151,7 +151,7 @@ def test_unreadable_files_are_named(embeddings: TextEmbeddings, tmp_path: Path) 
     with pytest.raises(ValueError, match=r"no such file\. Make them with"):
         TextEmbeddings.load(tmp_path / "none.safetensors")
     (tmp_path / "half.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
         TextEmbeddings.load(tmp_path / "half.safetensors")
     save_file({"embeddings": torch.eye(3)}, tmp_path / "foreign.safetensors")
     with pytest.raises(ValueError, match="expected the format 'vild-text-embeddings-1', got None"):
@@ -162,7 +162,7 @@ def test_class_lists_must_agree(embeddings: TextEmbeddings) -> None:
     embeddings.check_classes(["kite", "owl", "wren"], "the dataset")
     with pytest.raises(ValueError, match="the dataset has 2 classes, the text embeddings 3"):
         embeddings.check_classes(["kite", "owl"], "the dataset")
-    with pytest.raises(ValueError, match="row 1 is 'wren' there and 'owl' here"):
+    with pytest.raises(ValueError, match="row 1 is 'wren' in the former and 'owl'"):
         embeddings.check_classes(["kite", "wren", "owl"], "the dataset")
 
 
@@ -175,7 +175,7 @@ def test_some_of_the_classes(embeddings: TextEmbeddings) -> None:
     respelled = embeddings.select(Vocabulary.from_names([f"{second.upper()}."]))
     assert torch.equal(respelled.embeddings, embeddings.embeddings[[1]])
     assert respelled.vocabulary.names == (f"{second.upper()}.",)
-    with pytest.raises(ValueError, match="there is none of 'no such bird' among"):
+    with pytest.raises(ValueError, match="got none of 'no such bird' among"):
         embeddings.select(Vocabulary.from_names([first, "no such bird"]))
 
 
@@ -233,7 +233,7 @@ def test_embeddings_record_templates_and_not_their_file(teacher: Teacher, tmp_pa
 
 
 def test_a_batch_without_prompts_is_refused(teacher: Teacher) -> None:
-    with pytest.raises(ValueError, match="expected a batch of 1 or more prompts, got 0"):
+    with pytest.raises(ValueError, match="expected a batch size of at least 1, got 0"):
         embed_vocabulary(teacher, BIRDS, batch_size=0)
 
 

@@ -198,7 +198,7 @@ def test_what_cannot_work_is_refused_before_training(cfg: CfgNode, folder: Path)
         build_train_loader(cfg)
     cfg.MODEL.VILD.DISTILL.SOURCE = "store"
     cfg.MODEL.VILD.DISTILL.STORE = str(folder / "elsewhere")
-    with pytest.raises(UnfinishedStoreError, match="there is none"):
+    with pytest.raises(UnfinishedStoreError, match="not found"):
         build_train_loader(cfg)
     cfg.MODEL.VILD.DISTILL.STORE = ""
     with pytest.raises(ValueError, match=r"STORE .*extract_image_embeddings.*'ensemble' is dist"):
@@ -212,7 +212,7 @@ def test_what_cannot_work_is_refused_before_training(cfg: CfgNode, folder: Path)
 @pytest.mark.parametrize(
     ("classes", "dimension", "fingerprint", "complaint"),
     [
-        (["owl", "crow"], 4, "f", "row 0 is 'crow' there and 'owl' here"),
+        (["owl", "crow"], 4, "f", "row 0 is 'crow' in the former and 'owl'"),
         (["crow"], 4, "f", "NUM_CLASSES: 2 classes, got 1 in"),
         (["crow", "owl"], 5, "f", "dimension"),
         (["crow", "owl"], 4, "g", "fingerprint"),

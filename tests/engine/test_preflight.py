@@ -63,7 +63,7 @@ def test_the_classes_of_the_test_set_have_to_be_the_models(cfg: CfgNode, tmp_pat
     names = MetadataCatalog.get(small_shapes.SEEN).thing_classes
     text_embeddings(names[::-1], 64).save(tmp_path / "text.safetensors")
     cfg.MODEL.VILD.TEXT_EMBEDDINGS = str(tmp_path / "text.safetensors")
-    with pytest.raises(ValueError, match="disagree: row 0"):
+    with pytest.raises(ValueError, match="differ: row 0"):
         check_before_training(cfg)
     cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.NUM_CLASSES = "StandardROIHeads", 59
     with pytest.raises(ValueError, match="NUM_CLASSES to be 60"):

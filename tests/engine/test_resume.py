@@ -117,7 +117,7 @@ def test_a_truncated_last_checkpoint_is_named_and_not_passed_over(
     assert "--resume-from model_0000001.pth" in str(error.value)
     checkpointer.load(str(tmp_path / "model_0000001.pth"))
     (tmp_path / "model_0000001.pth").unlink()
-    with pytest.raises(ValueError, match="no other checkpoint beside it"):
+    with pytest.raises(ValueError, match="No other checkpoint is in its folder"):
         checkpointer.load(str(file))
     with pytest.raises(ValueError, match=r"expected a checkpoint at .*gone\.pth"):
         checkpointer.load(str(tmp_path / "gone.pth"))
@@ -138,7 +138,7 @@ def test_a_checkpoint_of_another_variant_is_refused(tmp_path: Path) -> None:
     load_weights(ensemble, file, unused=("roi_heads.image_head",))
     DetectionCheckpointer(ensemble, str(tmp_path)).save("ensemble")
     file = str(tmp_path / "ensemble.pth")
-    with pytest.raises(ValueError, match=r"ViLD-ensemble, and the configuration has no image head"):
+    with pytest.raises(ValueError, match=r"ViLD-ensemble, but the configuration has no image head"):
         load_weights(single, file)
     load_weights(single, file, unused=("roi_heads.image_head",))
 

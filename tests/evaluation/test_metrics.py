@@ -315,7 +315,7 @@ def test_annotations_must_fit(shapes: Case, coco: Case, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lacks the category id 4000 of the vocabulary"):
         GroundTruth.read(shapes.json_file, [1, 4000])
     for section, change, complaint in (
-        ("images", {"id": 1}, "different image ids, got 1 repeated ones: 1"),
+        ("images", {"id": 1}, "unique image ids, got 1 repeated ones: 1"),
         ("annotations", {"image_id": 4000}, r"annotations\[3\] .*: image 4000"),
     ):
         contents = copy.deepcopy(shapes.contents)

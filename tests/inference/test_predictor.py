@@ -285,7 +285,7 @@ def test_the_precision_of_the_machine(folder: Path, monkeypatch: pytest.MonkeyPa
     ("words", "novel", "message"),
     [
         ([], None, "an empty vocabulary"),
-        (["crow", "crow"], None, "may be there once"),
+        (["crow", "crow"], None, "expected every class once"),
         (["crow"], ["owl"], "'owl' is not in the vocabulary"),
         (["crow", "  "], None, "expected words for every class"),
         (["Crow", "crow"], None, "have the same prompts"),

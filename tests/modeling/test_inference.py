@@ -277,7 +277,7 @@ def test_embeddings_that_make_no_vocabulary() -> None:
     two = Vocabulary.from_names(["crow", "owl"])
     for factor, complaint in (
         (torch.nan, "of 'owl' is not finite"),
-        (1.1, "of 'owl' has norm 1.1"),
+        (1.1, "got 1.1000 for 'owl'"),
     ):
         rows = unit_rows(2, 16) * torch.tensor([[1.0], [factor]])
         with pytest.raises(ValueError, match=complaint):

@@ -260,7 +260,7 @@ def test_a_file_that_was_cut_short(tmp_path: Path, share: float) -> None:
     path = tmp_path / "a.pkl"
     whole = pickle.dumps(contents(), protocol=4)
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match=r"a\.pkl is cut short"):
+    with pytest.raises(ValueError, match=r"a\.pkl is truncated"):
         read_detectron2_proposals(path, allow_pickle=True)
 
 
@@ -268,7 +268,7 @@ def test_a_missing_file_and_one_that_is_no_pickle(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
         read_detectron2_proposals(tmp_path / "none.pkl", allow_pickle=True)
     (tmp_path / "a.pkl").write_text("<!DOCTYPE html>", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"a\.pkl is cut short or no pickle"):
+    with pytest.raises(ValueError, match=r"a\.pkl is truncated or not a proposal file"):
         read_detectron2_proposals(tmp_path / "a.pkl", allow_pickle=True)
 
 
@@ -310,8 +310,8 @@ ONE = np.zeros(1, dtype=np.float32)
         ([(1, BOX[:, [2, 1, 0, 3]], ONE)], "x2 > x1 and y2 > y1, got [10.0, 0.0, 0.0, 10.0]"),
         ([(1, BOX[:, [0, 3, 2, 1]], ONE)], "x2 > x1 and y2 > y1, got [0.0, 10.0, 10.0, 0.0]"),
         ([(1, np.array([[3, 3, 3, 5]]), ONE)], "x2 > x1"),
-        ([(1, BOX, ONE), (2, BOX, ONE), (1, BOX, ONE)], "image 1 is there more than once"),
-        ([(1, BOX, ONE), ("1", BOX, ONE)], "image '1' is there more than once"),
+        ([(1, BOX, ONE), (2, BOX, ONE), (1, BOX, ONE)], "got 1 more than once"),
+        ([(1, BOX, ONE), ("1", BOX, ONE)], "got '1' more than once"),
         ([(1.5, BOX, ONE)], "image ids, got 1.5"),
         ([(True, BOX, ONE)], "image ids, got True"),
     ],

@@ -239,7 +239,7 @@ def test_errors_of_resizing(
             return prepared
 
     store = write_store(tmp_path / "store", Failing(len(files)), files)
-    assert store.failed == {2: f"too little memory to read {files[2]}"}
+    assert store.failed == {2: f"not enough memory to read {files[2]}"}
     assert len(store) == len(files) - 1
     error = KeyError("bug")
     with pytest.raises(KeyError):

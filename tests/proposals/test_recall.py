@@ -301,5 +301,5 @@ def test_malformed_limits(limits: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("novel", [[], [[True]]])
 def test_malformed_flags(novel: Any) -> None:
-    with pytest.raises(ValueError, match="one novel flag a class"):
+    with pytest.raises(ValueError, match="one novel flag per class"):
         RecallMeter(novel)

@@ -201,7 +201,7 @@ def test_a_lost_spec_and_manifest_are_made_again(folder: Path) -> None:
     before = contents(folder)
     (folder / "spec.json").unlink()
     (folder / "manifest.json").write_text("{", encoding="utf-8")
-    with pytest.raises(StoreError, match="not a folder to write to"):
+    with pytest.raises(StoreError, match="cannot be continued"):
         StoreWriter(folder, spec(by="hand"), IMAGES)
     assert write(folder).pending() == []
     assert contents(folder) == before
@@ -245,12 +245,12 @@ def test_a_store_that_disappears(folder: Path, tmp_path: Path) -> None:
     store.arrays(101)
     shutil.rmtree(folder)
     store.arrays(102)  # opens its shard
-    with pytest.raises(CorruptStoreError, match=r"shard_00001\S* cannot be read any more"):
+    with pytest.raises(CorruptStoreError, match=r"shard_00001\S* is no longer readable"):
         store.arrays(104)
-    with pytest.raises(StoreError, match="there is none"):
+    with pytest.raises(StoreError, match="not found"):
         RecordStore(folder, "proposals")
     assert store_faults(folder) == [
-        f"{folder / 'manifest.json'} is missing: the store is not finished"
+        f"{folder / 'manifest.json'} is missing: the store is unfinished"
     ]
 
     writer = StoreWriter(tmp_path / "begun", spec(), IMAGES)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from vild.storage import map_ahead, run_ahead
+from vild.storage import map_ahead, prefetch
 
 
 def test_results_keep_their_order_and_errors_their_place() -> None:
@@ -31,11 +31,11 @@ def test_only_a_few_are_computed_ahead() -> None:
 
 def test_empty() -> None:
     assert list(map_ahead(str, [], threads=2)) == []
-    assert list(run_ahead([])) == []
+    assert list(prefetch([])) == []
 
 
-def test_items_run_ahead_in_another_thread() -> None:
-    threads = list(run_ahead(threading.current_thread().name for _ in range(3)))
+def test_items_are_produced_in_another_thread() -> None:
+    threads = list(prefetch(threading.current_thread().name for _ in range(3)))
     assert len(threads) == 3
     assert set(threads).isdisjoint({threading.current_thread().name})
 
@@ -45,7 +45,7 @@ def test_an_error_of_the_producer_is_raised_here() -> None:
         yield 1
         raise KeyError("inside")
 
-    items = run_ahead(broken())
+    items = prefetch(broken())
     assert next(items) == 1
     with pytest.raises(KeyError, match="inside"):
         next(items)
@@ -61,7 +61,7 @@ def test_the_producer_stops_with_the_consumer() -> None:
         finally:
             closed.set()
 
-    items = run_ahead(endless())
+    items = prefetch(endless())
     next(items)
     items.close()
     assert closed.wait(5)

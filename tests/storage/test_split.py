@@ -58,7 +58,9 @@ def test_a_store_of_other_images_is_refused(tmp_path: Path) -> None:
     store = RecordStore(tmp_path / "s", "proposals")
     store.check_split("split", records(IMAGES))
     store.check_split("split_base", records(IMAGES))
-    with pytest.raises(StoreMismatchError, match=r"a store of 'val' \(10 images\).* of 'split'"):
+    with pytest.raises(
+        StoreMismatchError, match=r"a store of 'val' \(10 images\).* covers 'split'"
+    ):
         store.check_split("val", records(IMAGES, "val"))
 
 

@@ -149,7 +149,7 @@ EXPORTS: dict[Callable[[Contents], Contents], str] = {
     label_studio: "objects without",
     cvat: "",
     roboflow: "that only groups the others: things",
-    via: "annotations without. Those of the boxes",
+    via: "annotations without. The areas of their boxes",
     labelme2coco: "no polygon of 3 or more points",
 }
 

@@ -24,7 +24,7 @@ def test_a_trusted_checkpoint_is_converted(
     state = state_dict(Detector())
     source, out = tmp_path / "theirs.pth", tmp_path / "ours.safetensors"
     torch.save({"model": state, "args": argparse.Namespace(lr=1)}, source)
-    with pytest.raises(ValueError, match=r"asks for argparse\.Namespace, which could run code"):
+    with pytest.raises(ValueError, match=r"refers to argparse\.Namespace, which could run code"):
         load_weights(Detector(), str(source))
     assert run(convert_checkpoint, source, out) == 2
     assert "argparse.Namespace" in capsys.readouterr().err

@@ -109,7 +109,7 @@ def test_a_video(run: Run, photos: Path, tmp_path: Path, opts: list[str]) -> Non
     ("arguments", "message"),
     [
         (("--input", "nowhere.jpg"), "no such file"),
-        (("--input", "{photos}/more", "--vocabulary", "crow, crow"), "may be there once"),
+        (("--input", "{photos}/more", "--vocabulary", "crow, crow"), "expected every class once"),
         (("--input", "{photos}", "--novel", "crow"), "expected --vocabulary with --novel"),
         (("--input", "{photos}", "--results", "found.xml"), "as one of"),
         (("--input", "{photos}/a.png", "--vocabulary", "crows.txt"), "at crows.txt: no such file"),

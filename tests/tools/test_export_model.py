@@ -118,7 +118,7 @@ def test_the_documented_way_to_run_a_file(
         (("--novel", "owl"), (), "expected --vocabulary with --novel"),
         (("--repeats", "0"), (), "expected an integer of at least 1, got '0'"),
         (("--vocabulary", "owls.txt"), (), "expected a vocabulary at owls.txt: no such file"),
-        (("--vocabulary", "owl, owl"), (), "may be there once"),
+        (("--vocabulary", "owl, owl"), (), "expected every class once"),
         ((), ("MODEL.WEIGHTS", ""), "expected MODEL.WEIGHTS to name the checkpoint"),
         ((), ("MODEL.WEIGHTS", "gone.pth"), "expected a checkpoint at gone.pth"),
         ((), ("MODEL.VILD.VARIANT", "text_clip"), "finds its regions itself"),

@@ -59,7 +59,10 @@ def test_published_matrix_is_imported(main: Run, tmp_path: Path) -> None:
     ("args", "message"),
     [
         (("--vocabulary", "a, b", "--import", "{npy}"), "expected the shape (2, D) or (D, 2)"),
-        (("--vocabulary", "a, a", "--model", "vild-shapes"), "the class 'a' is there 2 times"),
+        (
+            ("--vocabulary", "a, a", "--model", "vild-shapes"),
+            "expected every class once, got 'a' 2 times",
+        ),
         (("--vocabulary", "a, A", "--model", "vild-shapes"), "have the same prompts"),
         (("--vocabulary", "gone.json"), "expected a vocabulary at gone.json"),
         (("--vocabulary", "{npy}"), "expected a vocabulary as a .json"),
@@ -120,7 +123,7 @@ def test_names_in_the_file_put_its_rows_in_order(
     assert main("--vocabulary", "kite, wren", *read) == 0
     assert torch.equal(TextEmbeddings.load(out).embeddings, rows[[2, 0]])
     assert main("--vocabulary", "kite, wren, owl", *read) == 2
-    assert "there is none of 'owl'" in capsys.readouterr().err
+    assert "got none of 'owl'" in capsys.readouterr().err
 
 
 def test_an_output_that_cannot_be_written_is_said_first(

@@ -92,7 +92,7 @@ def test_odd_images_do_not_end_a_split(
     small.image(6).write_bytes(b"")
     assert tools.propose() == 3
     printed = capsys.readouterr().out
-    for image, reason in ((4, "too large"), (5, "floats of an unknown range"), (6, "is empty")):
+    for image, reason in ((4, "too large"), (5, "floats of unknown range"), (6, "is empty")):
         assert f"failed: image {image}: cannot read the image {small.image(image)}" in printed
         assert reason in printed
     for mode in ("stretch", "pad", "clip"):
@@ -122,11 +122,11 @@ def test_too_little_memory_for_an_image(
 
         monkeypatch.setattr(module, "read_image", limited)
     assert tools.propose() == 3
-    assert "failed: image 3: too little memory to read" in capsys.readouterr().out
+    assert "failed: image 3: not enough memory to read" in capsys.readouterr().out
     monkeypatch.setattr(vild.proposals.extraction, "read_image", read)
     assert tools.propose("--retry-failed") == 0
     assert tools.embed() == 3
-    assert "failed: image 3: too little memory to read" in capsys.readouterr().out
+    assert "failed: image 3: not enough memory to read" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), KeyError("bug")])
@@ -184,7 +184,7 @@ def test_a_shard_that_somebody_removes(
 
     monkeypatch.setattr(StoreWriter, "finish", removing)
     assert tools.propose() == 2
-    assert "shard_00002.safetensors was written but is missing" in capsys.readouterr().err
+    assert "shard_00002.safetensors was written but is now missing" in capsys.readouterr().err
     assert tools.propose("--num-machines", 2, "--machine-rank", 0) == 2
     monkeypatch.undo()
     monkeypatch.setattr(sys, "argv", [])

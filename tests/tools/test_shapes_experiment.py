@@ -152,7 +152,7 @@ def test_a_stage_is_done_when_its_last_files_are_there() -> None:
     ("tool", "arguments", "complaint"),
     [
         (make_shapes, "--out-dir FILE/x", "FILE is a file"),
-        (make_shapes, "--out-dir FOLDER", "expected an empty folder or an older 'shapes'"),
+        (make_shapes, "--out-dir FOLDER", "expected an empty folder or a 'shapes' dataset"),
         (make_shapes, "--train-images 0", "expected an integer of at least 1, got '0'"),
         (make_shapes, "--seed -1", "expected a seed from 0 to"),
         (make_shapes, "--contact-sheet FOLDER", "--contact-sheet to be a file that can be written"),

@@ -14,8 +14,8 @@ from experiments.progress import shown_time
 from experiments.stages import Record, read_records
 from vild.config import read_config
 from vild.data import Vocabulary, find_split, read_image, register_from_arguments
-from vild.data.display import shown_size
 from vild.data.files import require_writable_file
+from vild.data.formatting import format_size
 from vild.embeddings import EmbeddingStore
 from vild.engine.region_similarity import compare_regions
 from vild.reporting import (
@@ -137,11 +137,11 @@ def similarity_section(args: argparse.Namespace) -> PageSection:
 
 def stage_section(stages: list[Record]) -> PageSection:
     """Make the section of commands with times and memory."""
-    rows = [(s.title, s.command, shown_time(s.seconds), shown_size(s.peak_bytes)) for s in stages]
+    rows = [(s.title, s.command, shown_time(s.seconds), format_size(s.peak_bytes)) for s in stages]
     total = sum(s.seconds for s in stages)
     peak = max((s.peak_bytes for s in stages), default=0)
     text = (
-        f"{shown_time(total)} in all, at most {shown_size(peak)} of memory. Each command can "
+        f"{shown_time(total)} in all, at most {format_size(peak)} of memory. Each command can "
         "be repeated by itself."
     )
     table = PageTable(("stage", "command", "time", "memory"), tuple(rows), numbers=2, code=True)

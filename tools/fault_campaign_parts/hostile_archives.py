@@ -48,7 +48,7 @@ def archives(bench: Bench) -> list[Attack]:
         return make
 
     def unzip(folder: Path) -> None:
-        extract(folder / "a.zip", folder / "data", progress=False)
+        extract(folder / "a.zip", folder / "data")
 
     def untar(folder: Path) -> None:
         with checkpoint_prefix(folder / "a.tar.gz"):
@@ -147,7 +147,7 @@ def bombs(bench: Bench) -> list[Attack]:
         script(*bench.evaluate_command(folder), "MODEL.WEIGHTS", file)()
 
     def unzip(folder: Path) -> None:
-        extract(folder / "a.zip", folder / "data", progress=False)
+        extract(folder / "a.zip", folder / "data")
 
     def pixels(folder: Path) -> None:
         read_image(folder / "a.png")

@@ -131,13 +131,13 @@ class AtomicCheckpointer(DetectionCheckpointer):
             key=lambda f: f.stat().st_mtime,
         )
         if not others:
-            return "There is no other checkpoint beside it"
+            return "No other checkpoint is in its folder"
         if self._resumes:
             return (
                 f"The previous one is {others[-1]}; `--resume-from {others[-1].name}` continues "
                 "from it"
             )
-        return f"The newest other checkpoint beside it is {others[-1]}"
+        return f"The newest other checkpoint in its folder is {others[-1]}"
 
     def _load_model(self, checkpoint: Any) -> Any:
         given: set[str] = set()
@@ -187,15 +187,15 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 raise ValueError(
                     f"expected the checkpoint of a ResNet with {len(wanted[stage])} blocks in "
                     f"{stage}, got {len(held[stage])}: set MODEL.RESNETS.DEPTH to the checkpoint's "
-                    "depth, or use a checkpoint of the configuration's"
+                    "depth, or use a checkpoint of this depth"
                 )
         # convolutions of the common stages; Detectron2 skips those that do not fit
         unused = [n for n in self.unexpected if n.endswith(".weight") and "norm" not in n]
         odd = [n for n in (*self.misshapen, *unused) if _blocks([n]).keys() & wanted.keys()]
         if odd and _blocks(self.model.state_dict().keys() & set(given)):
             raise ValueError(
-                f"expected a checkpoint of the configuration's ResNet, got one with other layers "
-                f"({_some(odd)}): another kind of ResNet. Compare MODEL.RESNETS"
+                f"expected a checkpoint of the configuration's ResNet, got another kind of ResNet "
+                f"with other layers ({_some(odd)}). Check MODEL.RESNETS"
             )
 
     def _check_resumable(self, checkpoint: Mapping[str, Any]) -> None:
@@ -212,15 +212,15 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if misfits:
             raise ValueError(
                 f"cannot resume from {self._resumed}: its parameters do not fit the model "
-                f"({'; '.join(misfits)}). Resume with the configuration that the training began "
-                "with; to begin another training from these weights, pass them as MODEL.WEIGHTS "
-                "with another OUTPUT_DIR and without --resume"
+                f"({'; '.join(misfits)}). Resume with the configuration of the interrupted run; to "
+                "start a new run from these weights, pass them as MODEL.WEIGHTS with another "
+                "OUTPUT_DIR and without --resume"
             )
         lacking = [key for key in self.checkpointables if key not in checkpoint]
         if lacking:
             raise ValueError(
-                f"cannot resume from {self._resumed}: it holds weights but no state of a training "
-                f"({', '.join(lacking)}). To begin a training from it, pass it as MODEL.WEIGHTS"
+                f"cannot resume from {self._resumed}: it has weights but no training state "
+                f"({', '.join(lacking)}). To start training from it, pass it as MODEL.WEIGHTS"
             )
 
 
@@ -242,7 +242,7 @@ def load_weights(model: nn.Module, path: str, unused: tuple[str, ...] = ()) -> N
     """
     if not path:
         raise ValueError(
-            "expected a checkpoint of the detector, got none: name it by MODEL.WEIGHTS or --weights"
+            "expected a checkpoint of the detector, got none: set MODEL.WEIGHTS or --weights"
         )
     checkpointer = AtomicCheckpointer(model)
     checkpointer.load(path, checkpointables=[])
@@ -251,7 +251,7 @@ def load_weights(model: nn.Module, path: str, unused: tuple[str, ...] = ()) -> N
     if missing:
         raise ValueError(
             f"{path} lacks {len(missing)} of the model's parameters, or has them in another shape "
-            f"({_some(missing)}): it is a backbone alone, or a checkpoint of another variant or "
+            f"({_some(missing)}): it is only a backbone, or a checkpoint of another variant or "
             "architecture. Use a checkpoint of this configuration"
         )
     # half of ViLD-ensemble would load as ViLD or ViLD-text and give misleading metrics
@@ -259,9 +259,9 @@ def load_weights(model: nn.Module, path: str, unused: tuple[str, ...] = ()) -> N
         name.startswith(IMAGE_HEAD) for name in checkpointer.unexpected
     ):
         raise ValueError(
-            f"{path} is a checkpoint of ViLD-ensemble, and the configuration has no image head for "
-            "it. Use the configuration that it was trained with; MODEL.VILD.FUSION_WEIGHTS "
-            "'[1.0, 1.0]' scores by its text head alone"
+            f"{path} is a checkpoint of ViLD-ensemble, but the configuration has no image head. "
+            "Use the configuration that it was trained with; with MODEL.VILD.FUSION_WEIGHTS "
+            "'[1.0, 1.0]', only its text head counts"
         )
 
 

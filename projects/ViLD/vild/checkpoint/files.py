@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vild.storage.checked_files import read_safetensors, write_safetensors
 from vild.storage.errors import UnsafeFileError
-from vild.storage.pickles import ForbiddenError, load_plain
+from vild.storage.safe_pickle import ForbiddenError, load_plain
+from vild.storage.safetensors_files import read_safetensors, write_safetensors
 from vild.storage.torch_files import read_torch
 
 # tell Detectron2 to match parameter names heuristically; stored in the safetensors header

@@ -16,7 +16,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vild.data.entries import (
+from vild.data.coco_format import (
     Annotation,
     CategoryEntry,
     Id,

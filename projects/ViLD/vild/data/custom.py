@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-import yaml
 from detectron2.data import DatasetCatalog
 
 from vild.data.annotations import FEDERATED, Annotations, Category, read_annotations
 from vild.data.files import read_text
 from vild.data.registry import register_splits
 from vild.data.splits import novel_flags, select_rows
-from vild.data.yaml_loader import UniqueKeyLoader
+from vild.data.yaml_loader import parse_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -101,14 +100,10 @@ def read_spec(path: Path) -> Spec:
     Raises:
         ValueError: the yaml is missing or malformed.
     """
-    text = read_text(path, "a yaml that describes a dataset")
+    loaded = parse_yaml(read_text(path, "a yaml that describes a dataset"), path)
     try:
-        loaded = yaml.load(text, UniqueKeyLoader)  # a SafeLoader
         spec = msgspec.convert(loaded, Spec)
-    except (yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split())  # yaml errors span several lines
-        raise ValueError(f"{path} is not valid yaml: {reason}") from None
-    except ValueError as error:  # from msgspec, or from yaml for a value such as an impossible date
+    except msgspec.ValidationError as error:
         known = ", ".join(Spec.__struct_fields__)
         reason = str(error) + ("; expected lvis or coco" if "$.evaluator" in str(error) else "")
         raise ValueError(
@@ -139,11 +134,13 @@ def resolve_paths(files: SplitFiles, yaml_file: Path, split: str) -> tuple[Path,
         text = os.path.expandvars(os.path.expanduser(given))
         if "$" in text:
             raise ValueError(
-                f"{yaml_file}: {split}.{key} is {given!r}, but that environment variable is not set"
+                f"{yaml_file}: {split}.{key}: {given!r} has an environment variable that is not set"
             )
         paths.append(yaml_file.parent / text)
     if not os.path.isdir(paths[1]):
-        raise ValueError(f"{yaml_file}: {split}.images: there is no folder {paths[1]}")
+        raise ValueError(
+            f"{yaml_file}: {split}.images: expected a folder at {paths[1]}, found none"
+        )
     return paths[0], paths[1]
 
 
@@ -169,8 +166,8 @@ def _same_classes(contents: Mapping[str, Annotations], spec: Spec, where: Path) 
             odd = min(differences, key=str)
             raise ValueError(
                 f"{where}: the classes of train and val differ ({len(first)} and {len(other)} "
-                f"classes; the first difference is id {odd[0]}, {odd[1]!r}). Both files need the "
-                "same list."
+                f"classes; the first difference is id {odd[0]}, {odd[1]!r}). Use the same list in "
+                "both files."
             )
     return first
 
@@ -190,7 +187,7 @@ def _apply_split(
         novel = tuple(novel[row] for row in kept)
     if all(novel):
         raise ValueError(
-            f"{where}: all {len(novel)} classes are novel; nothing is left to train on"
+            f"{where}: all {len(novel)} classes are novel; there is nothing to train on"
         )
     if not isinstance(spec.novel, str):
         # A split defined by names is reported like LVIS: APr is the AP of the novel classes.
@@ -218,7 +215,7 @@ def _evaluator(contents: Mapping[str, Annotations], spec: Spec, where: Path) -> 
         return spec.evaluator
     if lacking and any(map(any, lists.values())):
         logger.warning(
-            "%s: COCO's evaluation is used: images of %s have no %r, which LVIS's needs",
+            "%s: using COCO's evaluation: images of %s have no %r, which LVIS's evaluation needs",
             where,
             *lacking,
         )

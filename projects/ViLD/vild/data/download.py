@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from vild.data.files import write_errors_named
+from vild.data.formatting import format_size
 
 logger = logging.getLogger(__name__)
 
@@ -132,8 +133,7 @@ def fetch(
     flat: bool = False,
     archive_base: str | None = None,
     keep_archives: bool = False,
-    progress: bool = True,
-) -> list[Path]:
+) -> None:
     """Download and unpack the archives of ``dataset`` that are missing.
 
     Args:
@@ -144,10 +144,6 @@ def fetch(
             address. The same checksums are verified.
         keep_archives: keep the zips after unpacking. Otherwise they are removed, even if the
             dataset was already unpacked.
-        progress: show progress bars on a terminal.
-
-    Returns:
-        the folders that something was unpacked into.
 
     Raises:
         ValueError: an unknown dataset, a wrong checksum, or an archive with other contents.
@@ -156,13 +152,12 @@ def fetch(
     known = sorted({name for archive in ARCHIVES for name in archive.datasets})
     if dataset not in known:
         raise ValueError(f"expected a dataset among {', '.join(known)}, got {dataset!r}")
-    filled = []
     for archive in ARCHIVES:
         if dataset not in archive.datasets:
             continue
         folder = root / (archive.flat_folder if flat else archive.folder)
         if archive.is_unpacked(folder):
-            logger.info("%s: already there in %s", archive.name, folder)
+            logger.info("%s: already unpacked in %s", archive.name, folder)
             if not keep_archives:  # an interrupted run may have left it after unpacking
                 Path(root, archive.name).unlink(missing_ok=True)
             continue
@@ -170,20 +165,19 @@ def fetch(
         if archive_base is not None:
             url = archive_base.rstrip("/") + urlsplit(url).path
         logger.info("%s: about %g GB from %s", archive.name, archive.gigabytes, url)
-        target = download(url, root / archive.name, archive.md5, progress)
-        extract(target, folder, progress)
+        target = root / archive.name
+        download(url, target, archive.md5)
+        extract(target, folder)
         if not archive.is_unpacked(folder):
             raise ValueError(
-                f"{target}: expected it to provide {', '.join(archive.provides)} in {folder}, but "
-                "that is not complete now. Remove the archive and run again."
+                f"{target}: expected an archive of {', '.join(archive.provides)}, but {folder} is "
+                "incomplete after unpacking. Remove the archive and run again."
             )
         if not keep_archives:
             target.unlink()
-        filled.append(folder)
-    return filled
 
 
-def download(url: str, target: Path, md5: str, progress: bool = True) -> Path:
+def download(url: str, target: Path, md5: str) -> None:
     """Download ``url`` to ``target``, resuming an interrupted download.
 
     Partial data are stored in ``target`` + ``.part``, which is renamed once the checksum is
@@ -193,10 +187,6 @@ def download(url: str, target: Path, md5: str, progress: bool = True) -> Path:
         url: address of the file.
         target: path to write.
         md5: expected checksum, 32 hexadecimal digits.
-        progress: show progress bars on a terminal.
-
-    Returns:
-        ``target``.
 
     Raises:
         ValueError: the checksum is wrong; the partial file is removed.
@@ -204,45 +194,40 @@ def download(url: str, target: Path, md5: str, progress: bool = True) -> Path:
             is kept.
     """
     if target.is_file():
-        found = file_md5(target, progress)
+        found = file_md5(target)
         if found == md5:
-            return target
-        logger.warning("%s: expected md5 %s, got %s; downloading it anew", target, md5, found)
+            return
+        logger.warning("%s: expected md5 %s, got %s; downloading it again", target, md5, found)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(target.suffix + ".part")
-    _stream(url, part, progress)
-    found = file_md5(part, progress)
+    _stream(url, part)
+    found = file_md5(part)
     if found != md5:
         part.unlink()
         raise ValueError(
             f"{url}: expected a file with md5 {md5}, got {found}. {part} was removed; run again to "
-            "download it anew. If that does not help, the address holds another file."
+            "download it again. If that does not help, the server has another file."
         )
     part.replace(target)
-    return target
 
 
-def file_md5(path: Path, progress: bool = False) -> str:
+def file_md5(path: Path) -> str:
     """Return the MD5 checksum of a file as 32 hexadecimal digits."""
     digest = hashlib.md5(usedforsecurity=False)
     size = path.stat().st_size
-    with path.open("rb") as file, _bar(f"checking {path.name}", size, progress) as bar:
+    with path.open("rb") as file, _bar(f"checking {path.name}", size) as bar:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             bar.update(len(chunk))
     return digest.hexdigest()
 
 
-def extract(zip_path: Path, folder: Path, progress: bool = True) -> int:
+def extract(zip_path: Path, folder: Path) -> None:
     """Unpack a zip, skipping files that already exist with the right size.
 
     Args:
         zip_path: the archive.
         folder: target folder; created if missing.
-        progress: show a progress bar on a terminal.
-
-    Returns:
-        the number of files written.
 
     Raises:
         ValueError: not a zip, a broken one, or one with a member outside ``folder``; in the last
@@ -261,7 +246,7 @@ def extract(zip_path: Path, folder: Path, progress: bool = True) -> int:
             total = sum(member.file_size for member, _ in todo)
             folder.mkdir(parents=True, exist_ok=True)
             _check_room(folder, total, f"unpacking {zip_path.name}")
-            with _bar(f"unpacking {zip_path.name}", total, progress) as bar:
+            with _bar(f"unpacking {zip_path.name}", total) as bar:
                 for member, place in todo:
                     place.parent.mkdir(parents=True, exist_ok=True)
                     part = place.with_name(place.name + ".part")
@@ -274,7 +259,6 @@ def extract(zip_path: Path, folder: Path, progress: bool = True) -> int:
         raise ValueError(
             f"{zip_path}: expected a complete zip archive, got {error}. Remove it and run again."
         ) from None
-    return len(todo)
 
 
 def _inside(name: str, zip_path: Path) -> PurePosixPath:
@@ -292,7 +276,7 @@ def _inside(name: str, zip_path: Path) -> PurePosixPath:
     return path
 
 
-def _stream(url: str, part: Path, progress: bool) -> None:
+def _stream(url: str, part: Path) -> None:
     """Append the missing rest of ``url`` to ``part``."""
     have = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "vild"})
@@ -306,12 +290,12 @@ def _stream(url: str, part: Path, progress: bool) -> None:
             return  # nothing left to send; the checksum shows whether the file is complete
         raise OSError(
             f"{url}: expected a file, got HTTP {error.code} {error.reason}. Check the address, or "
-            "download the file by hand; datasets/README.md says where it belongs."
+            "download the file yourself; datasets/README.md says where to put it."
         ) from None
     except (OSError, http.client.HTTPException) as error:
         raise OSError(
-            f"{url} could not be reached ({error}). Check the connection and run again; what has "
-            "arrived so far is kept."
+            f"cannot reach {url} ({error}). Check the connection and run again; the partial file "
+            "is kept."
         ) from error
     with response, part.open("r+b" if part.exists() else "wb") as file:
         begin = _first_byte(response, have)
@@ -322,7 +306,7 @@ def _stream(url: str, part: Path, progress: bool) -> None:
         file.truncate(begin)
         got = file.seek(begin)
         try:
-            with _bar(part.stem, total, progress, begin) as bar:
+            with _bar(part.stem, total, begin) as bar:
                 while chunk := response.read(_CHUNK):
                     got += file.write(chunk)
                     bar.update(len(chunk))
@@ -359,18 +343,11 @@ def _check_room(folder: Path, needed: int, doing: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
-            f"{doing}: expected {needed / 1e9:.2f} GB of free disk in {folder}, got "
-            f"{free / 1e9:.2f} GB. Make room, or choose another data root."
+            f"{doing}: expected {format_size(needed)} of free disk space in {folder}, got "
+            f"{format_size(free)}. Free some space, or choose another data root."
         )
 
 
-def _bar(title: str, total: int | None, progress: bool, initial: int = 0) -> tqdm:
+def _bar(title: str, total: int | None, initial: int = 0) -> tqdm:
     """Return a progress bar in bytes with the remaining time; disabled without a terminal."""
-    return tqdm(
-        desc=title,
-        total=total,
-        initial=initial,
-        unit="B",
-        unit_scale=True,
-        disable=None if progress else True,
-    )
+    return tqdm(desc=title, total=total, initial=initial, unit="B", unit_scale=True, disable=None)

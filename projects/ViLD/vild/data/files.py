@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vild.data.formatting import format_size
+
 # Longest marks first: the mark of UTF-32 LE begins with that of UTF-16 LE.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -118,7 +120,7 @@ def write_errors_named(
         reason = cause.strerror or str(cause)
         if cause.errno in _FULL:
             with suppress(OSError):
-                reason += f" ({shutil.disk_usage(Path(path).parent).free / 1e9:.2f} GB free)"
+                reason += f" ({format_size(shutil.disk_usage(Path(path).parent).free)} free)"
         raise OSError(cause.errno, reason, os.fspath(path)) from error
 
 

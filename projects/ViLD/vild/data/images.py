@@ -60,9 +60,8 @@ def read_image(path: str | os.PathLike[str], max_pixels: int | None = None) -> n
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise ValueError(
-            "expected PIL.ImageFile.LOAD_TRUNCATED_IMAGES to be False, as it is by default, but "
-            "something in this program set it: half an image would be read as a whole one. Set "
-            "it back to False."
+            "expected PIL.ImageFile.LOAD_TRUNCATED_IMAGES to be False, the default, but this "
+            "program set it, so truncated images would go unnoticed. Set it back to False."
         )
     path = Path(path)
     try:
@@ -73,9 +72,9 @@ def read_image(path: str | os.PathLike[str], max_pixels: int | None = None) -> n
     except FileNotFoundError:
         reason = "there is no such file. Check the path and the dataset's image folder"
     except PermissionError:
-        reason = "this user may not read it. Change its permissions"
+        reason = "permission denied. Change its permissions"
     except IsADirectoryError:
-        reason = "it is a folder. Name an image in it"
+        reason = "it is a folder. Choose an image in it"
     except UnidentifiedImageError:
         reason = _what_else(path)
     except Image.DecompressionBombError as error:
@@ -87,8 +86,8 @@ def read_image(path: str | os.PathLike[str], max_pixels: int | None = None) -> n
     # also SyntaxError, struct.error, zlib.error, IndexError, OverflowError.
     except Exception as error:
         reason = (
-            f"its data are cut short or damaged ({type(error).__name__}: {error}). Download or "
-            "copy it again"
+            f"it is truncated or damaged ({type(error).__name__}: {error}). Download or copy it "
+            "again"
         )
     raise UnreadableImageError(f"cannot read the image {path}: {reason}.") from None
 
@@ -112,7 +111,7 @@ def image_pixels(image: Image.Image) -> np.ndarray:
     except (UnreadableImageError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise many exception types
-        reason = f"its data are cut short or damaged ({type(error).__name__}: {error})"
+        reason = f"it is truncated or damaged ({type(error).__name__}: {error})"
         raise UnreadableImageError(f"cannot read the image {where}: {reason}.") from None
 
 
@@ -129,7 +128,7 @@ def _decode(file: BinaryIO, max_pixels: int | None) -> np.ndarray:
             "Make it smaller",
         )
     if image.format == "EPS":
-        raise _refused(file.name, "it is PostScript, a program. Convert it to PNG or JPEG")
+        raise _refused(file.name, "PostScript is not supported. Convert it to PNG or JPEG")
     scan = file.tell()
     # Load before reading the orientation: Pillow turns a TIFF while loading it and then removes the
     # orientation tag.
@@ -148,7 +147,7 @@ def _rgb(image: Image.Image, where: str) -> np.ndarray:
     turn = _TURNS.get(_orientation(image))
     if image.mode == "F":
         raise _refused(
-            where, "its values are floats of an unknown range. Convert it to 8 bits a channel"
+            where, "its values are floats of unknown range. Convert it to 8 bits per channel"
         )
     if image.mode in _WIDE_MODES:
         image = _narrowed(image, where)
@@ -178,8 +177,8 @@ def _narrowed(image: Image.Image, where: str) -> Image.Image:
     if low < 0 or high > 65535:
         raise _refused(
             where,
-            f"expected grey values of 16 bits, 0 to 65535, got {low} to {high}. Convert it to 8 "
-            "bits a channel",
+            f"expected 16-bit grey values from 0 to 65535, got {low} to {high}. Convert it to 8 "
+            "bits per channel",
         )
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
@@ -195,8 +194,8 @@ def _what_else(path: Path) -> str:
     if not start:
         return "it is empty. Download or copy it again"
     return (
-        f"it is no image of a kind that Pillow knows; it begins with {start!r}. Is it an error "
-        "page or a text with an image's name? Download it again"
+        f"it is not an image format that Pillow can read; it begins with {start!r}. Is it an error "
+        "page saved under an image's name? Download it again"
     )
 
 

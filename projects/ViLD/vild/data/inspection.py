@@ -15,11 +15,11 @@ from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from vild.data.annotations import Annotations, decode_annotations
+from vild.data.coco_format import Id, ImageEntry
 from vild.data.custom import read_spec, register_custom, resolve_paths
-from vild.data.entries import Id, ImageEntry
 from vild.data.images import ImageFinder, UnreadableImageError, read_image
 from vild.data.problems import Findings, Problem
-from vild.data.registry import coco_layouts, data_root, lvis_layouts
+from vild.data.registry import data_root, layouts
 
 DATASETS, SPLITS = ("lvis", "coco"), ("train", "val")
 IMAGE_CHECKS = ("none", "sample", "all")
@@ -36,7 +36,7 @@ class Entry:
     is_folder: bool = False
 
     @property
-    def there(self) -> bool:
+    def exists(self) -> bool:
         """Return whether it exists."""
         return os.path.isdir(self.path) if self.is_folder else os.path.isfile(self.path)
 
@@ -111,7 +111,7 @@ class DatasetReport:
     def require_entries(self, advice: str) -> None:
         """Report missing entries as errors."""
         for entry in self.entries:
-            if not entry.there:
+            if not entry.exists:
                 kind = "a folder of images" if entry.is_folder else "annotations"
                 text = f"expected {kind} at {entry.path}, found none. {advice}"
                 self.other_problems.append(Problem("error", text))
@@ -128,9 +128,7 @@ EXPECTED: dict[tuple[str, str], dict[str, int]] = {
 }
 
 
-def inspect_dataset(
-    name: str, root: Path | None = None, images: str = "sample", progress: bool = False
-) -> DatasetReport:
+def inspect_dataset(name: str, root: Path | None = None, images: str = "sample") -> DatasetReport:
     """Inspect LVIS v1 or COCO 2017.
 
     Args:
@@ -139,15 +137,14 @@ def inspect_dataset(
         images: which images to decode, one of :data:`IMAGE_CHECKS`: ``none``, ``sample``
             (:data:`SAMPLE_SIZE` per split, evenly spaced) or ``all``. Missing images are reported
             in any case.
-        progress: show a progress bar for ``all`` on a terminal.
     """
     root = data_root() if root is None else root
     in_use = layout_in_use(name, root)
     # the registry, too, chooses the layout per json
-    chosen = {
-        split: next((files for files in layouts if files[0].is_file()), layouts[in_use])
-        for split, layouts in _layouts(name, root).items()
-    }
+    chosen = {}
+    for split in SPLITS:
+        options = layouts(name, split, root)
+        chosen[split] = next((own for own in options if own[0].is_file()), options[in_use])
     report = DatasetReport(name, root, LAYOUTS[in_use])
     report.entries += [Entry(json_file) for json_file, _ in chosen.values()]
     folders = _folders(name, [folder for _, folder in chosen.values()])
@@ -156,13 +153,11 @@ def inspect_dataset(
     report.require_entries(f"Run `{command}`, or put it there.")
     for split, files in chosen.items():
         expected = EXPECTED[name, split]
-        report.splits.append(_inspect_split(split, *files, images, progress, expected=expected))
+        report.splits.append(_inspect_split(split, *files, images, expected=expected))
     return report
 
 
-def inspect_custom(
-    yaml_file: Path, images: str = "sample", progress: bool = False
-) -> DatasetReport:
+def inspect_custom(yaml_file: Path, images: str = "sample") -> DatasetReport:
     """Inspect a dataset described by a yaml (:mod:`vild.data.custom`).
 
     If its files are sound, its splits are registered to check that registration works.
@@ -170,7 +165,6 @@ def inspect_custom(
     Args:
         yaml_file: the description.
         images: see :func:`inspect_dataset`.
-        progress: show a progress bar for ``all`` on a terminal.
     """
     report = DatasetReport(yaml_file.stem, yaml_file.parent, "custom")
     try:
@@ -180,7 +174,7 @@ def inspect_custom(
             files = resolve_paths(paths, yaml_file, split)
             report.entries += [Entry(files[0]), Entry(files[1], is_folder=True)]
             crowds = spec.crowds_are_objects
-            report.splits.append(_inspect_split(split, *files, images, progress, crowds))
+            report.splits.append(_inspect_split(split, *files, images, crowds))
         report.require_entries("Correct the path in the yaml, or put it there.")
         if not report.errors:
             register_custom(yaml_file)
@@ -197,20 +191,13 @@ def layout_in_use(name: str, root: Path) -> int:
     This is the first layout with any of its json files, as in the registry; without a json, the
     layout with most of its folders; Detectron2's if nothing exists.
     """
-    layouts = list(zip(*_layouts(name, root).values(), strict=True))
-    with_json = [any(json_file.is_file() for json_file, _ in files) for files in layouts]
+    by_layout = list(zip(*(layouts(name, split, root) for split in SPLITS), strict=True))
+    with_json = [any(json_file.is_file() for json_file, _ in files) for files in by_layout]
     if any(with_json):
         return with_json.index(True)
-    folders = [_folders(name, [folder for _, folder in files]) for files in layouts]
+    folders = [_folders(name, [folder for _, folder in files]) for files in by_layout]
     present = [sum(folder.is_dir() for folder in own) for own in folders]
     return present.index(max(present))
-
-
-def _layouts(name: str, root: Path) -> dict[str, tuple[tuple[Path, Path], ...]]:
-    """Return, per layout, split -> (json, folder that image paths are relative to)."""
-    if name == "lvis":
-        return {split: lvis_layouts(root, f"lvis_v1_{split}.json") for split in SPLITS}
-    return {split: coco_layouts(root, f"{split}2017") for split in SPLITS}
 
 
 def _folders(name: str, roots: Sequence[Path]) -> list[Path]:
@@ -225,7 +212,6 @@ def _inspect_split(
     json_file: Path,
     folder: Path,
     images: str,
-    progress: bool,
     crowds_are_objects: bool = False,
     expected: Mapping[str, int] | None = None,
 ) -> SplitReport:
@@ -243,7 +229,7 @@ def _inspect_split(
     report.counts = _counts(found, expected or {})
     there = _find_images(found, folder)
     chosen = {"none": [], "sample": evenly_spaced(there, SAMPLE_SIZE), "all": there}[images]
-    _open_images(chosen, found.findings, progress and images == "all")
+    _open_images(chosen, found.findings)
     report.images_opened = len(chosen)
     return report
 
@@ -321,11 +307,9 @@ def _mean_one_image(names: Sequence[str]) -> bool:
     return all(f"/{longest}".endswith(f"/{other}") for other in spelled)
 
 
-def _open_images(
-    images: Sequence[tuple[Path, ImageEntry]], findings: Findings, progress: bool
-) -> None:
+def _open_images(images: Sequence[tuple[Path, ImageEntry]], findings: Findings) -> None:
     """Decode images in full, as training does, and compare their sizes with the json."""
-    for path, entry in tqdm(images, "opening images", disable=None if progress else True):
+    for path, entry in tqdm(images, "opening images", disable=None):  # None: off without a terminal
         try:
             height, width = read_image(path).shape[:2]
         except UnreadableImageError as error:

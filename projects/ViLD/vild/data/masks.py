@@ -109,7 +109,7 @@ def check_segmentation(
     if isinstance(mask, Rle):
         checked = _checked_rle(mask, height, width)
         if not may_be_empty and not mask_util.area(checked.to_dict()):
-            raise ValueError("an empty mask")
+            raise ValueError("the mask is empty")
         return checked
     if len(mask) > 2 and all(len(point) == 2 for point in mask):
         # a list of points; well-typed files do not pass through read_segmentation
@@ -133,15 +133,15 @@ def _is_drawable(points: list[float], height: int, width: int) -> bool:
 def _checked_rle(mask: Rle, height: int, width: int) -> Rle:
     if tuple(mask.size) != (height, width):
         raise ValueError(
-            f"run lengths of {list(mask.size)!s:.60} pixels, image of {[height, width]}"
+            f"run lengths of {list(mask.size)!s:.60} pixels, but the image has {[height, width]}"
         )
     if height * width >= 2**32:
-        raise ValueError("an image too large for run lengths")
+        raise ValueError("the image is too large for run lengths")
     if isinstance(mask.counts, str):
         check_counts(mask.counts, height * width)
         return mask
     if min(mask.counts, default=-1) < 0 or sum(mask.counts) != height * width:
-        raise ValueError("run lengths that do not cover the image")
+        raise ValueError("the run lengths do not cover the image")
     made = mask_util.frPyObjects(mask.to_dict(), height, width)
     return Rle((height, width), made["counts"].decode("ascii"))
 
@@ -188,7 +188,7 @@ def check_counts(counts: str, pixels: int) -> None:
         ValueError: invalid characters, truncated text, or a wrong number of pixels.
     """
     if int(_run_lengths(counts).sum()) != pixels:
-        raise ValueError("compressed run lengths that do not cover the image")
+        raise ValueError("the compressed run lengths do not cover the image")
 
 
 def _run_lengths(counts: str) -> npt.NDArray[np.int64]:
@@ -198,11 +198,11 @@ def _run_lengths(counts: str) -> npt.NDArray[np.int64]:
         raise ValueError(f"expected compressed run lengths, got the text {counts!r:.20}")
     ends = np.flatnonzero((codes & 32) == 0)  # bit 5: the number continues in the next character
     if not len(ends) or ends[-1] != len(codes) - 1:
-        raise ValueError("compressed run lengths that are cut off")
+        raise ValueError("the compressed run lengths are truncated")
     starts = np.concatenate([[0], ends[:-1] + 1])
     sizes = ends + 1 - starts
     if sizes.max() > _LONGEST_CODE:
-        raise ValueError("a run length that is too large")
+        raise ValueError("a run length is too large")
     places = np.arange(len(codes)) - np.repeat(starts, sizes)
     values = np.add.reduceat((codes & 31) << (5 * places), starts)
     values -= ((codes[ends] & 16) > 0) * (1 << (5 * sizes))  # bit 4 of the last character: sign
@@ -210,7 +210,7 @@ def _run_lengths(counts: str) -> npt.NDArray[np.int64]:
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     if (values < 0).any():
-        raise ValueError("a negative run length")
+        raise ValueError("a run length is negative")
     return values
 
 

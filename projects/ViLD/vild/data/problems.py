@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 _SHOWN, _LONGEST = 5, 400  # names per message, characters per name
-_INVALID = "entries of COCO's format, got {n} others: {names}. Mend the json."
-_BY_NAMES = "Mend the json: the classifier distinguishes classes by their names."
+_INVALID = "entries in COCO's format, got {n} invalid ones: {names}. Correct the json."
+_BY_NAMES = "Correct the json: the classifier distinguishes classes by their names."
 
 # severity -> kind -> message: what was expected, what was found, what to do or what happens
 _TEXTS = {
@@ -17,66 +17,64 @@ _TEXTS = {
         "invalid annotations": _INVALID,
         "invalid categories": _INVALID,
         "no_images": "images, got none. There is nothing to train on or evaluate.",
-        "no_classes": "at least one class under 'categories', got an empty list. Mend the json.",
-        "image_ids": "different image ids, got {n} repeated ones: {names}. Mend the json.",
-        "image_paths": "'file_name' or 'coco_url', got {n} images with neither, ids {names}. "
-        "Mend the json.",
-        "category_ids": "different class ids, got {n} repeated ones: {names}. Mend the json.",
+        "no_classes": "at least one class under 'categories', got an empty list. Correct the json.",
+        "image_ids": "unique image ids, got {n} repeated ones: {names}. Correct the json.",
+        "image_paths": "'file_name' or 'coco_url' of every image, got {n} images with neither, ids "
+        "{names}. Correct the json.",
+        "category_ids": "unique class ids, got {n} repeated ones: {names}. Correct the json.",
         "names": "a name for every class, got {n} without one, ids {names}. " + _BY_NAMES,
-        "same_names": "different class names, got {n} with equal prompts: {names}. " + _BY_NAMES,
-        "frequencies": "the frequency 'r', 'c' or 'f' of a class, got {n} others: {names}. "
-        "Mend the json.",
-        "images": "annotations of images in the json, got {n} others: {names}. Mend the json.",
-        "boxes": "boxes as 4 finite numbers (x, y, width, height), or masks to take them from, got "
-        "{n} others: {names}. Mend the json.",
-        "all_fractions": "boxes in pixels, got {n} of less than a pixel in the top left corner, "
-        "which is all of them. They look like fractions of the image, as YOLO writes them: "
-        "multiply them by its size.",
+        "same_names": "distinct class names, got {n} with equal prompts: {names}. " + _BY_NAMES,
+        "frequencies": "'r', 'c' or 'f' as the frequency of a class, got {n} others: {names}. "
+        "Correct the json.",
+        "images": "annotations of images in the json, got {n} of other images: {names}. Correct "
+        "the json.",
+        "boxes": "boxes as 4 finite numbers (x, y, width, height), or masks to derive them from, "
+        "got {n} annotations without: {names}. Correct the json.",
+        "all_fractions": "boxes in pixels, but all {n} lie within the top-left pixel. They look "
+        "like fractions of the image, as in YOLO's format: multiply them by the image size.",
         "official": "the official file, got {names}. For other data, see --custom in "
         "datasets/README.md.",
         "missing_files": "{total} images in {folder}, got {n} names without a file: {names}. "
-        "Correct the folder or the names, or get the images. The folder has {present}.",
-        "one_file": "a file for every image, got {n} files that several images lead to: {names}. "
+        "Correct the folder or the names, or get the images. The folder contains {present}.",
+        "one_file": "one file per image, got {n} files that several images share: {names}. "
         "Correct the names, or get the missing images.",
-        "unreadable": "images that open and have the size in the json, got {n} others: {names}. "
+        "unreadable": "readable images of the size in the json, got {n} others: {names}. "
         "Replace or correct them.",
-        "no_base_objects": "objects of base classes, got none. Nothing is left to train on.",
+        "no_base_objects": "objects of base classes, got none. There is nothing to train on.",
     },
     "warning": {
-        "classes": "annotations of classes in the json, got {n} others: {names}. They are left "
-        "out.",
-        "lists": "ids of classes in LVIS's lists of an image, got {n} others: {names}. They are "
-        "ignored.",
-        "repeated": "different objects, got {n} that repeat another one's image, class and box: "
+        "classes": "annotations of classes in the json, got {n} of other classes: {names}. They "
+        "are ignored.",
+        "lists": "ids of classes in LVIS's lists per image, got {n} unknown ones: {names}. They "
+        "are ignored.",
+        "repeated": "distinct objects, got {n} that repeat another one's image, class and box: "
         "{names}. Was a file merged twice? Evaluation counts a repeated object as missed.",
-        "negative": "boxes of positive size, got {n} negative ones: {names}. They are left out.",
-        "empty": "boxes of positive size, got {n} empty ones: {names}. Training leaves them out.",
-        "outside": "boxes inside their image, to 1 pixel, got {n} that stick out: {names}. "
-        "Training clips them. If there are many: are they x, y, width, height in pixels?",
-        "off_image": "boxes that overlap their image, got {n} others: {names}. They are left out. "
-        "Were the images resized without their annotations?",
-        "loose_masks": "masks that fill their boxes, got {n} with another extent, more than half "
-        "of those compared. Are boxes x, y, width, height, and polygons x, y, x, y, ..., both in "
-        "pixels?",
-        "masks": "masks that can be drawn, got {n} others: {names}. Their boxes are used, without "
-        "masks.",
-        "crowds": "objects, got {n} crowd regions, more than half of all annotations. Neither "
-        "training nor evaluation counts them. CVAT marks every mask so: if they are single "
-        "objects, set `crowds_are_objects: true` in the yaml of the dataset.",
-        "fractions": "boxes in pixels, got {n} of less than a pixel in the top left corner. Are "
-        "they fractions of the image, as YOLO writes them? Multiply them by its size.",
-        "same_files": "images, got {n} listed more than once: {names}. Objects of one entry are "
-        "background in the other. Were files merged?",
+        "negative": "boxes of positive size, got {n} negative ones: {names}. They are ignored.",
+        "empty": "boxes of positive size, got {n} empty ones: {names}. Training ignores them.",
+        "outside": "boxes inside their image, up to 1 pixel, got {n} that extend beyond it: "
+        "{names}. Training clips them. If there are many: are they x, y, width, height in pixels?",
+        "off_image": "boxes that overlap their image, got {n} outside it: {names}. They are "
+        "ignored. Were the images resized without their annotations?",
+        "loose_masks": "masks that fill their boxes, got {n} that do not, more than half of those "
+        "compared. Are boxes x, y, width, height, and polygons x, y, x, y, ..., both in pixels?",
+        "masks": "valid masks, got {n} invalid ones: {names}. Their boxes are used, without masks.",
+        "crowds": "single objects, got {n} crowd regions, more than half of all annotations. "
+        "Neither training nor evaluation counts them. CVAT marks every mask as a crowd: if they "
+        "are single objects, set `crowds_are_objects: true` in the yaml of the dataset.",
+        "fractions": "boxes in pixels, got {n} within the top-left pixel. Are they fractions of "
+        "the image, as in YOLO's format? Multiply them by the image size.",
+        "same_files": "every image once, got {n} listed more than once: {names}. Objects of one "
+        "entry are background in the other. Were files merged?",
         "unused": "objects of every class, got {n} classes without any: {names}.",
     },
     "note": {
-        "root": "classes of objects, got {n} that only groups the others: {names}. It is left "
-        "out unless another split has objects of it or the yaml lists it.",
-        "annotation_ids": "different annotation ids, got {n} missing or repeated. They are not "
-        "used: annotations are numbered by their order.",
-        "mask_boxes": "boxes, got {n} annotations without. Boxes around their masks are used.",
-        "areas": "areas, got {n} annotations without. Those of the boxes are used.",
-        "maskless": "masks, got {n} objects without. They count for boxes alone.",
+        "root": "classes of objects, got {n} that only groups the others: {names}. It is ignored "
+        "unless another split has objects of it or the yaml lists it.",
+        "annotation_ids": "unique annotation ids, got {n} missing or repeated. They are not used: "
+        "annotations are numbered in order.",
+        "mask_boxes": "boxes, got {n} annotations without. The boxes around their masks are used.",
+        "areas": "areas, got {n} annotations without. The areas of their boxes are used.",
+        "maskless": "masks, got {n} objects without. They are used for boxes only.",
     },
 }
 

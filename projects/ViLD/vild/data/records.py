@@ -11,7 +11,7 @@ from typing import Any
 from detectron2.structures import BoxMode
 
 from vild.data.annotations import FEDERATED, read_annotations
-from vild.data.entries import Id, paused_collection
+from vild.data.coco_format import Id, paused_collection
 from vild.data.images import ImageFinder
 
 logger = logging.getLogger(__name__)

@@ -1,14 +1,16 @@
-"""Register datasets in Detectron2's catalogues, with novel flags and synonyms."""
+"""Register datasets in Detectron2's catalogues, and look them up."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from vild.data.annotations import Category
+from vild.data.formatting import did_you_mean
 from vild.data.records import load_records
 from vild.data.splits import coco_ovd_categories, lvis_v1_categories, novel_flags
 
@@ -111,35 +113,65 @@ def data_root() -> Path:
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
-def lvis_layouts(root: Path, json_name: str) -> tuple[tuple[Path, Path], ...]:
-    """Return (json, folder of ``train2017`` and ``val2017``) of LVIS per supported layout."""
+def layouts(dataset: str, split: str, root: Path) -> tuple[tuple[Path, Path], ...]:
+    """Return (json, folder that image paths are relative to) of a split in each supported layout.
+
+    The first layout is Detectron2's, the second one is flat.
+
+    Args:
+        dataset: ``lvis`` or ``coco``.
+        split: ``train`` or ``val``.
+        root: see :func:`data_root`.
+    """
+    if dataset == "lvis":
+        name = f"lvis_v1_{split}.json"
+        return (root / "lvis" / name, root / "coco"), (root / "annotations" / name, root)
+    name, folder = f"instances_{split}2017.json", f"{split}2017"
     return (
-        (root / "lvis" / json_name, root / "coco"),  # Detectron2's
-        (root / "annotations" / json_name, root),  # flat
+        (root / "coco" / "annotations" / name, root / "coco" / folder),
+        (root / "annotations" / name, root / folder),
     )
-
-
-def coco_layouts(root: Path, split: str) -> tuple[tuple[Path, Path], ...]:
-    """Return (json, image folder) of COCO per supported layout."""
-    json_name = f"instances_{split}.json"
-    return (
-        (root / "coco" / "annotations" / json_name, root / "coco" / split),
-        (root / "annotations" / json_name, root / split),
-    )
-
-
-def _existing(layouts: tuple[tuple[Path, Path], ...]) -> tuple[Path, Path]:
-    return next((layout for layout in layouts if layout[0].is_file()), layouts[0])
 
 
 def register_builtin() -> None:
     """Register LVIS v1 and open-vocabulary COCO in the layout found below :func:`data_root`."""
-    root = data_root()
-    lvis, coco = lvis_v1_categories(), coco_ovd_categories()
-    for prefix, categories, layouts, evaluator_type in (
-        ("lvis_v1", lvis, lambda split: lvis_layouts(root, f"lvis_v1_{split}.json"), "lvis"),
-        ("coco_2017_ovd", coco, lambda split: coco_layouts(root, f"{split}2017"), "coco"),
+    for prefix, dataset, categories in (
+        ("lvis_v1", "lvis", lvis_v1_categories()),
+        ("coco_2017_ovd", "coco", coco_ovd_categories()),
     ):
-        files = {split: _existing(layouts(split)) for split in ("train", "val")}
+        files = {}
+        for split in ("train", "val"):
+            options = layouts(dataset, split, data_root())
+            files[split] = next((own for own in options if own[0].is_file()), options[0])
         novel = novel_flags(categories, "r", prefix)
-        register_splits(prefix, files, categories, novel, evaluator_type)
+        register_splits(prefix, files, categories, novel, evaluator_type=dataset)
+
+
+def require_split(name: str, what: str = "a registered split") -> None:
+    """Raise unless a split of this name is registered.
+
+    Args:
+        name: name of the split.
+        what: what the name was given for, for the error message.
+
+    Raises:
+        ValueError: the split is not registered; the message suggests names.
+    """
+    known = sorted(DatasetCatalog.list())
+    if name in known:
+        return
+    hint = did_you_mean(name, known, cutoff=0.5) or f"Registered: {known}."
+    raise ValueError(
+        f"expected {what}, got {name!r}, which is not registered. {hint} Register your own splits "
+        "with --dataset-yaml or DATASETS.CUSTOM"
+    )
+
+
+def find_split(name: str) -> list[dict[str, Any]]:
+    """Return the records of a registered split in Detectron2's format.
+
+    Raises:
+        ValueError: the split is not registered; see :func:`require_split`.
+    """
+    require_split(name)
+    return DatasetCatalog.get(name)

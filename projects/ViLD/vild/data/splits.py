@@ -8,6 +8,7 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 
 from vild.data.annotations import Category
+from vild.data.formatting import did_you_mean
 
 # Open-vocabulary COCO: 48 base and 17 novel classes, evaluated together on all 65
 # (Bansal et al., Zero-Shot Object Detection, ECCV 2018; used by ViLD, section 4.4).
@@ -101,9 +102,11 @@ def select_rows(
                 "that yaml reads as something else in quotes"
             )
         if key not in by_key:
+            names = [category.name for category in categories]
+            listed = f"It has {len(names)} classes, among them {', '.join(map(repr, names[:5]))}."
             raise ValueError(
                 f"{where}: the {role} class {key!r:.100} is not in the dataset. "
-                + _near(key, by_key)
+                + (did_you_mean(str(key), names) or listed)
             )
         if isinstance(key, int) and by_key.get(str(key), by_key[key]) != by_key[key]:
             raise ValueError(
@@ -114,13 +117,3 @@ def select_rows(
             raise ValueError(f"{where}: the {role} class {key!r:.100} is listed more than once")
         rows.add(by_key[key])
     return rows
-
-
-def _near(key: str | int, known: dict[str | int, int]) -> str:
-    import difflib
-
-    names = [name for name in known if isinstance(name, str)]
-    close = difflib.get_close_matches(str(key), names, n=3)
-    if close:
-        return f"Did you mean {' or '.join(map(repr, close))}?"
-    return f"It has {len(names)} classes, among them {', '.join(map(repr, names[:5]))}."

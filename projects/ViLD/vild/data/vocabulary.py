@@ -15,7 +15,8 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from vild.data.prompts import MAX_NAME_LENGTH, clean_name
-from vild.data.word_files import FILE_ENDINGS, classes_of_json, read_classes
+from vild.data.registry import require_split
+from vild.data.vocabulary_files import FILE_ENDINGS, classes_of_json, read_classes
 from vild_cli.words import split_words
 
 # aliases of the most common vocabularies
@@ -77,16 +78,14 @@ class Vocabulary:
     def _check_unique(self) -> None:
         name, times = Counter(self.names).most_common(1)[0]
         if times > 1:
-            raise ValueError(
-                f"the class {name!r} is there {times} times; every class may be there once"
-            )
+            raise ValueError(f"expected every class once, got {name!r} {times} times")
         spelled: dict[str, str] = {}
         for name in self.names:
             other = spelled.setdefault(clean_name(name), name)
             if other != name:
                 raise ValueError(
-                    f"the classes {other!r} and {name!r} have the same prompts, since both are "
-                    f"read as {clean_name(name)!r}; every class may be there once"
+                    f"expected every class once, but {other!r} and {name!r} have the same prompts, "
+                    f"as {clean_name(name)!r}"
                 )
 
     @classmethod
@@ -140,22 +139,18 @@ class Vocabulary:
         Raises:
             ValueError: the dataset is not registered or has no class names.
         """
-        if name not in DatasetCatalog:
-            known = ", ".join(sorted(n for n in DatasetCatalog.list() if "ovd" in n or "lvis" in n))
-            raise ValueError(
-                f"the dataset {name!r} is not registered; among those that are: {known}"
-            )
+        require_split(name)
         metadata = MetadataCatalog.get(name)
         names = metadata.get("thing_classes")
         if not names:
-            raise ValueError(f"the dataset {name!r} names no classes (thing_classes)")
+            raise ValueError(f"expected class names (thing_classes) of {name!r}, got none")
         synonyms = metadata.get("synonyms") or [[n] for n in names]
         novel = metadata.get("novel") or [False] * len(names)
         return cls(tuple(names), tuple(map(tuple, synonyms)), tuple(map(bool, novel)))
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Vocabulary:
-        """Read the classes of a file; see :func:`vild.data.word_files.read_classes`.
+        """Read the classes of a file; see :func:`vild.data.vocabulary_files.read_classes`.
 
         A class of a json is novel if it has ``novel: true`` or, without that key, the frequency
         ``r``. If no class has either key, all are novel.
@@ -294,8 +289,8 @@ def _require_word(word: str) -> None:
     if near or begun or is_split:
         hint = _did_you_mean([known[name] for name in (near or begun[:3])])
         raise ValueError(
-            f"expected a registered dataset, got {word!r}{hint} A dataset of your own is "
-            f"registered by --dataset-yaml or DATASETS.CUSTOM. {quoted}"
+            f"expected a registered dataset, got {word!r}{hint} Register your own datasets with "
+            f"--dataset-yaml or DATASETS.CUSTOM. {quoted}"
         )
 
 

@@ -148,8 +148,8 @@ def crop_and_resize(
         raise ValueError(
             f"expected finite boxes x1 y1 x2 y2 with x1 < x2 and y1 < y2 that overlap the image, "
             f"{width} pixels wide and {height} high; box {row} of {len(exact)} is "
-            f"({', '.join(f'{corner:g}' for corner in exact[row].tolist())}). Leave such rows out: "
-            f"valid_boxes(boxes, ({height}, {width})) tells which are good"
+            f"({', '.join(f'{corner:g}' for corner in exact[row].tolist())}). Remove such rows: "
+            f"valid_boxes(boxes, ({height}, {width})) marks the valid ones"
         )
     layout = _lay_out(exact, (height, width), size, mode)
     target = rgb.device if device is None else torch.device(device)
@@ -205,7 +205,7 @@ def _as_image(image: npt.NDArray[np.uint8] | Tensor) -> Tensor:
     if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != "uint8":
         raise ValueError(
             f"expected an image of shape (height, width, 3) and uint8, RGB, got {shape} and "
-            f"{dtype}. numpy.asarray(PIL.Image.open(path).convert('RGB')) is one"
+            f"{dtype}. Use, for example, numpy.asarray(PIL.Image.open(path).convert('RGB'))"
         )
     if isinstance(image, Tensor):
         return image.detach()
@@ -219,7 +219,7 @@ def _as_boxes(boxes: Tensor | npt.NDArray[Any]) -> Tensor:
     boxes = boxes if isinstance(boxes, Tensor) else torch.from_numpy(np.array(boxes))
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         shape = tuple(boxes.shape)
-        raise ValueError(f"expected boxes (R, 4), none being torch.empty(0, 4), got shape {shape}")
+        raise ValueError(f"expected boxes of shape (R, 4), got {shape}; for no boxes, (0, 4)")
     return boxes.detach()
 
 

@@ -25,7 +25,7 @@ from vild.data.images import UnreadableImageError, read_image
 from vild.embeddings.crops import crop_and_resize, enlarge_boxes, to_device, valid_boxes
 from vild.embeddings.store import CropRule, combine_scales, pack
 from vild.proposals.store import Proposals, ProposalStore
-from vild.storage import ImageId, RunBehind, StoreWriter, map_ahead, run_ahead, working_on
+from vild.storage import BackgroundJob, ImageId, StoreWriter, log_failing_image, map_ahead, prefetch
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class RegionCropper:
                 yield _Batch(buffer[:count], finished)
 
     def _crop(self, image_id: ImageId, pixels: Tensor, boxes: Tensor, out: Tensor) -> None:
-        with working_on(image_id, self.files[image_id]):
+        with log_failing_image(image_id, self.files[image_id]):
             crop_and_resize(
                 pixels,
                 boxes,
@@ -136,7 +136,7 @@ class RegionCropper:
         try:
             return read_image(self.files[image_id])
         except (UnreadableImageError, MemoryError) as error:
-            return str(error) or f"too little memory to read {self.files[image_id]}"
+            return str(error) or f"not enough memory to read {self.files[image_id]}"
 
     def _prepare(self, image_id: ImageId, pixels: np.ndarray | str) -> tuple[_Image, torch.Tensor]:
         if isinstance(pixels, str):
@@ -145,8 +145,8 @@ class RegionCropper:
         expected = self.proposals.image_size(image_id)
         if size != expected:
             failure = (
-                f"{self.files[image_id]} is {size[0]} x {size[1]} pixels, its proposals were made "
-                f"on {expected[0]} x {expected[1]}: the image was changed"
+                f"{self.files[image_id]} has {size[0]} x {size[1]} pixels, but its proposals were "
+                f"made for {expected[0]} x {expected[1]}: the image has changed"
             )
             return _Image(image_id, failure=failure), torch.empty(0)
         boxes, objectness = self.proposals[image_id]
@@ -154,7 +154,7 @@ class RegionCropper:
         whole = valid_boxes(boxes, size)
         if not whole.all():
             logger.warning(
-                "image %s: %d boxes without area or outside of the image are left out",
+                "image %s: ignoring %d boxes without area or outside of the image",
                 image_id,
                 int((~whole).sum()),
             )
@@ -203,19 +203,21 @@ def extract_embeddings(
     shards = writer.pending(rank, world_size)
     images = [writer.images_of(shard) for shard in shards]
     with (
-        RunBehind() as behind,
-        closing(run_ahead(cropper.batches(images), AHEAD)) as batches,
+        BackgroundJob() as background,
+        closing(prefetch(cropper.batches(images), AHEAD)) as batches,
         tqdm(
             total=sum(map(len, images)), unit="img", desc=f"rank {rank}", disable=not progress
         ) as bar,
     ):
         for number in shards:
-            with writer.shard(number, behind) as builder:
-                rows = torch.empty(builder.shape("embeddings", 0))  # of unfinished images
+            with writer.shard(number, background) as builder:
+                rows = torch.empty(
+                    writer.spec.fields["embeddings"].shape(0)
+                )  # of unfinished images
                 left = len(builder.images)
                 while left:
                     batch = next(batches)
-                    behind.check()
+                    background.check()
                     if len(batch.crops):
                         rows = torch.cat([rows, encode(batch.crops).float().cpu()])
                     for image in batch.finished:

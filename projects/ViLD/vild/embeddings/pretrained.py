@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 
 from vild.embeddings.teacher import OPENAI_TAG, SHAPES_FOLDER, SHAPES_MODEL
 from vild.embeddings.torchscript import as_safetensors, is_archive
-from vild.storage.pickles import ForbiddenError
+from vild.storage.safe_pickle import ForbiddenError
 from vild.storage.torch_files import check_archive, forbidden_name
 
 logger = logging.getLogger(__name__)

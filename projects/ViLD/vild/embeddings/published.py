@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from vild.data.files import read_npy
-from vild.storage.checked_files import read_safetensors
 from vild.storage.errors import UnsafeFileError
+from vild.storage.safetensors_files import read_safetensors
 from vild.storage.torch_files import read_torch
 
 KINDS = (".npy", ".npz", ".pth", ".pt", ".safetensors")
@@ -35,25 +35,7 @@ def read_matrix(path: str | os.PathLike[str]) -> np.ndarray:
         ValueError: the file is missing, damaged or of another kind, or it does not hold exactly one
             matrix.
     """
-    contents = _contents(Path(path))
-    if isinstance(contents, Tensor | np.ndarray):
-        array = _array(contents, path)
-        if not _is_matrix(array):
-            raise ValueError(f"{path}: expected a float matrix, got {array.dtype} {array.shape}")
-        return array
-    arrays = {
-        name: _array(value, path)
-        for name, value in contents.items()
-        if isinstance(value, Tensor | np.ndarray)
-    }
-    matrices = [name for name, array in arrays.items() if _is_matrix(array)]
-    if len(matrices) != 1:
-        held = ", ".join(f"{name} {array.shape}" for name, array in list(arrays.items())[:5])
-        raise ValueError(
-            f"{path}: expected exactly one float matrix, got {len(matrices)} among "
-            f"{len(arrays)} arrays ({held or 'none'}). Save the one that is meant as .npy"
-        )
-    return arrays[matrices[0]]
+    return _matrix(_contents(Path(path)), path)
 
 
 def stored_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -69,18 +51,42 @@ def stored_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     Raises:
         ValueError: see :func:`read_matrix`; or there are several lists of names.
     """
-    sides = read_matrix(path).shape
     contents = _contents(Path(path))
+    sides = _matrix(contents, path).shape
     if isinstance(contents, Tensor | np.ndarray):
         return ()
     lists = {name: _texts(value) for name, value in contents.items()}
     found = {name: texts for name, texts in lists.items() if texts and len(texts) in sides}
     if len(set(found.values())) > 1:
         raise ValueError(
-            f"{path}: expected one list of class names, got {', '.join(found)}. Say which classes "
-            "the rows are by --import-classes"
+            f"{path}: expected one list of class names, got {', '.join(found)}. Give the classes "
+            "of the rows with --import-classes"
         )
     return next(iter(found.values()), ())
+
+
+def _matrix(
+    contents: Tensor | np.ndarray | Mapping[str, Any], path: str | os.PathLike[str]
+) -> np.ndarray:
+    """Return the only float matrix among a file's contents."""
+    if isinstance(contents, Tensor | np.ndarray):
+        array = _array(contents, path)
+        if not _is_matrix(array):
+            raise ValueError(f"{path}: expected a float matrix, got {array.dtype} {array.shape}")
+        return array
+    arrays = {
+        name: _array(value, path)
+        for name, value in contents.items()
+        if isinstance(value, Tensor | np.ndarray)
+    }
+    matrices = [name for name, array in arrays.items() if _is_matrix(array)]
+    if len(matrices) != 1:
+        held = ", ".join(f"{name} {array.shape}" for name, array in list(arrays.items())[:5])
+        raise ValueError(
+            f"{path}: expected exactly one float matrix, got {len(matrices)} among "
+            f"{len(arrays)} arrays ({held or 'none'}). Save the intended one as .npy"
+        )
+    return arrays[matrices[0]]
 
 
 def _contents(path: Path) -> Tensor | np.ndarray | Mapping[str, Any]:
@@ -125,8 +131,8 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):  # bytes: the member is not an .npy
             raise ValueError(
-                f"expected arrays in .npz format at {path}, got an archive with {name}: a file of "
-                "torch ends in .pth"
+                f"expected arrays in .npz format at {path}, got an archive with {name}. Rename "
+                "files of torch.save to .pth"
             )
     return arrays
 
@@ -135,8 +141,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     tensors, metadata = read_safetensors(path)
     if "vocabulary" in metadata:
         raise ValueError(
-            f"{path} holds text embeddings of this project: use the file as it is "
-            "(MODEL.VILD.TEXT_EMBEDDINGS), it needs no import"
+            f"{path} already holds text embeddings of this project: use it without an import "
+            "(MODEL.VILD.TEXT_EMBEDDINGS)"
         )
     texts: dict[str, Any] = {}
     for key, value in metadata.items():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -50,7 +50,7 @@ class CropRule:
 
     def to_json(self) -> dict[str, Any]:
         """Return the rule as plain json."""
-        return {**asdict(self), "scales": list(self.scales)}
+        return {"mode": self.mode, "scales": list(self.scales)}
 
 
 class Regions(NamedTuple):

@@ -24,7 +24,7 @@ from vild.data.files import read_text
 from vild.data.prompts import SINGLE_TEMPLATE, check_templates, clean_name
 from vild.embeddings.published import read_matrix
 from vild.embeddings.teacher import Teacher
-from vild.storage.checked_files import DIGEST, read_safetensors, write_safetensors
+from vild.storage.safetensors_files import DIGEST, read_safetensors, write_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +76,8 @@ class TextEmbeddings:
         if float(off.max()) > UNIT_TOLERANCE:
             bad = int(off.argmax())
             raise ValueError(
-                f"expected rows of norm 1, but that of {self.vocabulary.names[bad]!r} has norm "
-                f"{float(self.embeddings[bad].norm()):.4f}; normalise them first"
+                f"expected rows of unit norm, got {float(self.embeddings[bad].norm()):.4f} for "
+                f"{self.vocabulary.names[bad]!r}; normalise them first"
             )
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise ValueError(f"expected a positive temperature, got {self.temperature}")
@@ -117,11 +117,10 @@ class TextEmbeddings:
         if header.get("format") != FORMAT or "embeddings" not in tensors:
             raise ValueError(
                 f"{path}: expected the format {FORMAT!r}, got {header.get('format')!r}. "
-                "Embeddings that others published go through "
-                "tools/extract_text_embeddings.py --import"
+                "Import published embeddings with tools/extract_text_embeddings.py --import"
             )
         if DIGEST not in header:
-            logger.info("%s has no checksum: an earlier version made it", path)
+            logger.info("%s has no checksum: it was made by an earlier version", path)
         embeddings = tensors["embeddings"]
         try:
             return cls(
@@ -153,7 +152,7 @@ class TextEmbeddings:
         missing = [name for name in vocabulary.names if clean_name(name) not in row_of]
         if missing:
             raise ValueError(
-                f"expected an embedding of every class, but there is none of {missing[0]!r} among "
+                f"expected an embedding of every class, got none of {missing[0]!r} among "
                 f"{len(row_of)} ({', '.join(self.vocabulary.names[:3])}, ...)"
             )
         rows = [row_of[clean_name(name)] for name in vocabulary.names]
@@ -176,8 +175,8 @@ class TextEmbeddings:
             raise ValueError(f"{where} has {len(names)} classes, the text embeddings {len(own)}")
         row = next(i for i, (a, b) in enumerate(zip(names, own, strict=True)) if a != b)
         raise ValueError(
-            f"{where} and the text embeddings disagree: row {row} is {names[row]!r} there and "
-            f"{own[row]!r} here. Make the embeddings from the same class list."
+            f"{where} and the text embeddings differ: row {row} is {names[row]!r} in the former "
+            f"and {own[row]!r} in the latter. Make the embeddings from the same class list."
         )
 
 
@@ -204,8 +203,8 @@ def template_set(source: str) -> tuple[str, ...]:
     if not source or not os.path.exists(source):  # also False for names too long for a file
         raise ValueError(
             "expected the template set 'single', 'vild' or 'imagenet', a file with one template "
-            f"per line, or a template with '{{}}'; got {source!r:.200}. If text embeddings name "
-            "this file, an earlier version made them: make them again"
+            f"per line, or a template with '{{}}'; got {source!r:.200}. If text embeddings refer "
+            "to this file, they were made by an earlier version: make them again"
         )
     return _read_templates(read_text(source, "prompt templates, one per line,"), source)
 
@@ -253,7 +252,7 @@ def embed_vocabulary(
         ValueError: see :func:`template_set`; or a batch size below 1.
     """
     if batch_size < 1:
-        raise ValueError(f"expected a batch of 1 or more prompts, got {batch_size}")
+        raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
     filled = template_set(templates)
     prompts: list[str] = []
     counts = []
@@ -300,8 +299,8 @@ def import_embeddings(
     if layout == "auto":
         if matrix.shape == (k, k):
             raise ValueError(
-                f"{path}: the shape {matrix.shape} fits both (K, D) and (D, K); say which it is "
-                "(--layout kd or dk)"
+                f"{path}: the shape {matrix.shape} fits both (K, D) and (D, K); choose one with "
+                "--layout kd or dk"
             )
         layout = "dk" if matrix.shape[1] == k else "kd"
     if layout == "dk":

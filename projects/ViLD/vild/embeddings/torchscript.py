@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vild.storage.pickles import PlainUnpickler
+from vild.storage.safe_pickle import PlainUnpickler
 from vild.storage.torch_files import is_torchscript
 
 STORAGES = {

@@ -23,7 +23,7 @@ from torch.utils.data import Sampler
 
 from vild.data import require_split
 from vild.data.dataset_mapper import SOURCES, ViLDDatasetMapper
-from vild.data.stream import TrainingLoader
+from vild.data.train_loader import TrainingLoader
 from vild.embeddings import CropRule, EmbeddingStore, OnlineEmbedder, build_teacher
 from vild.modeling import (
     OptionalMaskROIHeads,

@@ -21,7 +21,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
 from vild.checkpoint import AtomicCheckpointer
-from vild.data.stream import TrainingLoader
+from vild.data.train_loader import TrainingLoader
 from vild.engine.hooks import (
     CheckpointAndStop,
     DivergenceGuard,

@@ -27,7 +27,7 @@ from detectron2.utils.logger import log_every_n_seconds
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from vild.data.entries import Id
+from vild.data.coco_format import Id
 from vild.evaluation.detections import Detections, Results
 from vild.evaluation.figures import TaskFigures, group_mean, with_groups
 from vild.evaluation.ground_truth import GroundTruth

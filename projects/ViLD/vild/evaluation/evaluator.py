@@ -15,7 +15,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from vild.data.entries import Id
+from vild.data.coco_format import Id
 from vild.data.files import remove_leftovers
 from vild.evaluation.coco_metrics import evaluate_coco_open_vocabulary
 from vild.evaluation.detections import Detections

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vild.data.entries import Id
+from vild.data.coco_format import Id
 
 Precision = npt.NDArray[np.float64]
 

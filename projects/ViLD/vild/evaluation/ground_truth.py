@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 from vild.data.annotations import FEDERATED, Annotations, read_annotations
-from vild.data.entries import Id, ImageEntry, find_id, paused_collection
+from vild.data.coco_format import Id, ImageEntry, find_id, paused_collection
 
 TASKS = ("bbox", "segm")
 

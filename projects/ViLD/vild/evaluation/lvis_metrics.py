@@ -22,7 +22,7 @@ import numpy as np
 from detectron2.utils.logger import log_every_n_seconds
 from lvis import LVIS, LVISEval, LVISResults
 
-from vild.data.entries import Id
+from vild.data.coco_format import Id
 from vild.evaluation.detections import Detections, Results
 from vild.evaluation.figures import TaskFigures, with_groups
 from vild.evaluation.ground_truth import GroundTruth

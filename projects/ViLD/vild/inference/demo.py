@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from vild.config import read_config, register_datasets
 from vild.data import read_image
-from vild.data.display import shown_size
 from vild.data.files import atomic_path, require_writable_file, require_writable_folder
+from vild.data.formatting import format_size
 from vild.inference import OpenVocabularyPredictor
 from vild.inference.arguments import predictor_from_arguments
 from vild.inference.detection_files import NamedDetectionsWriter, require_format
@@ -281,7 +281,7 @@ def _check_video(temporary: Path, path: Path, frames: int) -> None:
     found = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
     capture.release()
     if found < _LEAST_READ * frames:
-        free = shown_size(shutil.disk_usage(path.parent).free)
+        free = format_size(shutil.disk_usage(path.parent).free)
         raise OSError(
             f"expected {frames} frames in {path}, {found} were written: is the disk full? "
             f"{free} are free"

@@ -13,8 +13,8 @@ from typing import Any
 from detectron2.structures import Instances
 
 from vild.data import Vocabulary
-from vild.data.display import csv_cell
 from vild.data.files import atomic_path
+from vild.data.formatting import csv_cell
 from vild.evaluation import coco_results
 
 FORMATS = (".json", ".csv")

@@ -48,7 +48,9 @@ def import_proposals(
     images = [record["image_id"] for record in records]
     foreign = len(given.keys() - {str(image) for image in images})
     if foreign == len(given):
-        raise ValueError(f"{file} has no proposals of an image of {split}; is it of another split?")
+        raise ValueError(
+            f"{file}: expected proposals of images of {split}, got none. Is it for another split?"
+        )
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     source = {"from": "detectron2 pickle", "sha256": digest}
     spec = store_spec(
@@ -60,7 +62,7 @@ def import_proposals(
         with writer.shard(number) as builder:
             for image in builder.images:
                 if str(image) not in given:
-                    builder.fail(image, f"{file.name} has no proposals of it")
+                    builder.fail(image, f"no proposals in {file.name}")
                     continue
                 height, width = _size(by_id[image])
                 own = given[str(image)]

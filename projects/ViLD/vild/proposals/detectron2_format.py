@@ -5,7 +5,7 @@ a dict of ``ids``, ``boxes`` (a list of (R, 4) arrays), ``objectness_logits`` (a
 arrays) and ``bbox_mode``; older files use the keys ``indexes`` and ``scores``.
 
 The reader accepts pickles only if the caller allows it, and even then runs no code from them
-(see :mod:`vild.storage.pickles`).
+(see :mod:`vild.storage.safe_pickle`).
 
 Legend: R proposals of an image.
 """
@@ -22,7 +22,7 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from vild.data.files import atomic_path
-from vild.storage.pickles import ForbiddenError, load_plain
+from vild.storage.safe_pickle import ForbiddenError, load_plain
 
 # keys in Detectron's files -> keys in Detectron2's
 _OLD_KEYS = {"indexes": "ids", "scores": "objectness_logits"}
@@ -89,16 +89,16 @@ def read_detectron2_proposals(
     """
     if not allow_pickle:
         raise ValueError(
-            f"{path} is a pickle, a kind of file that can run code when it is read, and pickles "
-            "are not allowed here. If you know where the file comes from, pass allow_pickle=True "
-            "(--allow-pickle); then it is read without running anything in it."
+            f"{path} is a pickle, a format that can run code when it is read, so pickles are not "
+            "allowed by default. If you trust its source, pass allow_pickle=True "
+            "(--allow-pickle); it is then read without running code from it."
         )
     contents = _contents(Path(path))
     lengths = {key: len(contents[key]) for key in _KEYS}
     if len(set(lengths.values())) > 1:
         raise ValueError(
-            f"{path}: expected one entry an image under each of {', '.join(_KEYS)}, got {lengths}. "
-            "Write the file again"
+            f"{path}: expected one entry per image under each of {', '.join(_KEYS)}, got "
+            f"{lengths}. Write the file again"
         )
     mode = _box_mode(contents.get("bbox_mode", BoxMode.XYXY_ABS), path)
     records = []
@@ -115,20 +115,20 @@ def read_detectron2_proposals(
 def _contents(path: Path) -> dict[str, Any]:
     """Return the file's dict with Detectron2's keys and plain values."""
     if not path.is_file():
-        raise ValueError(f"expected proposals at {path}, but there is no such file")
+        raise ValueError(f"expected proposals at {path}: no such file")
     try:
         with path.open("rb") as file:
             contents = load_plain(file, {_BOX_MODE: lambda number: number})
     except ForbiddenError as error:
         raise ValueError(
-            f"{path}: {error} Detectron2's proposal files need no such thing: do not trust this "
-            "file, and do not load it with pickle to look into it"
+            f"{path}: {error} Detectron2's proposal files never contain this: do not trust this "
+            "file, and do not load it with pickle to inspect it"
         ) from None
     # a damaged pickle may raise almost any exception (Python's documentation)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"{path} is cut short or no pickle of Detectron2's kind ({type(error).__name__}: "
+            f"{path} is truncated or not a proposal file of Detectron2 ({type(error).__name__}: "
             f"{reason}). Copy or write it again"
         ) from None
     if not isinstance(contents, dict):
@@ -173,12 +173,12 @@ def _checked(records: Iterable[tuple[Any, Any, Any]], where: str) -> list[ImageP
             image_id = image_id.item()
         if isinstance(image_id, bool) or not isinstance(image_id, int | str):
             raise ValueError(
-                f"{where}: expected whole numbers or texts as image ids, got {image_id!r}"
+                f"{where}: expected integers or strings as image ids, got {image_id!r}"
             )
         if str(image_id) in seen:  # Detectron2 compares ids as strings
             raise ValueError(
-                f"{where}: image {image_id!r} is there more than once. Keep one set of proposals "
-                "for each image"
+                f"{where}: expected every image once, got {image_id!r} more than once. Keep one "
+                "set of proposals for each image"
             )
         seen.add(str(image_id))
         image = f"{where}: image {image_id!r}"

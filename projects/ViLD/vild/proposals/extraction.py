@@ -28,7 +28,7 @@ from vild.data.augmentations import ResizeShortestEdge
 from vild.data.images import UnreadableImageError, read_image
 from vild.precision import autocast, resolve_precision
 from vild.proposals.store import Proposals
-from vild.storage import StoreWriter, map_ahead, working_on
+from vild.storage import StoreWriter, log_failing_image, map_ahead
 
 logger = logging.getLogger(__name__)
 
@@ -104,9 +104,8 @@ class ProposalExtractor:
         if self.source == "rpn":
             if cfg.MODEL.META_ARCHITECTURE == "OfficialViLDRCNN":
                 raise ValueError(
-                    "expected a model whose images are resized before it, got OfficialViLDRCNN, "
-                    "which resizes them itself: take proposals of configs/LVIS/"
-                    "rpn_baseline_r50_fpn.yaml"
+                    "expected a model that gets resized images, got OfficialViLDRCNN, which "
+                    "resizes them itself: use configs/LVIS/rpn_baseline_r50_fpn.yaml for proposals"
                 )
             cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
             cfg.MODEL.RPN.NMS_THRESH = self.nms_threshold
@@ -220,11 +219,11 @@ def extract_proposals(
             with writer.shard(number) as builder:
                 loading = map_ahead(load, [files[image] for image in builder.images], threads)
                 for image_id, future in zip(builder.images, loading, strict=True):
-                    with working_on(image_id, files[image_id]):
+                    with log_failing_image(image_id, files[image_id]):
                         try:
                             image = future.result()
                         except (UnreadableImageError, MemoryError) as error:
-                            reason = str(error) or f"too little memory to read {files[image_id]}"
+                            reason = str(error) or f"not enough memory to read {files[image_id]}"
                             logger.warning("image %s: %s", image_id, reason)
                             builder.fail(image_id, reason)
                         else:

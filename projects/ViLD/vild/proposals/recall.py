@@ -55,7 +55,7 @@ class RecallMeter:
         self._novel = np.asarray(novel, dtype=bool)
         if self._novel.ndim != 1 or not len(self._novel):
             raise ValueError(
-                f"expected one novel flag a class, got an array of shape {self._novel.shape}"
+                f"expected one novel flag per class, got an array of shape {self._novel.shape}"
             )
         if not limits or min(limits) < 1 or len(set(limits)) < len(limits):
             raise ValueError(
@@ -155,9 +155,9 @@ class RecallMeter:
         odd = classes[(classes < 0) | (classes >= len(self._novel))]
         if len(odd):
             raise ValueError(
-                f"expected classes from 0 to {len(self._novel) - 1}, as there are "
-                f"{len(self._novel)} novel flags, got the class {odd[0]}. Is the ground truth of "
-                "another dataset, or are its ids those of the json?"
+                f"expected classes from 0 to {len(self._novel) - 1} for {len(self._novel)} novel "
+                f"flags, got the class {odd[0]}. Is the ground truth of another dataset, or does "
+                "it have the ids of the json?"
             )
         return self._novel[classes]
 

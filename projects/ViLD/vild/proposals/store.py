@@ -67,7 +67,7 @@ def proposal_faults(record: Mapping[str, Tensor], size: tuple[int, int]) -> list
     height, width = size
     limit = torch.tensor([width, height, width, height]) + INSIDE
     if (boxes < -INSIDE).any() or (boxes > limit).any():
-        faults.append(f"a box reaches out of the image ({height} x {width})")
+        faults.append(f"a box extends beyond the image ({height} x {width})")
     if (objectness.diff() > 0).any():
         faults.append("the boxes are not sorted by objectness")
     return faults

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
 
-from vild.data.entries import Id, find_id
+from vild.data.coco_format import Id, find_id
 from vild.data.masks import box_of, check_segmentation, decode_segmentation
 from vild.evaluation.results import Detection, iterate_detections
 

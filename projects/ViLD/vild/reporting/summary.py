@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from vild.data.display import csv_cell, markdown_cell
 from vild.data.files import atomic_path
+from vild.data.formatting import csv_cell, markdown_cell
 from vild.reporting.runs import Run, read_runs
 
 __all__ = [

@@ -19,22 +19,21 @@ from vild.storage.errors import (
     StoreMismatchError,
     UnfinishedStoreError,
 )
-from vild.storage.layout import Field, ImageId, ShardEntry, StoreSpec
-from vild.storage.pipeline import RunBehind, map_ahead, run_ahead, working_on
+from vild.storage.layout import Field, ImageId, StoreSpec
+from vild.storage.pipeline import BackgroundJob, log_failing_image, map_ahead, prefetch
 from vild.storage.reader import RecordStore
 from vild.storage.split import SplitImages, split_digest
 from vild.storage.verification import store_faults
 from vild.storage.writer import ShardBuilder, StoreWriter, require_disk_space, store_spec
 
 __all__ = [
+    "BackgroundJob",
     "CorruptStoreError",
     "Field",
     "ImageId",
     "MissingImageError",
     "RecordStore",
-    "RunBehind",
     "ShardBuilder",
-    "ShardEntry",
     "SplitImages",
     "StoreBusyError",
     "StoreError",
@@ -42,11 +41,11 @@ __all__ = [
     "StoreSpec",
     "StoreWriter",
     "UnfinishedStoreError",
+    "log_failing_image",
     "map_ahead",
+    "prefetch",
     "require_disk_space",
-    "run_ahead",
     "split_digest",
     "store_faults",
     "store_spec",
-    "working_on",
 ]

@@ -9,11 +9,11 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+import msgspec
 import numpy as np
 from safetensors.numpy import save
 
@@ -28,14 +28,16 @@ HEADER_KEY = "vild"  # one key: safetensors does not keep the order of several
 
 OUTDATED = (
     "was written by an earlier version, which did not record the images of the split. Remove the "
-    "store and run the command that made it again"
+    "store and rerun the command that made it"
 )
 
 ImageId = int | str
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+_T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class Field:
+class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One array of a record.
 
     Attributes:
@@ -56,8 +58,7 @@ class Field:
         return (rows, self.columns) if self.columns else (rows,)
 
 
-@dataclass(frozen=True)
-class StoreSpec:
+class StoreSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     """Everything that defines a store's content; runs may share a folder only if it is equal.
 
     Attributes:
@@ -76,10 +77,10 @@ class StoreSpec:
     split: str
     fields: dict[str, Field]
     source: dict[str, Any]
-    images: int
+    images: Positive
     images_sha256: str
     split_sha256: str
-    images_per_shard: int
+    images_per_shard: Positive
 
     @property
     def bytes_per_row(self) -> int:
@@ -98,7 +99,7 @@ class StoreSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as plain json."""
-        return asdict(self)
+        return msgspec.to_builtins(self)
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> StoreSpec:
@@ -106,23 +107,11 @@ class StoreSpec:
 
         Raises:
             StoreMismatchError: it was written by an earlier version.
-            CorruptStoreError: keys are missing, or values are of another type.
+            CorruptStoreError: keys are missing or unknown, or values are of another type.
         """
         if isinstance(data, Mapping) and "fields" in data and "split_sha256" not in data:
             raise StoreMismatchError(f"{where} {OUTDATED}")
-        try:
-            fields = {name: Field(**field) for name, field in data["fields"].items()}
-            spec = cls(**{**data, "fields": fields})
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CorruptStoreError(f"{where}: not the description of a store ({error})") from None
-        texts = (spec.kind, spec.split, spec.images_sha256, spec.split_sha256)
-        if not (
-            isinstance(spec.source, dict)
-            and all(isinstance(text, str) for text in texts)
-            and all(_is_count(number, 1) for number in (spec.images, spec.images_per_shard))
-        ):
-            raise CorruptStoreError(f"{where}: not the description of a store (types of values)")
-        return spec
+        return convert_json(data, cls, where)
 
     def require_equal(self, other: StoreSpec, where: Path) -> None:
         """Raise unless the spec in a folder equals the requested one.
@@ -139,8 +128,8 @@ class StoreSpec:
             found = differences({"kind": self.kind}, {"kind": other.kind})
         if found:
             raise StoreMismatchError(
-                f"{where} holds another store; there / now: {'; '.join(found)}. Name another "
-                "folder, or remove this one if its content is not needed any more."
+                f"{where} holds a different store; stored / requested: {'; '.join(found)}. Choose "
+                "another folder, or remove this one if it is no longer needed."
             )
 
 
@@ -153,8 +142,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path}: {old!r} / {new!r}"]
 
 
-@dataclass(frozen=True)
-class ShardEntry:
+class ShardEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A shard's entry in the manifest.
 
     Attributes:
@@ -171,42 +159,33 @@ class ShardEntry:
     """
 
     file: str
-    bytes: int
+    bytes: Count
     header_sha256: str
     data_sha256: str
     images: list[ImageId]
-    rows: list[int]
-    heights: list[int]
-    widths: list[int]
+    rows: list[Count]
+    heights: list[Count]
+    widths: list[Count]
     failed: list[tuple[ImageId, str]]
-    spec_sha256: str | None
+    spec_sha256: str | None = None
 
-    @classmethod
-    def from_json(cls, data: Any, where: str) -> ShardEntry:
-        """Read an entry of a manifest or of a shard's header.
-
-        Raises:
-            CorruptStoreError: keys are missing, or values are of another type.
-        """
-        try:
-            failed = [(image, str(reason)) for image, reason in data["failed"]]
-            entry = cls(**{"spec_sha256": None, **data, "failed": failed})
-            numbers = entry.rows, entry.heights, entry.widths
-            right = (
-                all(len(column) == len(entry.images) for column in numbers)
-                and all(isinstance(image, int | str) for image in entry.images)
-                and all(_is_count(number, 0) for column in numbers for number in column)
-                and {image for image, _ in failed} <= set(entry.images)
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise CorruptStoreError(f"{where}: its description is damaged ({error!r})") from None
-        if not right:
-            raise CorruptStoreError(f"{where}: its description is damaged (types or lengths)")
-        return entry
+    def __post_init__(self) -> None:
+        if not len(self.images) == len(self.rows) == len(self.heights) == len(self.widths):
+            raise ValueError("expected lists of equal length")
+        if not {image for image, _ in self.failed} <= set(self.images):
+            raise ValueError("expected failed images to be among the images")
 
 
-def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def convert_json(data: Any, kind: type[_T], where: str) -> _T:
+    """Convert json values to a :class:`StoreSpec` or :class:`ShardEntry`, or a list of them.
+
+    Raises:
+        CorruptStoreError: keys are missing or unknown, or values are of another type.
+    """
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        raise CorruptStoreError(f"{where}: damaged description of a store ({error})") from None
 
 
 def shard_name(number: int) -> str:
@@ -250,11 +229,11 @@ def read_json(path: Path) -> Any:
         CorruptStoreError: it is not valid json.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return msgspec.json.decode(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise CorruptStoreError(
-            f"{path} is damaged ({error}). Remove the file and run the command that made the store "
-            "again, or restore it from a copy."
+            f"{path} is damaged ({error}). Remove it and rerun the command that made the store, or "
+            "restore it from a copy."
         ) from None
 
 
@@ -269,11 +248,7 @@ def file_state(path: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
-def write_shard(
-    path: Path,
-    arrays: Mapping[str, np.ndarray],
-    described: Mapping[str, Any],
-) -> None:
+def write_shard(path: Path, arrays: Mapping[str, np.ndarray], described: Mapping[str, Any]) -> None:
     """Write one shard atomically.
 
     Args:
@@ -314,10 +289,10 @@ def read_entry(path: Path) -> ShardEntry:
         described |= {"file": path.name, "bytes": size}
         described |= {"header_sha256": hashlib.sha256(length + header).hexdigest()}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise CorruptStoreError(f"{path}: its header is damaged ({error!r})") from None
+        raise CorruptStoreError(f"{path}: damaged header ({error!r})") from None
     if expected != size:
         raise CorruptStoreError(f"{path}: expected {expected} bytes, got {size}: truncated")
-    return ShardEntry.from_json(described, str(path))
+    return convert_json(described, ShardEntry, str(path))
 
 
 def manifest_digest(spec: Mapping[str, Any], shards: Sequence[Mapping[str, Any]]) -> str:

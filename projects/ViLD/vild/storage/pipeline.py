@@ -1,4 +1,4 @@
-"""Threads for writing stores: prepare items ahead, write shards in the background."""
+"""Threads for writing stores: read images ahead, write shards in the background."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _END = object()
 
 
 @contextmanager
-def working_on(image_id: int | str, file: str | os.PathLike[str]) -> Iterator[None]:
+def log_failing_image(image_id: int | str, file: str | os.PathLike[str]) -> Iterator[None]:
     """Log the image being processed if the block raises an error."""
     try:
         yield
@@ -30,20 +30,17 @@ def working_on(image_id: int | str, file: str | os.PathLike[str]) -> Iterator[No
         raise
 
 
-def map_ahead(
-    function: Callable[[T], U], items: Sequence[T], threads: int, ahead: int | None = None
-) -> Iterator[Future[U]]:
-    """Yield futures of ``function(item)`` in order, a few of them computed ahead in threads.
+def map_ahead(function: Callable[[T], U], items: Sequence[T], threads: int) -> Iterator[Future[U]]:
+    """Yield futures of ``function(item)`` in order, up to twice the threads computed ahead.
 
     Args:
         function: should release the interpreter lock most of the time.
         items: its arguments.
         threads: number of threads.
-        ahead: maximum number of waiting results; twice the threads by default.
     """
     source = iter(items)
     with ThreadPoolExecutor(threads) as pool:
-        waiting = [pool.submit(function, item) for item in islice(source, ahead or 2 * threads)]
+        waiting = [pool.submit(function, item) for item in islice(source, 2 * threads)]
         try:
             while waiting:
                 first = waiting.pop(0)
@@ -55,7 +52,7 @@ def map_ahead(
                 future.cancel()
 
 
-def run_ahead(items: Iterable[T], ahead: int = 2) -> Generator[T, None, None]:
+def prefetch(items: Iterable[T], ahead: int = 2) -> Generator[T, None, None]:
     """Yield the same items, produced in a separate thread.
 
     An error of the producer is raised in the consumer. If the consumer stops early, the producer
@@ -104,7 +101,7 @@ def run_ahead(items: Iterable[T], ahead: int = 2) -> Generator[T, None, None]:
         thread.join()
 
 
-class RunBehind:
+class BackgroundJob:
     """Runs one job at a time in a separate thread; a context manager that waits for the last one.
 
     An error of a job is raised by the next :meth:`check` or :meth:`wait`, at the latest at the end
@@ -141,7 +138,7 @@ class RunBehind:
         with self._held:
             job.result()
 
-    def __enter__(self) -> RunBehind:
+    def __enter__(self) -> BackgroundJob:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
+from vild.data.formatting import format_size
 from vild.storage.errors import (
     CorruptStoreError,
     MissingImageError,
@@ -26,7 +27,9 @@ from vild.storage.layout import (
     OUTDATED,
     SPEC,
     ImageId,
+    ShardEntry,
     StoreSpec,
+    convert_json,
     differences,
     file_digests,
     file_state,
@@ -67,25 +70,20 @@ class RecordStore:
     ) -> None:
         self.folder = Path(folder)
         manifest = self._read_manifest(kind)
-        self.spec = StoreSpec.from_json(manifest["spec"], str(self.folder / MANIFEST))
+        path = str(self.folder / MANIFEST)
+        self.spec = StoreSpec.from_json(manifest["spec"], path)
         if self.spec.kind != kind:
             raise StoreMismatchError(
                 f"{self.folder}: expected a store of {kind}, got one of {self.spec.kind}"
             )
         self.digest: str = manifest["digest"]
-        self.made_by: dict[str, str] = manifest["made_by"]
-        self._refuse_other_spec(expected or {})
-        self._shards: list[dict[str, Any]] = manifest["shards"]
+        self._require_spec(expected or {})
+        shards = convert_json(manifest["shards"], list[ShardEntry], path)
         self._index: dict[ImageId, tuple[int, int, int, int, int]] = {}
         self._reasons: dict[ImageId, str] = {}
-        try:
-            for number, shard in enumerate(self._shards):
-                self._index_shard(number, shard)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CorruptStoreError(
-                f"{self.folder / MANIFEST} describes its shards wrongly ({error!r}); {_MEND}"
-            ) from None
-        self._check_files()
+        for number, shard in enumerate(shards):
+            self._index_shard(number, shard)
+        self._check_files(shards)
         self._opened: dict[int, dict[str, Tensor]] = {}
         self._process = os.getpid()
 
@@ -94,13 +92,13 @@ class RecordStore:
         if not path.is_file():
             if not (self.folder / SPEC).is_file():
                 raise UnfinishedStoreError(
-                    f"expected a store of {kind} at {self.folder}: there is none"
+                    f"expected a store of {kind} at {self.folder}: not found"
                 )
             done = len(list(self.folder.glob("shard_*.safetensors")))
             total = StoreSpec.from_json(read_json(self.folder / SPEC), str(path)).shards
             raise UnfinishedStoreError(
-                f"{self.folder} is not finished: {done} of {total} shards are there. Run the "
-                "command that began it again: it goes on from there."
+                f"{self.folder} is unfinished: {done} of {total} shards are written. Rerun the "
+                "command that started it to resume."
             )
         manifest = read_json(path)
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -110,68 +108,70 @@ class RecordStore:
         whole = manifest.keys() >= {"digest", "spec", "made_by", "shards"}
         if not whole or manifest["digest"] != manifest_digest(manifest["spec"], manifest["shards"]):
             raise CorruptStoreError(
-                f"{path} was changed. Run the command that made the store again: it writes the "
-                "file anew."
+                f"{path} was modified. Rerun the command that made the store: it rewrites this "
+                "file."
             )
         return manifest
 
-    def _refuse_other_spec(self, expected: Mapping[str, Any]) -> None:
+    def _require_spec(self, expected: Mapping[str, Any]) -> None:
         own = _restricted(self.spec.to_json(), expected)
         found = differences(own, dict(expected))
         if found:
             raise StoreMismatchError(
-                f"{self.folder} was made from something else; store / expected: "
-                f"{'; '.join(found)}. Name the right store, or make this one anew."
+                f"{self.folder} was made with other settings; store / expected: "
+                f"{'; '.join(found)}. Choose another store, or make this one again."
             )
 
-    def _index_shard(self, number: int, shard: dict[str, Any]) -> None:
-        missing = {"file", "bytes", "header_sha256", "data_sha256"} - shard.keys()
-        if missing or shard["file"] != shard_name(number):
-            raise ValueError(f"expected {shard_name(number)}, its size and checksums")
-        if shard.get("spec_sha256") not in (None, self.spec.sha256):
-            raise ValueError(f"{shard['file']} was made by a run with other options")
-        self._reasons.update((image, reason) for image, reason in shard["failed"])
+    def _index_shard(self, number: int, shard: ShardEntry) -> None:
+        if shard.file != shard_name(number):
+            where = self.folder / MANIFEST
+            raise CorruptStoreError(
+                f"{where}: expected {shard_name(number)}, got {shard.file}; {_REPAIR}"
+            )
+        if shard.spec_sha256 not in (None, self.spec.sha256):
+            raise CorruptStoreError(
+                f"{self.folder / shard.file} was made with other options than the store; {_REPAIR}"
+            )
+        self._reasons.update(shard.failed)
         start = 0
-        columns = (shard.pop(key) for key in ("images", "rows", "heights", "widths"))
+        columns = shard.images, shard.rows, shard.heights, shard.widths
         for image, rows, height, width in zip(*columns, strict=True):
             if image not in self._reasons:
                 self._index[image] = (number, start, start + rows, height, width)
             start += rows
 
-    def _check_files(self) -> None:
+    def _check_files(self, shards: Sequence[ShardEntry]) -> None:
         """Check the sizes of all shards and the checksums of those that have changed."""
         known = self._checked()
         changed = []
-        for shard in self._shards:
-            file = self.folder / shard["file"]
+        for shard in shards:
+            file = self.folder / shard.file
             if not file.is_file():
-                raise CorruptStoreError(f"{file} is missing; {_MEND}")
+                raise CorruptStoreError(f"{file} is missing; {_REPAIR}")
             state = file_state(file)
-            if state[0] != shard["bytes"]:
+            if state[0] != shard.bytes:
                 raise CorruptStoreError(
-                    f"{file}: expected {shard['bytes']} bytes, got {state[0]}; {_MEND}"
+                    f"{file}: expected {shard.bytes} bytes, got {state[0]}; {_REPAIR}"
                 )
-            if known.get(shard["file"]) != state:
+            if known.get(shard.file) != state:
                 changed.append((shard, state))
         if not changed:
             return
-        size = sum(shard["bytes"] for shard, _ in changed)
-        many = size > 1e9
-        if many:
-            logger.info("checking %.1f GB of %s, once", size / 1e9, self.folder)
-        for shard, state in tqdm(changed, unit="shard", disable=not many):
-            if file_digests(self.folder / shard["file"]) != (
-                shard["header_sha256"],
-                shard["data_sha256"],
-            ):
-                raise CorruptStoreError(
-                    f"{self.folder / shard['file']}: its checksum is wrong; {_MEND}"
-                )
-            known[shard["file"]] = state
+        size = sum(shard.bytes for shard, _ in changed)
+        large = size > 1e9
+        if large:
+            logger.info("verifying %s of %s, once", format_size(size), self.folder)
+        for shard, state in tqdm(changed, unit="shard", disable=not large):
+            file = self.folder / shard.file
+            if file_digests(file) != (shard.header_sha256, shard.data_sha256):
+                raise CorruptStoreError(f"{file}: wrong checksum; {_REPAIR}")
+            known[shard.file] = state
         try:
             write_json(self.folder / CHECKED, {"digest": self.digest, "shards": known})
-        except OSError:  # a read-only folder: check again next time
-            logger.info("%s cannot be written: the check is not remembered", self.folder / CHECKED)
+        except OSError:  # a read-only folder
+            logger.info(
+                "%s is not writable: the store will be verified again", self.folder / CHECKED
+            )
 
     def _checked(self) -> dict[str, list[int]]:
         """Return the file states of verified shards; empty if unknown."""
@@ -218,10 +218,10 @@ class RecordStore:
         except KeyError:
             pass
         reason = self._reasons.get(image_id)
-        why = f"it could not be read when the store was made ({reason})" if reason else "not in it"
+        why = f"unreadable when the store was made ({reason})" if reason else "not in its split"
         raise MissingImageError(
             f"{self.folder} has no record of the image {image_id!r}: {why}. Make a store of the "
-            f"split that you use; this one is of {self.spec.split}."
+            f"split that you use; this one covers {self.spec.split}."
         )
 
     def check_split(self, split: str, records: Sequence[Mapping[str, Any]]) -> None:
@@ -241,9 +241,9 @@ class RecordStore:
         moved = own != split and None not in roots and roots[0] != roots[1]
         if self.spec.split_sha256 != split_digest(split, records) or moved:
             raise StoreMismatchError(
-                f"expected a store of {split!r} ({len(records)} images), but {self.folder} is one "
-                f"of {own!r} ({self.spec.images} images): the images differ in ids, file names, "
-                f"sizes or folders. Name the store of {split!r}, or make one"
+                f"expected a store of {split!r} ({len(records)} images), but {self.folder} covers "
+                f"{own!r} ({self.spec.images} images): the images differ in ids, file names, "
+                f"sizes or folders. Choose the store of {split!r}, or make one"
             )
 
     def check_images(self, images: Iterable[ImageId]) -> None:
@@ -278,12 +278,12 @@ class RecordStore:
         if self._process != os.getpid():  # a memory map must not be shared with the parent
             self._opened, self._process = {}, os.getpid()
         if number not in self._opened:
-            path = self.folder / self._shards[number]["file"]
+            path = self.folder / shard_name(number)
             try:
                 self._opened[number] = open_tensors(path)
             except (OSError, SafetensorError) as error:
                 raise CorruptStoreError(
-                    f"{path} cannot be read any more ({error}); {_MEND}"
+                    f"{path} is no longer readable ({error}); {_REPAIR}"
                 ) from None
         return self._opened[number]
 
@@ -291,9 +291,9 @@ class RecordStore:
         return {**self.__dict__, "_opened": {}}
 
 
-_MEND = (
-    "tools/verify_store.py lists all faults. Remove the damaged file and run the command that made "
-    "the store: it makes that shard again."
+_REPAIR = (
+    "tools/verify_store.py lists all faults. Remove the damaged file and rerun the command that "
+    "made the store: it makes this shard again."
 )
 
 

@@ -37,14 +37,14 @@ class SplitImages:
             ValueError: there are no images, or an id occurs twice.
         """
         if not records:
-            raise ValueError(f"{split} has no image: there is nothing to store")
+            raise ValueError(f"expected images in {split}, got none")
         files: dict[ImageId, str] = {}
         for record in records:
             image = record["image_id"]
             if image in files:
                 raise ValueError(
-                    f"{split}: the image id {image!r} comes more than once, but stores find "
-                    "records by image id. Give every image its own id"
+                    f"{split}: expected unique image ids, got {image!r} more than once. Give every "
+                    "image a different id"
                 )
             files[image] = str(record["file_name"])
         return cls(split, files, split_digest(split, records))

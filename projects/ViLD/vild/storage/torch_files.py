@@ -14,7 +14,7 @@ import torch
 
 from vild.storage.errors import UnsafeFileError
 from vild.storage.layout import BLOCK
-from vild.storage.pickles import Array, Dtype, plain, stand_ins
+from vild.storage.safe_pickle import Array, Dtype, plain, stand_ins
 
 DOS_FOLDER = 0x10  # attribute that marks a folder
 ZIP_START = b"PK\x03\x04"  # signature by which torch recognises its archives
@@ -41,7 +41,7 @@ def read_torch(path: Path) -> Any:
             return plain(torch.load(path, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
         if name := forbidden_name(error):
-            raise UnsafeFileError(f"{path} asks for {name}, which could run code") from None
+            raise UnsafeFileError(f"{path} refers to {name}, which could run code") from None
         raise
 
 
@@ -69,12 +69,12 @@ def check_archive(path: Path) -> None:
         is_zip = file.read(len(ZIP_START)) == ZIP_START
     if not is_zip:
         if tarfile.is_tarfile(path):
-            raise UnsafeFileError(f"{path} is a tar archive of an early torch, read by its pickles")
+            raise UnsafeFileError(f"{path} is a tar archive of an early torch, made of pickles")
         return
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         if any(is_torchscript(entry.filename) for entry in entries):
-            raise UnsafeFileError(f"{path} is a TorchScript archive, whose programs run when read")
+            raise UnsafeFileError(f"{path} is a TorchScript archive, which runs code when read")
         # all zero: written with torch.serialization.set_crc32_options(False)
         if any(entry.CRC for entry in entries):
             for entry in entries:

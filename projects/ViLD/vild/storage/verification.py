@@ -17,6 +17,7 @@ from vild.storage.layout import (
     MANIFEST,
     ShardEntry,
     StoreSpec,
+    convert_json,
     file_digests,
     images_digest,
     manifest_digest,
@@ -45,10 +46,10 @@ def store_faults(
     try:
         manifest = read_json(path)
         spec = StoreSpec.from_json(manifest["spec"], str(path))
-        entries = [ShardEntry.from_json(shard, str(path)) for shard in manifest["shards"]]
+        entries = convert_json(manifest["shards"], list[ShardEntry], str(path))
         digest = manifest_digest(manifest["spec"], manifest["shards"])
     except FileNotFoundError:
-        return [f"{path} is missing: the store is not finished"]
+        return [f"{path} is missing: the store is unfinished"]
     except StoreError as error:
         return [str(error)]
     except OSError as error:
@@ -59,17 +60,17 @@ def store_faults(
     if manifest.get("format") != FORMAT:
         faults.append(f"{path}: expected the format {FORMAT!r}, got {manifest.get('format')!r}")
     if manifest.get("digest") != digest:
-        faults.append(f"{path} was changed: its digest is not that of its content")
+        faults.append(f"{path} was modified: its digest does not match its content")
     images = [image for entry in entries for image in entry.images]
     if len(images) != spec.images or images_digest(images) != spec.images_sha256:
-        faults.append(f"{path}: its images are not those that the store was begun for")
+        faults.append(f"{path}: its images differ from those in the spec")
     if len(set(images)) != len(images):
-        faults.append(f"{path}: an image is in it more than once")
+        faults.append(f"{path}: an image occurs more than once")
     names = [shard_name(number) for number in range(spec.shards)]
     if names != [entry.file for entry in entries]:
-        faults.append(f"{path}: its shards are not {names[0]} to {names[-1]}")
+        faults.append(f"{path}: expected the shards {names[0]} to {names[-1]}")
     faults += [
-        f"{file} belongs to no store"
+        f"{file} does not belong to the store"
         for file in sorted(folder.glob("*.safetensors"))
         if file.name not in names
     ]
@@ -96,13 +97,13 @@ def _shard_faults(
         return
     header, data = file_digests(path)
     if header != expected.header_sha256:
-        yield f"{path}: the checksum of its header is wrong"
+        yield f"{path}: wrong checksum of the header"
     if data != expected.data_sha256:
-        yield f"{path}: the checksum of its data is wrong"
+        yield f"{path}: wrong checksum of the data"
     if entry.spec_sha256 not in (None, spec.sha256):
-        yield f"{path}: it was made by a run with other options than the manifest gives"
+        yield f"{path}: made with other options than those in the manifest"
     if (entry.images, entry.rows) != (expected.images, expected.rows):
-        yield f"{path}: its images are not those that the manifest gives"
+        yield f"{path}: its images differ from those in the manifest"
         return
     try:
         tensors = open_tensors(path)
@@ -117,7 +118,7 @@ def _shard_faults(
         return
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            yield f"{path}: {name} has values that are not finite"
+            yield f"{path}: {name} has non-finite values"
     if check is None:
         return
     start = 0

@@ -12,15 +12,16 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from filelock import FileLock, Timeout
 
 from vild.data.files import remove_leftovers
+from vild.data.formatting import format_size
 from vild.storage.errors import CorruptStoreError, StoreBusyError, StoreError
 from vild.storage.layout import (
     CHECKED,
@@ -41,7 +42,7 @@ from vild.storage.layout import (
     write_json,
     write_shard,
 )
-from vild.storage.pipeline import RunBehind
+from vild.storage.pipeline import BackgroundJob
 from vild.storage.split import SplitImages
 
 logger = logging.getLogger(__name__)
@@ -56,10 +57,6 @@ class ShardBuilder:
         self._arrays: dict[str, list[np.ndarray]] = {name: [] for name in spec.fields}
         self._sizes: list[tuple[int, int, int]] = []
         self._failed: list[tuple[ImageId, str]] = []
-
-    def shape(self, field: str, rows: int) -> tuple[int, ...]:
-        """Return the shape of a field for a number of rows."""
-        return self._spec.fields[field].shape(rows)
 
     def add(self, image_id: ImageId, height: int, width: int, arrays: Mapping[str, Any]) -> None:
         """Append the record of the next image.
@@ -94,9 +91,9 @@ class ShardBuilder:
             if not np.isfinite(array).all():
                 row = int(np.argwhere(~np.isfinite(array).reshape(count, -1).all(axis=1))[0, 0])
                 raise ValueError(
-                    f"image {image_id}: {name} of row {row} is not finite as {field.dtype}; "
-                    "nothing of it was written. A model that gives NaN has wrong weights or needs "
-                    "more precision (fp32)."
+                    f"image {image_id}: expected finite values, got NaN or infinity in row {row} "
+                    f"of {name} as {field.dtype}. The model may have wrong weights or need a "
+                    "higher precision (fp32)."
                 )
             self._arrays[name].append(array)
         self._sizes.append((count, height, width))
@@ -161,8 +158,8 @@ class StoreWriter:
         if not path.exists():
             if begun and not (shards and all(map(self._is_own, shards))):
                 raise StoreError(
-                    f"{self.folder} has shards but no {SPEC}: not a folder to write to. Name "
-                    "another folder, or remove this one if its content is not needed any more."
+                    f"{self.folder} has shards but no {SPEC}, so it cannot be continued. Choose "
+                    "another folder, or remove this one if it is no longer needed."
                 )
             create_json(path, spec.to_json())
         StoreSpec.from_json(read_json(path), str(path)).require_equal(spec, self.folder)
@@ -184,13 +181,13 @@ class StoreWriter:
         return self._images[shard * size : (shard + 1) * size]
 
     @contextmanager
-    def shard(self, number: int, behind: RunBehind | None = None) -> Iterator[ShardBuilder]:
+    def shard(self, number: int, background: BackgroundJob | None = None) -> Iterator[ShardBuilder]:
         """Write one shard: add records in the block; the file is written when the block ends.
 
         Args:
             number: number of the shard.
-            behind: writes the file in the background after the previous one. The shard stays locked
-                until it is written.
+            background: writes the file in the background after the previous one. The shard stays
+                locked until it is written.
 
         Raises:
             StoreBusyError: another process is writing this shard.
@@ -205,18 +202,18 @@ class StoreWriter:
                 (self.folder / MANIFEST).unlink(missing_ok=True)
             builder = ShardBuilder(self.spec, self.images_of(number))
             yield builder
-            if behind is None:
+            if background is None:
                 self._write(builder, path)
             else:
-                behind.submit(partial(self._write, builder, path), held)
+                background.submit(partial(self._write, builder, path), held)
 
     def _write(self, builder: ShardBuilder, path: Path) -> None:
         try:
             builder.write(path)
         except OSError as error:
             raise StoreError(
-                f"{path} could not be written ({error.strerror or error}). What was written "
-                "before is whole: make room or mend the folder and run the same command again."
+                f"cannot write {path} ({error.strerror or error}). Earlier shards are complete: "
+                "free disk space or repair the folder, then rerun the same command."
             ) from error
         self._written[path.name] = file_state(path)
 
@@ -229,13 +226,13 @@ class StoreWriter:
             lock.acquire()
         except Timeout:
             raise StoreBusyError(
-                f"{message} by another process. If two runs were meant to share the work, give "
-                "them different --machine-rank; otherwise let the other one finish."
+                f"{message} by another process. If two runs are meant to share the work, give "
+                "them different --machine-rank; otherwise wait for the other one to finish."
             ) from None
         except (OSError, NotImplementedError) as error:
             raise StoreError(
-                f"{folder}: its files cannot be locked ({error}). Make the store on another disk "
-                "and copy it."
+                f"cannot lock files in {folder} ({error}). Make the store on another disk and "
+                "copy it."
             ) from None
         try:
             yield
@@ -262,12 +259,12 @@ class StoreWriter:
         lost = [number for number in missing if part and number % part[1] == part[0]]
         if lost:
             raise StoreError(
-                f"{self.folder / shard_name(lost[0])} was written but is missing or damaged now. "
-                "Find out what removes or changes files there and run the same command again."
+                f"{self.folder / shard_name(lost[0])} was written but is now missing or damaged. "
+                "Find out what removes or changes files there, then rerun the same command."
             )
         if missing:
             return False
-        shards = [asdict(entry) for entry in entries if entry is not None]
+        shards = msgspec.to_builtins(entries)
         spec = self.spec.to_json()
         manifest = {
             "format": FORMAT,
@@ -317,16 +314,17 @@ class StoreWriter:
         except FileNotFoundError:
             return None
         except CorruptStoreError as error:
-            logger.warning("%s; it is made again", error)
+            logger.warning("%s; writing it again", error)
             return None
         if entry.images != self.images_of(number):
             raise StoreError(
-                f"{path} holds other images than this run's shard {number}; remove the file"
+                f"{path}: expected the images of this run's shard {number}, got others; remove "
+                "the file"
             )
         if entry.spec_sha256 not in (None, self.spec.sha256):
             raise StoreError(
-                f"{path} was made by a run with other options than {self.folder / SPEC}; remove "
-                "the file and run the same command again"
+                f"{path} was made with other options than {self.folder / SPEC}; remove the file "
+                "and rerun the same command"
             )
         return entry
 
@@ -351,7 +349,7 @@ def store_spec(
         ValueError: the shard size is invalid.
     """
     if images_per_shard < 1:
-        raise ValueError(f"expected at least 1 image a shard, got {images_per_shard}")
+        raise ValueError(f"expected at least 1 image per shard, got {images_per_shard}")
     return StoreSpec(
         kind,
         images.split,
@@ -380,7 +378,7 @@ def require_disk_space(folder: str | os.PathLike[str], needed: int) -> str:
     folder = Path(folder).absolute()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    line = f"needs {needed / 1e9:.2f} GB on disk, {free / 1e9:.2f} GB are free"
+    line = f"needs {format_size(needed)} on disk, {format_size(free)} are free"
     if needed > free:
         raise StoreError(f"{folder}: {line}. Free some, or choose another folder.")
     return line

@@ -1,6 +1,6 @@
 """``shapes``: a synthetic benchmark in LVIS format, generated in seconds from a seed."""
 
-from vild.data.shapes.categories import ALL_COMPOSITIONS, Composition, shapes_vocabulary
+from vild.data.shapes.categories import ALL_COMPOSITIONS, shapes_vocabulary
 from vild.data.shapes.dataset import (
     generate_shapes,
     pixel_digest,
@@ -11,7 +11,6 @@ from vild.data.shapes.scenes import draw_scene
 
 __all__ = [
     "ALL_COMPOSITIONS",
-    "Composition",
     "draw_scene",
     "generate_shapes",
     "pixel_digest",

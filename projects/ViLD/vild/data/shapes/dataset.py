@@ -65,7 +65,7 @@ def generate_shapes(
     """
     if train_images < 1 or val_images < 1:
         raise ValueError(
-            f"expected at least one image a split, got {train_images} and {val_images}"
+            f"expected at least one image per split, got {train_images} and {val_images}"
         )
     if not 0 <= seed < 2**32:
         raise ValueError(f"expected a seed from 0 to {2**32 - 1}, got {seed}")
@@ -77,7 +77,7 @@ def generate_shapes(
         if _is_complete(folder, recipe):
             return False
     elif folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"expected an empty folder or an older 'shapes' at {folder}; it has files")
+        raise ValueError(f"expected an empty folder or a 'shapes' dataset at {folder}, got files")
     require_writable_folder(folder.absolute().parent, f"the parent of {folder}")
     with atomic_folder(folder) as temporary:
         (temporary / "annotations").mkdir()

@@ -22,20 +22,13 @@ def mask_to_polygons(mask: npt.NDArray[np.bool_]) -> list[list[float]]:
     # Pixel edges between inside and outside, directed so that the inside is on the right (image
     # coordinates, y down): outlines run clockwise, holes counter-clockwise.
     following: dict[Point, list[Point]] = {}
-    down = np.diff(padded, axis=0)  # rows i-1 -> i of the padded mask
-    right = np.diff(padded, axis=1)
-    for sign, delta in ((1, down), (-1, down)):
-        for i, j in zip(*np.nonzero(delta == sign), strict=True):
-            start, end = (int(j) - 1, int(i)), (int(j), int(i))
-            if sign == -1:
-                start, end = end, start
-            following.setdefault(start, []).append(end)
-    for sign, delta in ((1, right), (-1, right)):
-        for i, j in zip(*np.nonzero(delta == sign), strict=True):
-            start, end = (int(j), int(i)), (int(j), int(i) - 1)
-            if sign == -1:
-                start, end = end, start
-            following.setdefault(start, []).append(end)
+    for axis in (0, 1):
+        delta = np.diff(padded, axis=axis)
+        for sign in (1, -1):
+            for i, j in np.argwhere(delta == sign).tolist():
+                edge = ((j - 1, i), (j, i)) if axis == 0 else ((j, i), (j, i - 1))
+                start, end = edge[::sign]
+                following.setdefault(start, []).append(end)
 
     polygons = []
     while following:
@@ -71,14 +64,9 @@ def _signed_area(loop: list[Point]) -> float:
 
 
 def _corners(loop: list[Point]) -> list[Point]:
-    kept = []
-    for before, point, after in zip(
-        [loop[-1], *loop[:-1]], loop, [*loop[1:], loop[0]], strict=True
-    ):
-        straight = (point[0] - before[0], point[1] - before[1]) == (
-            after[0] - point[0],
-            after[1] - point[1],
-        )
-        if not straight:
-            kept.append(point)
-    return kept
+    neighbours = zip([loop[-1], *loop[:-1]], loop, [*loop[1:], loop[0]], strict=True)
+    return [
+        point
+        for (x0, y0), point, (x1, y1) in neighbours
+        if (point[0] - x0, point[1] - y0) != (x1 - point[0], y1 - point[1])
+    ]

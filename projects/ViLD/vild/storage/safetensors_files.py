@@ -55,12 +55,12 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
             metadata = file.metadata() or {}
             if DIGEST in metadata and metadata[DIGEST] != _file_digest(Path(path)):
                 raise ValueError(
-                    f"{path} is damaged: its content does not have the sha256 that it was written "
-                    "with. Copy or make it again"
+                    f"{path} is damaged: its content does not match the recorded sha256. Copy or "
+                    "make it again"
                 )
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error})") from None
+        raise ValueError(f"{path} is not a complete safetensors file ({error})") from None
 
 
 def _file_digest(path: Path) -> str:

@@ -15,11 +15,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import SafetensorError, safe_open
 
 from vild.data.files import read_text
-from vild.data.yaml_loader import UniqueKeyLoader
+from vild.data.yaml_loader import parse_yaml
 
 KINDS = (
     "a .json, a .txt with one class per line, a .yaml with 'names', a .csv, or a .safetensors of "
@@ -87,7 +86,7 @@ def read_classes(path: str | os.PathLike[str]) -> list[Item]:
     if path.is_dir():
         raise ValueError(
             f"expected a vocabulary at {path} ({KINDS}), got a folder. On a command line, put a "
-            "word that is the name of a folder in double quotes: '\"word\"'"
+            "word that is also the name of a folder in double quotes: '\"word\"'"
         )
     kind = path.suffix.lower()
     if path.exists() and kind not in _READERS and kind != ".safetensors":
@@ -99,8 +98,8 @@ def read_classes(path: str | os.PathLike[str]) -> list[Item]:
         raise ValueError(f"expected a vocabulary at {path}, got an empty file")
     if re.match(r"\s*<[!?]?[a-z]", text, re.IGNORECASE):
         raise ValueError(
-            f"{path}: expected a vocabulary, got a page or a drawing in HTML, XML or SVG: was an "
-            "error page saved under this name? Download the file again"
+            f"{path}: expected a vocabulary, got HTML, XML or SVG: was an error page saved under "
+            "this name? Download the file again"
         )
     return _READERS[kind](text, str(path))
 
@@ -160,7 +159,7 @@ def _by_id(categories: list[Any], where: str) -> list[Any]:
         if number in seen:
             raise ValueError(
                 f"{where}: {seen[number].get('name')!r} and {item.get('name')!r} have the same id, "
-                f"{number}; every class needs an id of its own"
+                f"{number}; every class needs a different id"
             )
         seen[number] = item
     return [seen[number] for number in sorted(seen)]
@@ -189,10 +188,7 @@ def _names(names: Any, where: str) -> list[str]:
 
 
 def _classes_of_yaml(text: str, where: str) -> list[Item]:
-    try:
-        contents = yaml.load(text, UniqueKeyLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not valid yaml: {' '.join(str(error).split())}") from None
+    contents = parse_yaml(text, where)
     if isinstance(contents, list):
         return [{"name": name} for name in _names(contents, where)]
     if not isinstance(contents, dict):
@@ -263,8 +259,8 @@ def _require_increasing_ids(header: list[str], rows: list[list[str]], where: str
             if after <= before:
                 raise ValueError(
                     f"{where}: expected ids that increase in the column {header[index]!r}, got "
-                    f"{after} after {before}; classes are counted by their lines. Sort the lines, "
-                    "or remove the column"
+                    f"{after} after {before}; the order of lines defines the classes. Sort the "
+                    "lines, or remove the column"
                 )
 
 
@@ -285,7 +281,7 @@ def _classes_of_text(text: str, where: str) -> list[Item]:
         if kind is not None:
             raise _foreign(where, line, f"which looks like {kind}")
     if len(lines) == 1 and "," in lines[0]:
-        raise _foreign(where, lines[0], "which looks like a comma list")
+        raise _foreign(where, lines[0], "which looks like a comma-separated list")
     return [{"name": line} for line in lines]
 
 
@@ -313,7 +309,7 @@ def _without_numbers(lines: list[str], where: str) -> list[str]:
         expected = [str(start + row) for row in range(len(lines))]
         if start not in (0, 1) or [n.lstrip("0") or "0" for n in numbers] != expected:
             raise _foreign(
-                where, lines[0], "but the numbers of the lines do not count them from 0 or 1"
+                where, lines[0], "but the lines are not numbered consecutively from 0 or 1"
             )
     return [match[3] for match in found]
 
@@ -333,8 +329,8 @@ def _classes_of_safetensors(path: Path) -> list[Item]:
         raise ValueError(f"expected a vocabulary in {path}: {error}") from None
     if "vocabulary" not in header:
         raise ValueError(
-            f"expected text embeddings of tools/extract_text_embeddings.py in {path}, got another "
-            "safetensors file: it has no vocabulary"
+            f"expected text embeddings of tools/extract_text_embeddings.py in {path}, got a "
+            "safetensors file without a vocabulary"
         )
     return classes_of_json(header["vocabulary"], str(path))
 

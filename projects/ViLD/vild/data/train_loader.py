@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from detectron2.data import DatasetFromList
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 Record = Mapping[str, Any]
 
@@ -92,25 +92,10 @@ class _Mapped(Dataset):
     ) -> None:
         self.records, self.mapper, self.seed = records, mapper, seed
 
-    def __len__(self) -> int:
-        return len(self.records)
-
     def __getitem__(self, sample: Sample) -> dict[str, Any]:
         record = {**self.records[sample.record], "draw": sample.draw}
         with seeded(self.seed, sample.position):
             return self.mapper(record)
-
-
-class _Batches(Sampler):
-    """This rank's part of every batch, from batch ``start`` on."""
-
-    def __init__(self, all_batches: Callable[[], Iterator[list[Sample]]], start: int) -> None:
-        self.all_batches, self.start = all_batches, start
-
-    def __iter__(self) -> Iterator[list[Sample]]:
-        rank, world_size = comm.get_rank(), comm.get_world_size()
-        for batch in islice(self.all_batches(), self.start, None):
-            yield batch[rank::world_size]
 
 
 class TrainingLoader:
@@ -147,7 +132,7 @@ class TrainingLoader:
         complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> None:
         if not records:
-            raise ValueError("expected images to train on, the training set has none")
+            raise ValueError("expected images in the training set, got none")
         if batch_size < 1 or batch_size % comm.get_world_size():
             raise ValueError(
                 f"expected SOLVER.IMS_PER_BATCH to be a multiple of the {comm.get_world_size()} "
@@ -159,14 +144,14 @@ class TrainingLoader:
         # serialised, so that workers share its memory
         self._dataset = _Mapped(DatasetFromList(list(records), copy=False), mapper, seed)
 
-    def _all_batches(self) -> Iterator[list[Sample]]:
-        return batches(samples(self._indices()), self.batch_size, self._wide)
-
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         # lazy: `start` is only known when the first batch is taken
+        stream = batches(samples(self._indices()), self.batch_size, self._wide)
+        rank, world_size = comm.get_rank(), comm.get_world_size()
         loader = DataLoader(
             self._dataset,
-            batch_sampler=_Batches(self._all_batches, self.start),
+            # this rank's part of every batch
+            batch_sampler=(b[rank::world_size] for b in islice(stream, self.start, None)),
             num_workers=self.workers,
             collate_fn=list,
             worker_init_fn=_one_thread,

@@ -14,7 +14,7 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
-from vild.data.stream import Sample, TrainingLoader, batches, samples, seeded
+from vild.data.train_loader import Sample, TrainingLoader, batches, samples, seeded
 
 RECORDS = [{"image_id": n, "width": 4 + n % 3, "height": 5} for n in range(10)]
 
@@ -131,7 +131,7 @@ def test_the_last_step_is_done_here() -> None:
 
 
 def test_misuse(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="the training set has none"):
+    with pytest.raises(ValueError, match="images in the training set, got none"):
         TrainingLoader([], draw, indices, batch_size=4, seed=1)
     monkeypatch.setattr(comm, "get_world_size", lambda: 3)
     with pytest.raises(ValueError, match="multiple of the 3 processes, got 4"):

@@ -147,7 +147,7 @@ def decode_file(path: Path, findings: Findings) -> AnnotationFile:
     if not isinstance(loaded, dict):
         raise ValueError(
             f"{path}: expected a json object with the keys images, annotations, categories, got a "
-            f"{type(loaded).__name__}. Is it a results file instead of annotations?"
+            f"{type(loaded).__name__}. Is it a results file?"
         )
     for section in AnnotationFile.__struct_fields__:
         if not isinstance(loaded.get(section), list):

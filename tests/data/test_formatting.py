@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vild.data.display import csv_cell, csv_text, shown_size
+from vild.data.formatting import csv_cell, csv_text, format_size
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from vild.data.display import csv_cell, csv_text, shown_size
     ],
 )
 def test_sizes(size: float, shown: str) -> None:
-    assert shown_size(size) == shown
+    assert format_size(size) == shown
 
 
 @pytest.mark.parametrize("text", ["=1+1", "'=x", "'owl", "owl", "", "@a", "-", "'"])

@@ -95,10 +95,10 @@ REFUSED = {
     ),
     "json flags as text": ("a.json", '[{"name": "a", "novel": "false"}]', "true or false"),
     "json frequencies": ("a.json", '[{"name": "a", "frequency": "rare"}]', "'r', 'c' or 'f'"),
-    "html": ("a.txt", "<!DOCTYPE html>\n<html>\n", "got a page or a drawing in HTML, XML or SVG"),
-    "html as csv": ("a.csv", "\n <html>\n404\n</html>\n", "got a page or a drawing"),
+    "html": ("a.txt", "<!DOCTYPE html>\n<html>\n", "got HTML, XML or SVG"),
+    "html as csv": ("a.csv", "\n <html>\n404\n</html>\n", "got HTML, XML or SVG"),
     "html as json": ("a.json", "<!-- a page --><p>", "is not a json file"),
-    "xml as yaml": ("a.yaml", "<?xml version='1.0'?>\n", "got a page or a drawing"),
+    "xml as yaml": ("a.yaml", "<?xml version='1.0'?>\n", "got HTML, XML or SVG"),
     "html by its ending": ("a.html", "cat\n", r"expected a vocabulary as a \.json"),
     "quoted": ("a.txt", '"cat",\n"dog"\n', "a quoted list"),
     "python": ("a.txt", "CLASSES = (\n'cat',\n)\n", "a configuration"),
@@ -108,11 +108,15 @@ REFUSED = {
     "csv in txt": ("a.txt", "id,name\n1,cat\n2,dog\n", "with a number that other lines"),
     "table in txt": ("a.txt", "cat,animal\ncar,thing\n", "a table"),
     "tabs in txt": ("a.txt", "cat\tanimal\ncar\tthing\n", "a table"),
-    "comma list in txt": ("a.txt", "cat, dog, bird\n", "a comma list"),
+    "comma list in txt": ("a.txt", "cat, dog, bird\n", "a comma-separated list"),
     "list of files": ("a.txt", "images/1.jpg\nimages/2.jpg\n", "the name of a file"),
     "labels of boxes": ("a.txt", "0 0.5 0.5 0.2 0.1\n1 0.1 0.1 0.2 0.2\n", "numbers"),
     "ids alone": ("a.txt", "n02121808\nn02509815\n", "a WordNet id"),
-    "gaps in the numbers": ("a.txt", "1 person\n2 bicycle\n13 stop sign\n", "do not count them"),
+    "gaps in the numbers": (
+        "a.txt",
+        "1 person\n2 bicycle\n13 stop sign\n",
+        "not numbered consecutively",
+    ),
     "some numbers": ("a.txt", "cat\n2. dog\n", "with a number that other lines"),
     "some bullets": ("a.txt", "cat\n- dog\n", "with a bullet that other lines"),
     "nothing": ("a.txt", "", "got an empty file"),
@@ -148,7 +152,11 @@ REFUSED = {
     ),
     "csv with an id twice": ("a.csv", "name;class_id\ncat;1\ndog;1\n", "got 1 after 1"),
     "csv of a shuffled table": ("a.csv", ",name\n4,cat\n3,dog\n", "in the column '', got 3 after"),
-    "csv of boxes": ("a.csv", "file,class\na,cat\nb,cat\n", "the class 'cat' is there 2 times"),
+    "csv of boxes": (
+        "a.csv",
+        "file,class\na,cat\nb,cat\n",
+        "expected every class once, got 'cat' 2 times",
+    ),
 }  # fmt: skip
 
 
@@ -199,7 +207,7 @@ def test_text_embeddings_give_their_vocabulary(tmp_path: Path) -> None:
     TextEmbeddings(torch.eye(2), classes, 0.01, "tiny").save(tmp_path / "text.safetensors")
     assert Vocabulary.load(str(tmp_path / "text.safetensors")) == classes
     save_file({"x": torch.eye(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="it has no vocabulary"):
+    with pytest.raises(ValueError, match="without a vocabulary"):
         Vocabulary.load(str(tmp_path / "other.safetensors"))
 
 
