@@ -88,7 +88,6 @@ def test_images_without_detections(tmp_path: Path, numbers: tuple[int, ...]) -> 
     expected = [image_id for image_id, number in enumerate(numbers) for _ in range(number)]
     assert [item["image_id"] for item in items] == expected
     assert read_json(tmp_path / "r.json") == items
-    assert writer.detections == len(items)
 
 
 def write_and_die(target: Path) -> None:
@@ -123,7 +122,7 @@ def test_an_error_leaves_the_old_file_alone(tmp_path: Path) -> None:
         write_and_fail(target)
     assert target.read_bytes() == before
     assert list(tmp_path.iterdir()) == [target]
-    with pytest.raises(ValueError, match="closed already"):
+    with pytest.raises(ValueError, match="already closed"):
         writer.add(3, image(1), IDS)
 
 

@@ -19,15 +19,13 @@ from vild.data.entries import Id
 from vild.data.files import remove_leftovers
 from vild.evaluation.coco_metrics import evaluate_coco_open_vocabulary
 from vild.evaluation.detections import Detections
-from vild.evaluation.ground_truth import TASKS, GroundTruth
+from vild.evaluation.ground_truth import TASKS, GroundTruth, check_task_names
 from vild.evaluation.reports import log_figures, write_metrics, write_per_class
 from vild.evaluation.results import ResultsWriter, merge_parts
 
 logger = logging.getLogger(__name__)
 
 Metrics = OrderedDict[str, dict[str, float]]
-
-_KINDS = ("lvis", "coco")
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class Protocol:
             )
         metadata = MetadataCatalog.get(name)
         kind = metadata.get("evaluator_type")
-        if kind not in _KINDS:
+        if kind not in ("lvis", "coco"):
             raise ValueError(
                 f"{name}: expected evaluator_type 'lvis' or 'coco', got {kind!r}. Register the "
                 "dataset with vild.data.register_split."
@@ -139,8 +137,7 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
         out: str | os.PathLike[str] | None = None,
         precision: str = "fp32",
     ) -> None:
-        if not tasks or not set(tasks) <= set(TASKS) or len(set(tasks)) < len(tasks):
-            raise ValueError(f"expected tasks among {TASKS}, each once, got {tuple(tasks)}")
+        check_task_names(tasks)
         self._protocol = Protocol.of_dataset(dataset_name)
         self._tasks = tuple(tasks)
         self._folder = Path(output_dir)

@@ -139,8 +139,7 @@ class GroundTruth:
             ValueError: a task is unknown, or the detections or annotations lack the boxes or masks
                 for it.
         """
-        if not tasks or not set(tasks) <= set(TASKS) or len(set(tasks)) < len(tasks):
-            raise ValueError(f"expected tasks among {TASKS}, each once, got {tuple(tasks)}")
+        check_task_names(tasks)
         lacking = [task for task in tasks if task not in given]
         if lacking:
             what = {"bbox": "boxes", "segm": "masks"}[lacking[0]]
@@ -150,6 +149,12 @@ class GroundTruth:
             )
         if "segm" in tasks and len(self) and not self.has_masks():
             raise ValueError(f"{self.path} has no masks: evaluate the task 'bbox' alone")
+
+
+def check_task_names(tasks: Sequence[str]) -> None:
+    """Raise ValueError unless the tasks are ``bbox``, ``segm`` or both, each once."""
+    if not tasks or not set(tasks) <= set(TASKS) or len(set(tasks)) < len(tasks):
+        raise ValueError(f"expected tasks among {TASKS}, each once, got {tuple(tasks)}")
 
 
 def _image(image: ImageEntry, number: int, numbers: Mapping[Id, int]) -> dict[str, Any]:
