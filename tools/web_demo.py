@@ -49,7 +49,10 @@ def main() -> int:
     """Run the command and return its exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     args = build_parser().parse_args()
-    from vild.web.page import run_page
+    try:
+        from vild.web.page import run_page
+    except ImportError as error:
+        raise ValueError(error) from None
 
     with contextlib.suppress(KeyboardInterrupt):
         run_page(args)

@@ -22,8 +22,8 @@ def figures() -> list[PageFigure]:
     plot.add_subplot().plot([1, 2, 3])
     image = np.random.RandomState(0).randint(0, 255, (60, 80, 3)).astype(np.uint8)
     return [
-        PageFigure.of_plot(plot, "a line", "rises"),
-        PageFigure.of_image(image, f"noise {NASTY}", NASTY),
+        PageFigure.from_plot(plot, "a line", "rises"),
+        PageFigure.from_image(image, f"noise {NASTY}", NASTY),
     ]
 
 

@@ -78,7 +78,7 @@ def image_section(folder: Path, args: argparse.Namespace) -> PageSection:
         )
         names = sorted({vocabulary.names[a["category_id"]] for a in record.get("annotations", ())})
         figures.append(
-            PageFigure.of_image(
+            PageFigure.from_image(
                 drawn,
                 f"image {record['image_id']}: {', '.join(names)}",
                 f"image {record['image_id']}",
@@ -102,7 +102,7 @@ def class_section(folders: Runs, args: argparse.Namespace) -> PageSection:
         other = {c.name: c.ap for c in read_class_ap(others[0][1] / file, args.task)}
     plot = plot_class_ap(classes, other, (label, other_label))
     return PageSection(
-        "AP of each class", figures=[PageFigure.of_plot(plot, "a bar for the AP of each class")]
+        "AP of each class", figures=[PageFigure.from_plot(plot, "a bar for the AP of each class")]
     )
 
 
@@ -131,7 +131,9 @@ def similarity_section(args: argparse.Namespace) -> PageSection:
         "teacher's embeddings."
     )
     return PageSection(
-        "Regions against names", text, figures=[PageFigure.of_plot(plot, "two heat maps", caption)]
+        "Regions against names",
+        text,
+        figures=[PageFigure.from_plot(plot, "two heat maps", caption)],
     )
 
 
@@ -162,7 +164,7 @@ def write_result_page(folders: Runs, args: argparse.Namespace) -> None:
     sections.append(class_section(folders, args))
     curves = plot_curves(runs[:1], args.task)
     if curves is not None:
-        plot = PageFigure.of_plot(curves, "AP and losses over the iterations")
+        plot = PageFigure.from_plot(curves, "AP and losses over the iterations")
         sections.append(PageSection(f"Training of {runs[0].name}", figures=[plot]))
     if args.regions:
         sections.append(similarity_section(args))

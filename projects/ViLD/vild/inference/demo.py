@@ -8,12 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from detectron2.structures import Instances
-from PIL import Image
 from tqdm import tqdm
 
 from vild.config import read_config, register_datasets
@@ -25,7 +23,7 @@ from vild.inference.arguments import predictor_from_arguments
 from vild.inference.detection_files import NamedDetectionsWriter, require_format
 from vild.inference.inputs import SUFFIXES, VIDEO_SUFFIXES, find_images
 from vild.reporting import ImageWriter, draw_detections
-from vild.reporting.image_writer import safe_stem
+from vild.reporting.image_writer import safe_stem, save_image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 VIDEO_OUTPUTS = (".mp4", ".mkv", ".avi")
@@ -167,10 +165,7 @@ def _image_writer(
 
     def write_file(file: Path, found: Instances) -> None:
         drawn = draw_detections(read_image(file), found, predictor.vocabulary, threshold=threshold)
-        with atomic_path(output) as temporary:
-            is_jpeg = output.suffix.lower() in (".jpg", ".jpeg")
-            options: dict[str, Any] = {"quality": 90, "subsampling": 0} if is_jpeg else {}
-            Image.fromarray(drawn).save(temporary, **options)
+        save_image(drawn, output)
 
     return write_file
 

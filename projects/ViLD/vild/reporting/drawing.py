@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 NOVEL_MARK = "★"
 NOVEL_HUES, BASE_HUES = (-0.05, 0.14), (0.40, 0.63)  # in [0, 1]; negative: purplish reds
+LIMIT = 100  # maximum number of detections to draw
 MIN_SIDE, MAX_SIDE = 800, 1600  # long side of the output, in pixels
 _MIN_SHORT_SIDE = 96  # of the output, unless the long side would become too long
 _LONGEST_NAME = 32  # in characters; longer names are truncated
@@ -70,7 +71,7 @@ def draw_detections(
     vocabulary: Vocabulary,
     *,
     threshold: float = 0.3,
-    limit: int = 100,
+    limit: int = LIMIT,
 ) -> np.ndarray:
     """Draw boxes, names with scores, and masks if present.
 

@@ -93,11 +93,10 @@ def _read_run(path: Path, name: str) -> list[Run]:
                 results.pop("", None)  # belongs to one of the datasets that have files
         for file in files:
             results[_data_of(file)] = _read_metrics(file)
+    elif _by_task(_json_or_none(_read_text(path))):
+        results = {_data_of(path): _read_metrics(path)}
     else:
-        if _by_task(_json_or_none(_read_text(path))):
-            results = {_data_of(path): _read_metrics(path)}
-        else:
-            results, history = _read_log(path)
+        results, history = _read_log(path)
     losses = {key: curve for key, curve in history[""].items() if "/" not in key}
     runs = []
     for data in results or {"": {}}:

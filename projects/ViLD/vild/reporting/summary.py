@@ -21,18 +21,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from vild.data.display import csv_cell, markdown_cell
 from vild.data.files import atomic_path
-from vild.reporting.runs import Run, read_runs
-
-__all__ = [
-    "Run",
-    "Table",
-    "build_tables",
-    "plot_curves",
-    "plot_summary",
-    "read_runs",
-    "to_csv",
-    "to_markdown",
-]
+from vild.reporting.runs import Run
 
 MISSING = "\N{EN DASH}"
 _TASK_NAMES = {"segm": "mask", "bbox": "box"}

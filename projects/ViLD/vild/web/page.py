@@ -21,8 +21,10 @@ from vild_cli.words import join_words
 try:
     import gradio as gr
     from starlette.middleware import Middleware
-except ImportError:
-    sys.exit("error: expected gradio, which draws the page: pip install -e '.[demo]'")
+except ImportError as error:
+    raise ImportError(
+        "the web page needs gradio, which is not installed: pip install -e '.[demo]'"
+    ) from error
 
 TITLE = "ViLD: detect anything you can name"
 COLUMNS = ("name", "class", "score", "x", "y", "width", "height")
