@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from vild_cli.arguments import positive_int, tool_parser
+from vild_cli.errors import one_line_errors
 
 # the rows of experiments/methods.py, in the same order
 NAMES = (
@@ -48,12 +49,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@one_line_errors
 def main() -> int:
     """Run the command and return its exit code."""
-    parser = build_parser()
-    args = parser.parse_args()
+    args = build_parser().parse_args()
     if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
-        parser.error(f"expected --seeds of at least 0, each once, got {args.seeds}")
+        raise ValueError(f"expected --seeds of at least 0, each once, got {args.seeds}")
     from experiments.claims import claims_to_markdown, judge
     from experiments.methods import METHODS
     from experiments.pipeline import Pipeline
@@ -63,10 +64,7 @@ def main() -> int:
     from experiments.table import collect, to_markdown
     from vild.data.files import atomic_path, require_writable_folder
 
-    try:
-        require_writable_folder(args.out_dir, "--out-dir")
-    except ValueError as error:
-        parser.error(str(error))
+    require_writable_folder(args.out_dir, "--out-dir")
     pipelines = []
     for seed in args.seeds:
         folder, prefix = args.out_dir / f"seed{seed}", f"seed{seed}_"

@@ -182,10 +182,9 @@ def build_parser() -> argparse.ArgumentParser:
 @one_line_errors
 def main() -> int:
     """Run the command and return its exit code."""
-    parser = build_parser()
-    args = parser.parse_args()
+    args = build_parser().parse_args()
     if args.out.suffix != ".pth":
-        parser.error(f"expected --out to end on .pth, got {args.out}")
+        raise ValueError(f"expected --out to end in .pth, got {args.out}")
     print("\n".join(convert(args)))
     return 0
 

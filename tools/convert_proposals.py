@@ -38,11 +38,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run the command and return its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = build_parser()
-    args = parser.parse_args()
-    missing = "--split" if args.from_detectron2 else "--store"
-    if not (args.split if args.from_detectron2 else args.store):
-        parser.error(f"this way needs {missing}")
+    args = build_parser().parse_args()
+    if args.from_detectron2 and not args.split:
+        raise ValueError("expected --split with --from-detectron2, got none")
+    if args.to_detectron2 and not args.store:
+        raise ValueError("expected --store with --to-detectron2, got none")
     import vild
     from vild.data import find_split, register_from_arguments
     from vild.proposals import ProposalStore, read_detectron2_proposals, write_detectron2_proposals

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from vild_cli.arguments import (
     add_data_arguments,
+    add_store_arguments,
     add_worker_arguments,
     positive_float,
     positive_int,
@@ -66,11 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="auto: bf16 on GPUs that compute in it, else fp32",
     )
     encoder.add_argument("--batch-size", type=positive_int, default=256, help="crops")
-    parser.add_argument("--retry-failed", action="store_true", help="try failed images again")
-    parser.add_argument("--images-per-shard", type=positive_int, default=256)
-    parser.add_argument(
-        "--threads", type=positive_int, default=2, help="image-loading threads per process"
-    )
+    add_store_arguments(parser, images_per_shard=256)
     add_data_arguments(parser)
     add_worker_arguments(parser)
     return parser

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from vild_cli.arguments import (
     add_data_arguments,
     add_precision_argument,
+    add_store_arguments,
     add_worker_arguments,
     positive_int,
     tool_parser,
@@ -59,11 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write SPLIT.pkl too, for DATASETS.PROPOSAL_FILES_TRAIN",
     )
-    parser.add_argument("--retry-failed", action="store_true", help="try failed images again")
-    parser.add_argument("--images-per-shard", type=positive_int, default=1024)
-    parser.add_argument(
-        "--threads", type=positive_int, default=2, help="image-loading threads per process"
-    )
+    add_store_arguments(parser, images_per_shard=1024)
     add_data_arguments(parser)
     add_worker_arguments(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")

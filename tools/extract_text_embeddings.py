@@ -18,7 +18,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vild_cli.arguments import add_data_arguments, comma_list, positive_int, tool_parser
+from vild_cli.arguments import (
+    add_data_arguments,
+    add_vocabulary_arguments,
+    positive_int,
+    tool_parser,
+)
 from vild_cli.errors import one_line_errors
 
 if TYPE_CHECKING:
@@ -30,17 +35,7 @@ logger = logging.getLogger(__name__)
 def build_parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
     parser = tool_parser(__doc__)
-    parser.add_argument(
-        "--vocabulary",
-        required=True,
-        help="lvis, coco, a registered dataset, a file (.json, .txt with one class per line, "
-        ".yaml, .csv or .safetensors) or a comma list",
-    )
-    parser.add_argument(
-        "--novel",
-        type=comma_list,
-        help="comma list of the novel classes; overrides the vocabulary's",
-    )
+    add_vocabulary_arguments(parser, required=True)
     add_data_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     encoder = parser.add_argument_group("encoder")

@@ -3,7 +3,8 @@
 
 Each stage is one of the project's commands and is printed. Rerun the command to resume; finished
 stages are skipped.
-Exit code: 0; 1 if a stage failed or distillation does not help on novel classes; 130 for Ctrl-C.
+Exit code: 0; 1 if a stage failed or distillation does not help on novel classes; 2 for
+any other error; 130 for Ctrl-C.
 """
 
 from __future__ import annotations
@@ -13,20 +14,22 @@ import sys
 import time
 
 from vild_cli.arguments import positive_int, tool_parser
+from vild_cli.errors import one_line_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+    """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument(
-        "--images", type=positive_int, nargs=2, metavar=("TRAIN", "VAL"), help="how many"
+        "--images", type=positive_int, nargs=2, metavar=("TRAIN", "VAL"), help="number of images"
     )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of every configuration")
     return parser
 
 
+@one_line_errors
 def main() -> int:
-    """Command line entry; returns the exit code."""
+    """Run the command and return its exit code."""
     args = build_parser().parse_args()
     from experiments import quick
     from experiments.progress import shown_time
@@ -37,10 +40,7 @@ def main() -> int:
     runner = StageRunner(quick.build_stages(pipeline), quick.OUTPUT / "stages")
     begin = time.monotonic()
     worked = run_or_exit(runner, "`make quickstart`")
-    try:
-        holds, sentence = quick.verdict(pipeline)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    holds, sentence = quick.verdict(pipeline)
     if worked:
         peak = max(record.peak_bytes for record in runner.records.values())
         took = shown_time(time.monotonic() - begin)

@@ -53,16 +53,17 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run the command and return its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = build_parser()
-    args = parser.parse_args()
+    args = build_parser().parse_args()
     bad = [run for run in args.run if not all(part.strip() for part in run.partition("="))]
     if bad:
-        parser.error(f"expected --run NAME=FOLDER, got {bad[0]!r}")
+        raise ValueError(f"expected --run NAME=FOLDER, got {bad[0]!r}")
     if bool(args.config_file) != bool(args.regions) or bool(args.regions) != bool(args.weights):
-        parser.error("--config-file, --weights and --regions go together")
+        raise ValueError(
+            "expected --config-file, --weights and --regions together, or none of them"
+        )
     folders = {name: Path(folder) for name, folder in (run.split("=", 1) for run in args.run)}
     if len(folders) < len(args.run):
-        parser.error("expected another NAME for every --run, got one twice")
+        raise ValueError("expected a different NAME for each --run, got one twice")
     from experiments.result_page import write_result_page
 
     write_result_page(folders, args)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vild_cli.arguments import positive_int, tool_parser
+from vild_cli.errors import one_line_errors
 
 TRAIN = Path(__file__).parents[1] / "projects" / "ViLD" / "train_net.py"
 
@@ -79,21 +80,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@one_line_errors
 def main() -> int:
     """Run the command and return its exit code."""
-    parser = build_parser()
-    args, rest = parser.parse_known_args()
+    args, rest = build_parser().parse_known_args()
     try:
         import submitit
     except ImportError:
-        print("error: expected submitit: pip install submitit", file=sys.stderr)
-        return 2
+        raise ValueError("submitit is not installed: pip install submitit") from None
     from vild.data.files import require_writable_folder
 
-    try:
-        require_writable_folder(args.log_dir, "--log-dir")
-    except ValueError as error:
-        parser.error(str(error))
+    require_writable_folder(args.log_dir, "--log-dir")
     executor = submitit.AutoExecutor(folder=args.log_dir, cluster=args.cluster)
     executor.update_parameters(
         name="vild",

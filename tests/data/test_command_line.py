@@ -7,7 +7,7 @@ import argparse
 import pytest
 
 from vild.data import find_split, require_split
-from vild_cli.arguments import comma_list, positive_float, positive_int
+from vild_cli.arguments import comma_separated, positive_float, positive_int
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "nan", "many", ""])
@@ -32,7 +32,7 @@ def test_an_unknown_split_is_refused_with_near_misses() -> None:
         find_split("xyz")
 
 
-def test_a_list_of_a_program_is_no_comma_list() -> None:
-    assert comma_list('a, "b, c"') == ["a", "b, c"]
+def test_a_list_of_a_program_is_no_comma_separated() -> None:
+    assert comma_separated('a, "b, c"') == ["a", "b, c"]
     with pytest.raises(argparse.ArgumentTypeError, match="without brackets or quotes around them"):
-        comma_list("['a', 'b']")
+        comma_separated("['a', 'b']")

@@ -46,14 +46,29 @@ def add_precision_argument(parser: argparse._ActionsContainer, default: str) -> 
     )
 
 
-def add_vocabulary_arguments(parser: argparse.ArgumentParser) -> None:
+def add_vocabulary_arguments(parser: argparse.ArgumentParser, required: bool = False) -> None:
     """Add ``--vocabulary`` and ``--novel``."""
+    default = "" if required else "; by default that of the configuration"
     parser.add_argument(
         "--vocabulary",
-        help="lvis, coco, a registered dataset, a file (.json, .txt, .yaml, .csv or "
-        ".safetensors) or a comma list; the configuration's own by default",
+        required=required,
+        help="lvis, coco, a registered dataset, a file (.json, .txt with one class per line, "
+        f".yaml, .csv or .safetensors) or a comma-separated list{default}",
     )
-    parser.add_argument("--novel", type=comma_list, help="comma list of the novel classes")
+    parser.add_argument(
+        "--novel",
+        type=comma_separated,
+        help="comma-separated list of the novel classes; overrides those of the vocabulary",
+    )
+
+
+def add_store_arguments(parser: argparse.ArgumentParser, images_per_shard: int) -> None:
+    """Add ``--retry-failed``, ``--images-per-shard`` and ``--threads``."""
+    parser.add_argument("--retry-failed", action="store_true", help="try failed images again")
+    parser.add_argument("--images-per-shard", type=positive_int, default=images_per_shard)
+    parser.add_argument(
+        "--threads", type=positive_int, default=2, help="image-loading threads per process"
+    )
 
 
 def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +86,7 @@ def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", help="GPU when there is one")
 
 
-def comma_list(text: str) -> list[str]:
+def comma_separated(text: str) -> list[str]:
     """Return the words of ``--novel "a, b"``; for argparse's ``type``.
 
     Raises:
