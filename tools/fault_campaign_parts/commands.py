@@ -101,11 +101,14 @@ def all_commands(bench: Bench) -> list[Command]:
     ]
 
 
+def word_encoder(folder: Path) -> CachedTextEncoder:
+    """Return a text encoder with a cache in ``folder``."""
+    return CachedTextEncoder("vild-shapes", None, templates="single", folder=folder, device="cpu")
+
+
 def fill_word_cache(folder: Path) -> None:
     """Embed three vocabularies with one cache."""
-    encoder = CachedTextEncoder(
-        "vild-shapes", None, templates="single", folder=folder / "cache", device="cpu"
-    )
+    encoder = word_encoder(folder / "cache")
     for number, words in enumerate(VOCABULARIES):
         found = encoder.embed(Vocabulary.from_names(words))
         found.save(folder / f"words{number}.safetensors")

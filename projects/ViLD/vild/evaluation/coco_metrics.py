@@ -81,8 +81,10 @@ def _evaluate(
         return COCOeval(objects, detected, task)
 
     ids = list(truth.categories)
-    shape = (len(params.iouThrs), len(params.recThrs), len(ids))
-    shape += (len(params.areaRng), len(params.maxDets))
+    shape = (
+        *(len(params.iouThrs), len(params.recThrs), len(ids)),
+        *(len(params.areaRng), len(params.maxDets)),
+    )
     whole.eval = evaluate_classes(truth, found, task, shape, make)
     whole.summarize()
     official = dict(zip(METRICS, whole.stats, strict=False))
