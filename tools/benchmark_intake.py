@@ -122,7 +122,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", type=int, default=100_000)
-    parser.add_argument("--points", type=int, default=24, help="corners of a polygon")
+    parser.add_argument("--points", type=int, default=24, help="vertices per polygon")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--readers", nargs="+", default=READERS, choices=READERS)
     parser.add_argument("--file", type=Path, default=Path("output/benchmark_intake.json"))

@@ -42,10 +42,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--jobs",
         type=positive_int,
         default=os.cpu_count() or 1,
-        help="commands at a time (one per core)",
+        help="commands to run in parallel; one per core by default",
     )
     parser.add_argument("--out-dir", type=Path, default=Path("output/benchmark_shapes"))
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of every configuration")
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="overrides of every configuration"
+    )
     return parser
 
 
@@ -58,7 +60,7 @@ def main() -> int:
     from experiments.claims import claims_to_markdown, judge
     from experiments.methods import METHODS
     from experiments.pipeline import Pipeline
-    from experiments.progress import shown_time
+    from experiments.progress import format_time
     from experiments.quick import ROWS, quick_pipeline, quick_stages
     from experiments.stages import StageRunner, run_or_exit
     from experiments.table import collect, to_markdown
@@ -98,7 +100,7 @@ def main() -> int:
         with atomic_path(args.out_dir / name) as temporary:
             temporary.write_text(contents, encoding="utf-8")
     print(text)
-    print(f"{shown_time(time.monotonic() - begin)}; wrote {args.out_dir}/results.json and .md")
+    print(f"{format_time(time.monotonic() - begin)}; wrote {args.out_dir}/results.json and .md")
     return 0
 
 

@@ -29,23 +29,23 @@ from vild_cli.errors import one_line_errors
 def build_parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
     parser = tool_parser(__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="of delays, offsets and flips (0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the faults (default: 0)")
     parser.add_argument(
         "--parts",
         default=",".join(PARTS),
         help=f"comma-separated list of {', '.join(PARTS)}; all by default",
     )
-    parser.add_argument("--case", action="append", metavar="NAME", help="run these cases alone")
+    parser.add_argument("--case", action="append", metavar="NAME", help="run only these cases")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="run each Nth case")
     parser.add_argument("--list", action="store_true", help="show the names of the cases")
-    parser.add_argument("--jobs", type=int, default=2, help="cases at a time")
+    parser.add_argument("--jobs", type=int, default=2, help="cases to run in parallel")
     parser.add_argument("--out", type=Path, help="json report")
     memory = Path("/dev/shm")
     parser.add_argument(
         "--work-dir",
         type=Path,
         default=memory if os.access(memory, os.W_OK) else None,
-        help="where temporary folders go: by default memory, where flushing takes no time",
+        help="parent of temporary folders; by default in memory, where flushing takes no time",
     )
     return parser
 

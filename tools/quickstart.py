@@ -23,7 +23,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--images", type=positive_int, nargs=2, metavar=("TRAIN", "VAL"), help="number of images"
     )
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of every configuration")
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="overrides of every configuration"
+    )
     return parser
 
 
@@ -32,7 +34,7 @@ def main() -> int:
     """Run the command and return its exit code."""
     args = build_parser().parse_args()
     from experiments import quick
-    from experiments.progress import shown_time
+    from experiments.progress import format_time
     from experiments.stages import StageRunner, run_or_exit
 
     images = tuple(args.images) if args.images else quick.IMAGES
@@ -43,10 +45,10 @@ def main() -> int:
     holds, sentence = quick.verdict(pipeline)
     if worked:
         peak = max(record.peak_bytes for record in runner.records.values())
-        took = shown_time(time.monotonic() - begin)
+        took = format_time(time.monotonic() - begin)
         print(f"\nDone in {took}, with at most {peak / 2**30:.1f} GiB of memory.")
     else:
-        print(f"Everything is done: all {len(runner.stages)} stages, and nothing has changed.")
+        print(f"Nothing to do: all {len(runner.stages)} stages are up to date.")
     print(f"{sentence}\nOpen {quick.PAGE.resolve()}")
     if not holds:
         print("error: expected the ensemble above its text head", file=sys.stderr)

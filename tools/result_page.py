@@ -31,20 +31,24 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=path, required=True, help="html file")
     parser.add_argument("--title", default="ViLD: open-vocabulary detection")
-    parser.add_argument("--task", choices=("bbox", "segm"), default="bbox", help="of all figures")
-    parser.add_argument("--images", type=positive_int, default=10, help="how many")
     parser.add_argument(
-        "--threshold", type=fraction, default=0.3, help="lowest score that is drawn"
+        "--task", choices=("bbox", "segm"), default="bbox", help="task of all metrics"
     )
+    parser.add_argument("--images", type=positive_int, default=10, help="images to show")
+    parser.add_argument("--threshold", type=fraction, default=0.3, help="minimum score to draw")
     group = parser.add_argument_group("heat map of region against text embeddings")
-    group.add_argument("--config-file", help="of the detector whose regions are shown")
-    group.add_argument("--weights", help="its checkpoint")
+    group.add_argument("--config-file", help="configuration of the detector")
+    group.add_argument("--weights", help="checkpoint of the detector")
     group.add_argument("--regions", help="store of the teacher's embeddings of the dataset")
+    group.add_argument("--region-images", type=positive_int, default=200, help="images to use")
     group.add_argument(
-        "--region-images", type=positive_int, default=200, help="how many are looked at"
+        "opts", nargs="*", metavar="KEY VALUE", help="overrides of its configuration"
     )
-    group.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of its configuration")
-    parser.add_argument("--stages", type=path, help="records of tools/quickstart.py, for times")
+    parser.add_argument(
+        "--stages",
+        type=path,
+        help="folder of the quickstart's records, to show its commands and times",
+    )
     add_data_arguments(parser)
     return parser
 

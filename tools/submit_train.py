@@ -68,15 +68,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
     parser.add_argument("--cluster", choices=("slurm", "local"), default="slurm")
     parser.add_argument("--nodes", type=positive_int, default=1)
-    parser.add_argument("--gpus-per-node", type=int, default=8, help="and processes")
+    parser.add_argument(
+        "--gpus-per-node", type=int, default=8, help="GPUs, and processes, per node"
+    )
     parser.add_argument("--cpus-per-task", type=positive_int, default=6)
     parser.add_argument(
-        "--timeout-min", type=positive_int, default=24 * 60, help="of the job, in minutes"
+        "--timeout-min", type=positive_int, default=24 * 60, help="time limit of the job in minutes"
     )
     parser.add_argument("--partition")
     parser.add_argument("--log-dir", default="output/submitit")
     parser.add_argument("--port", type=int, default=29500)
-    parser.add_argument("--wait", action="store_true", help="for the end of the job")
+    parser.add_argument("--wait", action="store_true", help="wait for the end of the job")
     return parser
 
 

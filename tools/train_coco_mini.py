@@ -37,7 +37,7 @@ def build_stages(data: Path, text_embeddings: Path, opts: list[str]) -> list[Sta
     return [
         Stage(
             "text_embeddings",
-            "take the embeddings of the 65 classes",
+            "import the embeddings of the 65 classes",
             (
                 *("tools/extract_text_embeddings.py", "--dataset-yaml", DATASET),
                 *("--vocabulary", "coco_mini_val", "--import", str(text_embeddings)),
@@ -49,7 +49,7 @@ def build_stages(data: Path, text_embeddings: Path, opts: list[str]) -> list[Sta
         ),
         Stage(
             "text",
-            "learn the base classes of the training images by heart",
+            "overfit the base classes of the training images",
             ("projects/ViLD/train_net.py", "--resume", "--config-file", CONFIG, *opts),
             (run, run / "model_final.pth", run / "coco_mini_train_metrics.json"),
             ("text_embeddings",),
@@ -75,7 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--text-embeddings", type=Path, required=True)
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of the training")
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="overrides of the training configuration"
+    )
     return parser
 
 

@@ -179,7 +179,7 @@ def test_parts_that_are_missing_or_cut_off_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected a part of the results at .*part1"):
         merge_parts([writer.path, tmp_path / "part1.json"], tmp_path / "all.json")
     writer.path.write_bytes(writer.path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="no whole json array"):
+    with pytest.raises(ValueError, match="not a complete json array"):
         merge_parts([writer.path], tmp_path / "all.json")
     assert not (tmp_path / "all.json").exists()
 
@@ -197,9 +197,9 @@ def text_with(**changes: Any) -> str:
         ("", "expected results at .*: the file is empty"),
         ("hello", "is not a json file"),
         ('{"images": []}', "expected a list of detections, got a dict"),
-        (json.dumps([GOOD, GOOD])[:-1], "is cut off"),
-        (json.dumps([GOOD, GOOD])[:-9], "is cut off"),
-        ("[", "is cut off"),
+        (json.dumps([GOOD, GOOD])[:-1], "is truncated"),
+        (json.dumps([GOOD, GOOD])[:-9], "is truncated"),
+        ("[", "is truncated"),
         (json.dumps([GOOD])[:-1] + ",]", "is not a json file"),
         (json.dumps([GOOD]) + "]", "is not a json file"),
         (json.dumps([GOOD])[:-1] + json.dumps(GOOD) + "]", "is not a json file"),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from detectron2.data import MetadataCatalog
 
-from experiments.progress import shown_time
+from experiments.progress import format_time
 from experiments.stages import Record, read_records
 from vild.config import read_config
 from vild.data import Vocabulary, find_split, read_image, register_from_arguments
@@ -54,7 +54,7 @@ def table_section(runs: list[Run], data: str, task: str) -> tuple[PageSection, s
 
 
 def image_section(folder: Path, args: argparse.Namespace) -> PageSection:
-    """Make the section of the first images with novel objects, ground truth beside detections."""
+    """Make the section of the first images with novel objects, ground truth next to detections."""
     records = find_split(args.dataset)
     vocabulary = Vocabulary.from_dataset(args.dataset)
     rows = MetadataCatalog.get(args.dataset).thing_dataset_id_to_contiguous_id
@@ -85,8 +85,8 @@ def image_section(folder: Path, args: argparse.Namespace) -> PageSection:
             )
         )
     text = (
-        f"The first {len(figures)} images of {args.dataset} with novel objects, not a choice of "
-        f"the best. Names that begin with {NOVEL_MARK}, in warm colours, are novel classes."
+        f"The first {len(figures)} images of {args.dataset} with novel objects, not selected "
+        f"by result. Names that begin with {NOVEL_MARK}, in warm colours, are novel classes."
     )
     return PageSection("Images", text, figures=figures)
 
@@ -126,12 +126,12 @@ def similarity_section(args: argparse.Namespace) -> PageSection:
     )
     text = (
         f"Mean cosine of the regions of each class with the text embedding of each class, over "
-        f"{int(teacher.counts.sum())} proposals that cover an object. The detector was never told "
-        "the names in the lower right corner: it has learned where their regions lie from the "
-        "teacher's embeddings."
+        f"{int(teacher.counts.sum())} proposals that cover an object. The detector was not "
+        "trained on the names in the lower right corner: it learned to embed their regions from "
+        "the teacher."
     )
     return PageSection(
-        "Regions against names",
+        "Region embeddings and class names",
         text,
         figures=[PageFigure.from_plot(plot, "two heat maps", caption)],
     )
@@ -139,12 +139,12 @@ def similarity_section(args: argparse.Namespace) -> PageSection:
 
 def stage_section(stages: list[Record]) -> PageSection:
     """Make the section of commands with times and memory."""
-    rows = [(s.title, s.command, shown_time(s.seconds), shown_size(s.peak_bytes)) for s in stages]
+    rows = [(s.title, s.command, format_time(s.seconds), shown_size(s.peak_bytes)) for s in stages]
     total = sum(s.seconds for s in stages)
     peak = max((s.peak_bytes for s in stages), default=0)
     text = (
-        f"{shown_time(total)} in all, at most {shown_size(peak)} of memory. Each command can "
-        "be repeated by itself."
+        f"{format_time(total)} in total, at most {shown_size(peak)} of memory. Each command can "
+        "be run again separately."
     )
     table = PageTable(("stage", "command", "time", "memory"), tuple(rows), numbers=2, code=True)
     return PageSection("Commands", text, table)

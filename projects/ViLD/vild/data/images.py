@@ -195,7 +195,7 @@ def _what_else(path: Path) -> str:
     if not start:
         return "it is empty. Download or copy it again"
     return (
-        f"it is no image of a kind that Pillow knows; it begins with {start!r}. Is it an error "
+        f"it is not an image format that Pillow can read; it begins with {start!r}. Is it an error "
         "page or a text with an image's name? Download it again"
     )
 

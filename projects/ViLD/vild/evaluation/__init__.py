@@ -5,7 +5,11 @@ from typing import Any
 from vild.evaluation.coco_metrics import evaluate_coco_open_vocabulary
 from vild.evaluation.detections import Detections
 from vild.evaluation.encoding import encode_masks
-from vild.evaluation.evaluator import OpenVocabularyEvaluator, Protocol, evaluate_results
+from vild.evaluation.evaluator import (
+    EvaluationProtocol,
+    OpenVocabularyEvaluator,
+    evaluate_results,
+)
 from vild.evaluation.figures import TaskFigures
 from vild.evaluation.ground_truth import GroundTruth
 from vild.evaluation.results import (
@@ -16,9 +20,9 @@ from vild.evaluation.results import (
 
 __all__ = [
     "Detections",
+    "EvaluationProtocol",
     "GroundTruth",
     "OpenVocabularyEvaluator",
-    "Protocol",
     "ResultsWriter",
     "TaskFigures",
     "coco_results",

@@ -70,7 +70,7 @@ def _evaluate(
     by_number = truth.by_number()
 
     def make(category_id: Id, category: dict[str, Any], own: npt.NDArray[np.int64]) -> Any:
-        annotations = truth.of_task(category_id, task)
+        annotations = truth.for_task(category_id, task)
         if not annotations:  # without objects there is no precision
             return None
         items = found.items(own, by_number if task == "segm" else None)

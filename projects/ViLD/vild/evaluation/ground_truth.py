@@ -55,11 +55,11 @@ class GroundTruth:
             ValueError: see :func:`vild.data.read_annotations`; or the json lacks a class of the
                 vocabulary.
         """
-        return cls.of(read_annotations(json_file, crowds_are_objects), vocabulary)
+        return cls.from_annotations(read_annotations(json_file, crowds_are_objects), vocabulary)
 
     @classmethod
     @paused_collection()
-    def of(cls, contents: Annotations, vocabulary: Collection[Id]) -> GroundTruth:
+    def from_annotations(cls, contents: Annotations, vocabulary: Collection[Id]) -> GroundTruth:
         """Make it from annotations that are already in memory; see :meth:`read`."""
         numbers = {category.id: n for n, category in enumerate(contents.categories, 1)}
         unknown = next((key for key in vocabulary if key not in numbers), None)
@@ -101,7 +101,7 @@ class GroundTruth:
         """Return whether any object has a mask."""
         return any("segmentation" in item for own in self.annotations.values() for item in own)
 
-    def of_task(self, category_id: Id, task: str) -> list[dict[str, Any]]:
+    def for_task(self, category_id: Id, task: str) -> list[dict[str, Any]]:
         """Return the annotations of a class for a task.
 
         For ``segm``, an object without a mask is ignored: a detection of it is neither a true nor

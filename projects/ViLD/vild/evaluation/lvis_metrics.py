@@ -77,7 +77,7 @@ def _evaluate(
             return None
         own = own[np.isin(found.image_ids[own], numbers)]
         return LVISEval(
-            _Annotations(images, [category], truth.of_task(category_id, task)),
+            _Annotations(images, [category], truth.for_task(category_id, task)),
             _results(images, found.items(own, by_number if task == "segm" else None)),
             task,
         )

@@ -198,7 +198,8 @@ def merge_parts(parts: Sequence[str | os.PathLike[str]], path: str | os.PathLike
                 around = text[:begin] + text[end:] if end else text[:]
                 if around.split() not in ([b"[", b"]"], [b"[]"]):
                     raise ValueError(
-                        f"{part} is no whole json array: was its writing cut off? Run it again."
+                        f"{part} is not a complete json array: was writing interrupted? Run the "
+                        "evaluation again."
                     )
                 if end:
                     out.write(separator)
@@ -290,7 +291,7 @@ def _read_list(file: Path) -> list[Any]:
     except (msgspec.DecodeError, RecursionError) as error:
         if "truncated" in str(error):
             raise ValueError(
-                f"{file} is cut off. Run the evaluation that wrote it again, or copy it again"
+                f"{file} is truncated. Run the evaluation again, or copy the file again"
             ) from None
     loaded = parse_json(bytes(content), file)
     if not isinstance(loaded, list):

@@ -79,13 +79,13 @@ def check_outputs(args: argparse.Namespace, files: list[Path]) -> None:
         if args.output.suffix.lower() not in VIDEO_OUTPUTS:
             raise ValueError(f"expected a video as {', '.join(VIDEO_OUTPUTS)}, got {args.output}")
         if args.video_input is not None and _is_same_file(args.output, args.video_input):
-            raise ValueError(f"expected another file as --output than the video, got {args.output}")
+            raise ValueError(f"expected --output to differ from the video, got {args.output}")
         require_writable_file(args.output, "--output")
     elif _is_folder(args.output):
         for file, target in _targets(args.output, files).items():
             if _is_same_file(target, file):
                 raise ValueError(
-                    f"expected another folder as --output than that of the images, got "
+                    f"expected --output to differ from the folder of the images, got "
                     f"{args.output}: {file} would be overwritten"
                 )
         require_writable_folder(args.output, "--output")
@@ -104,7 +104,7 @@ def _check_image_output(output: Path, files: list[Path]) -> None:
             f"expected a folder as --output for {len(files)} images, got the file {output}"
         )
     if _is_same_file(output, files[0]):
-        raise ValueError(f"expected another file as --output than the image itself, got {output}")
+        raise ValueError(f"expected --output to differ from the image, got {output}")
 
 
 def _is_folder(output: Path) -> bool:
@@ -143,7 +143,7 @@ def detect_images(
         if results is not None:
             results.add(str(file), found)
         else:
-            tqdm.write(f"{file}: {_in_words(predictor, found)}")
+            tqdm.write(f"{file}: {_describe(predictor, found)}")
     return failed
 
 
@@ -176,7 +176,7 @@ def _unique_names(files: list[Path]) -> dict[Path, str]:
     return {file: file.stem if count[file.stem] == 1 else str(file) for file in files}
 
 
-def _in_words(predictor: OpenVocabularyPredictor, found) -> str:  # type: ignore[no-untyped-def]
+def _describe(predictor: OpenVocabularyPredictor, found) -> str:  # type: ignore[no-untyped-def]
     names = predictor.vocabulary.names
     pairs = zip(found.pred_classes.tolist(), found.scores.tolist(), strict=True)
     return ", ".join(f"{names[row]} {score:.2f}" for row, score in pairs) or "nothing"
@@ -197,8 +197,8 @@ def detect_video(
     capture = cv2.VideoCapture(source)
     try:
         if not capture.isOpened():
-            what = "a camera at the first place" if args.webcam else f"a video in {source}"
-            raise ValueError(f"expected {what}, but OpenCV cannot open it")
+            what = "the first camera" if args.webcam else f"the video {source}"
+            raise ValueError(f"OpenCV cannot open {what}")
         rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
         total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if not args.webcam else 0
         if args.max_frames is not None:
@@ -218,9 +218,9 @@ def detect_video(
                     results.add(str(source), found, number)
                 bar.update()
             if number < 0:
-                raise ValueError(f"expected frames in {source}, found none: is it a whole video?")
+                raise ValueError(f"expected frames in {source}, got none: is the video complete?")
         if number + 1 < _LEAST_READ * total and not args.webcam:
-            return f"{source}: expected about {total} frames, could read {number + 1}"
+            return f"{source}: expected about {total} frames, could read only {number + 1}"
     except KeyboardInterrupt:
         if not args.webcam:
             raise
@@ -232,8 +232,8 @@ def detect_video(
 def _frames(capture: cv2.VideoCapture, limit: int | None) -> Iterator[np.ndarray]:
     count = 0
     while limit is None or count < limit:
-        there, frame = capture.read()
-        if not there:
+        has_frame, frame = capture.read()
+        if not has_frame:
             return
         yield frame
         count += 1

@@ -133,8 +133,8 @@ def build_tables(
             if run.results and chosen not in run.results:
                 other = " and ".join(run.results)
                 raise ValueError(
-                    f"the run {run.name} has no results for {chosen}, it has them for {other}: "
-                    f"choose with --task, or evaluate it on {chosen}"
+                    f"the run {run.name} has no results for {chosen}, only for {other}: "
+                    f"choose another --task, or evaluate it on {chosen}"
                 )
             rows.append(Row(run.name, run.data, _values(run.results.get(chosen, {}), form)))
         added = [
@@ -172,7 +172,7 @@ def to_markdown(tables: Sequence[Table]) -> str:
             f"| {' | '.join(['---'] * 3 + ['---:'] * len(table.headings))} |",
         ]
         for row in table.rows:
-            cells = [row.method, row.data or MISSING, row.origin, *map(_shown, row.values)]
+            cells = [row.method, row.data or MISSING, row.origin, *map(_format, row.values)]
             cells = list(map(markdown_cell, cells))
             if row.published:
                 cells = [f"*{cell}*" for cell in cells]
@@ -199,7 +199,7 @@ def to_csv(tables: Sequence[Table]) -> str:
     return text.getvalue()
 
 
-def _shown(value: float) -> str:
+def _format(value: float) -> str:
     return MISSING if math.isnan(value) else f"{value:.1f}"
 
 
@@ -344,7 +344,7 @@ def _draw_table(axes: Axes, table: Table, height: float, colours: Colours) -> No
         for x, text, room in cells:
             axes.text(x, y, _cut(text or MISSING, room), **style)
         for x, value in zip(ends, row.values, strict=True):
-            axes.text(x, y, _shown(value), ha="right", **style)
+            axes.text(x, y, _format(value), ha="right", **style)
     axes.axhline(y + _LINE / 2, color="black", linewidth=0.9)
 
 
