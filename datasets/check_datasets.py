@@ -30,14 +30,12 @@ from vild.data.inspection import (
     layout_in_use,
 )
 from vild.data.registry import data_root
+from vild_cli.arguments import tool_parser
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    summary, _, more = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument(
         "--root",
         type=Path,

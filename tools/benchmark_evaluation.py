@@ -17,12 +17,14 @@ import argparse
 import sys
 from pathlib import Path
 
+from vild_cli.arguments import tool_parser
+
 STEPS = ("write", "evaluate", "official")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = tool_parser(__doc__)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--detections", type=int, default=300, help="per image")
     parser.add_argument("--classes", type=int, default=1203)

@@ -30,9 +30,8 @@ from torch import nn
 import vild
 from vild.data.files import atomic_folder
 from vild.embeddings import TextEmbeddings
-from vild.export import ExportableDetector
 from vild.export.checks import Case, Check, Tensors, compare, make_cases, run_detector
-from vild.export.detector import check_exportable
+from vild.export.detector import ExportableDetector, check_exportable
 
 logger = logging.getLogger(__name__)
 

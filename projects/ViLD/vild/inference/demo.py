@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
-from detectron2.structures import Instances
 from tqdm import tqdm
 
 from vild.config import read_config, register_datasets
@@ -22,7 +21,7 @@ from vild.inference import OpenVocabularyPredictor
 from vild.inference.arguments import predictor_from_arguments
 from vild.inference.detection_files import NamedDetectionsWriter, require_format
 from vild.inference.inputs import SUFFIXES, VIDEO_SUFFIXES, find_images
-from vild.reporting import ImageWriter, draw_detections
+from vild.reporting import draw_detections
 from vild.reporting.image_writer import safe_stem, save_image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -116,10 +115,14 @@ def _is_same_file(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
 
 
-def _targets(folder: Path, files: list[Path]) -> dict[Path, Path]:
+def _targets(output: Path, files: list[Path]) -> dict[Path, Path]:
     """Return the output file for each image."""
-    names = _unique_names(files)
-    return {file: folder / f"{safe_stem(names[file])}.jpg" for file in files}
+    if not _is_folder(output):
+        return {files[0]: output}
+    # the full path if stems are not unique
+    count = Counter(file.stem for file in files)
+    names = {file: file.stem if count[file.stem] == 1 else str(file) for file in files}
+    return {file: output / f"{safe_stem(name)}.jpg" for file, name in names.items()}
 
 
 def detect_images(
@@ -130,13 +133,17 @@ def detect_images(
 ) -> dict[Path, str]:
     """Detect in images one by one; return those that failed, with the reason."""
     failed: dict[Path, str] = {}
-    write = _image_writer(predictor, args, files)
+    threshold = args.confidence_threshold
+    targets = _targets(args.output, files) if args.output is not None else {}
     for file in tqdm(files, unit="image", disable=None):
         try:
             found = predictor(np.ascontiguousarray(read_image(file)[:, :, ::-1]))
-            found = found[found.scores >= args.confidence_threshold]
-            if write is not None:
-                write(file, found)
+            found = found[found.scores >= threshold]
+            if file in targets:
+                drawn = draw_detections(
+                    read_image(file), found, predictor.vocabulary, threshold=threshold
+                )
+                save_image(drawn, targets[file])
         except (ValueError, OSError, MemoryError) as error:
             failed[file] = str(error) or f"not enough memory for {file}"
             continue
@@ -145,35 +152,6 @@ def detect_images(
         else:
             tqdm.write(f"{file}: {_describe(predictor, found)}")
     return failed
-
-
-def _image_writer(
-    predictor: OpenVocabularyPredictor, args: argparse.Namespace, files: list[Path]
-) -> Callable[[Path, Instances], None] | None:
-    """Return a function that draws the detections of an image, if ``--output`` is given."""
-    output, threshold = args.output, args.confidence_threshold
-    if output is None:
-        return None
-    if _is_folder(output):
-        names = _unique_names(files)
-        writer = ImageWriter(output, predictor.vocabulary, threshold=threshold)
-
-        def write_into_folder(file: Path, found: Instances) -> None:
-            writer.write({"image_id": names[file], "file_name": str(file)}, found)
-
-        return write_into_folder
-
-    def write_file(file: Path, found: Instances) -> None:
-        drawn = draw_detections(read_image(file), found, predictor.vocabulary, threshold=threshold)
-        save_image(drawn, output)
-
-    return write_file
-
-
-def _unique_names(files: list[Path]) -> dict[Path, str]:
-    """Return the stem of each file, or the full path if stems are not unique."""
-    count = Counter(file.stem for file in files)
-    return {file: file.stem if count[file.stem] == 1 else str(file) for file in files}
 
 
 def _describe(predictor: OpenVocabularyPredictor, found) -> str:  # type: ignore[no-untyped-def]

@@ -55,14 +55,12 @@ class PageTable:
         headings: column headings.
         rows: cells as text.
         numbers: index of the first numeric column; numeric columns are right-aligned.
-        marked: indices of emphasised rows.
         code: whether text cells are commands.
     """
 
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     numbers: int = 1
-    marked: tuple[int, ...] = ()
     code: bool = False
 
 
