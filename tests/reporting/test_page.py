@@ -32,7 +32,6 @@ def make_page(folder: Path) -> Path:
         ("method", "command", "AP"),
         ((NASTY, "python a.py '(1, 2)'", "12.5"), ("ViLD", "python b.py", MISSING)),
         numbers=2,
-        marked=(1,),
         code=True,
     )
     page = folder / "index.html"
