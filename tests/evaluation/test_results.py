@@ -16,9 +16,8 @@ from detectron2.structures import Instances
 from vild.evaluation import (
     ResultsWriter,
     encode_masks,
-    merge_parts,
 )
-from vild.evaluation.results import Detection, Results, iterate_detections
+from vild.evaluation.results import Detection, Results, iterate_detections, merge_parts
 
 from .perturbing import instances, read_json
 
