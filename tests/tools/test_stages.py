@@ -50,7 +50,7 @@ def chain(folder: Path) -> list[Stage]:
 
 
 def run(stages: list[Stage], folder: Path, jobs: int = 1) -> bool:
-    return StageRunner(stages, folder / "records", jobs, progress=False).run()
+    return StageRunner(stages, folder / "records", jobs).run()
 
 
 def lines(folder: Path, name: str) -> list[str]:
@@ -220,7 +220,7 @@ def test_times_for_people() -> None:
 
 
 def test_the_bar_estimates_by_what_was_seen(capsys: pytest.CaptureFixture[str]) -> None:
-    bar = StageBar(total=100, done=0, shown=False)
+    bar = StageBar(total=100, done=0)
     bar.finished("do a", 40, 80)  # twice as long as estimated
     bar.show([(20, 10)], "iter: 7")
     assert bar.bar.n == pytest.approx(40 + 9.8)

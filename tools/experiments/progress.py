@@ -9,19 +9,17 @@ from tqdm import tqdm
 
 
 class StageBar:
-    """One progress bar for all stages, in units of estimated seconds.
+    """One progress bar for all stages, in units of estimated seconds, if stderr is a terminal.
 
     Args:
         total: estimated seconds of all stages.
         done: estimated seconds of the finished stages.
-        shown: whether to show the bar; it is always hidden unless stderr is a terminal.
     """
 
-    def __init__(self, total: float, done: float, shown: bool) -> None:
-        shown = shown and sys.stderr.isatty()
+    def __init__(self, total: float, done: float) -> None:
         form = "{percentage:3.0f}%|{bar}| {elapsed}{postfix}"
         self.bar = tqdm(
-            total=total, initial=done, disable=not shown, bar_format=form, dynamic_ncols=True
+            total=total, initial=done, disable=None, bar_format=form, dynamic_ncols=True
         )
         self.total, self.done = total, done
         self.estimated, self.elapsed = 0.0, 0.0

@@ -115,7 +115,6 @@ class StageRunner:
         stages: in order of dependency.
         folder: folder of records and logs, created if missing. A second runner in it is refused.
         jobs: commands to run at a time; they share the cores.
-        progress: whether to show a progress bar.
 
     Raises:
         ValueError: a name occurs twice, or a stage precedes one that it depends on.
@@ -126,7 +125,6 @@ class StageRunner:
         stages: Sequence[Stage],
         folder: str | os.PathLike[str],
         jobs: int = 1,
-        progress: bool = True,
     ) -> None:
         seen: set[str] = set()
         for stage in stages:
@@ -140,7 +138,6 @@ class StageRunner:
         if jobs < 1:
             raise ValueError(f"expected at least 1 command at a time, got {jobs}")
         self.stages, self.folder, self.jobs = tuple(stages), Path(folder), jobs
-        self.progress = progress
         self._records: dict[str, Record] = {}
         self._running: list[_Running] = []
         self._stopped_by, self._lock = 0, -1
@@ -181,7 +178,7 @@ class StageRunner:
             return False
         done = sum(stage.seconds for stage in self.stages if stage.name in self._records)
         total = sum(stage.seconds for stage in self.stages)
-        bar = StageBar(total, done, self.progress)
+        bar = StageBar(total, done)
         with _on_stop_signals(self._stop_soon), closing(bar):
             if len(todo) < len(self.stages):
                 bar.print(

@@ -226,5 +226,5 @@ def run_stages(folder: Path) -> bool:
         )
         for number, output in enumerate(outputs)
     ]
-    run_or_exit(StageRunner(stages, folder / "stages", progress=False))
+    run_or_exit(StageRunner(stages, folder / "stages"))
     return False

@@ -36,29 +36,19 @@ class _Kind:
     Attributes:
         sign: metric that identifies runs of this kind.
         task: task that the paper reports.
-        columns: (alternative metrics, of which the first available is used, heading).
+        columns: metrics; of ``AP50-all``, Detectron2's evaluators have only ``AP50``.
     """
 
     sign: str
     task: str
-    columns: tuple[tuple[tuple[str, ...], str], ...]
+    columns: tuple[str, ...]
 
 
 # A run belongs to the first kind whose sign it has.
 _KINDS = {
-    "lvis": _Kind(
-        "APr", "segm", ((("APr",), "APr"), (("APc",), "APc"), (("APf",), "APf"), (("AP",), "AP"))
-    ),
-    "coco": _Kind(
-        "AP50-novel",
-        "bbox",
-        (
-            (("AP50-novel",), "AP50 novel"),
-            (("AP50-base",), "AP50 base"),
-            (("AP50-all", "AP50"), "AP50 all"),
-        ),
-    ),
-    "plain": _Kind("AP", "bbox", ((("AP",), "AP"), (("AP50",), "AP50"), (("AP75",), "AP75"))),
+    "lvis": _Kind("APr", "segm", ("APr", "APc", "APf", "AP")),
+    "coco": _Kind("AP50-novel", "bbox", ("AP50-novel", "AP50-base", "AP50-all")),
+    "plain": _Kind("AP", "bbox", ("AP", "AP50", "AP75")),
 }
 
 
@@ -142,7 +132,7 @@ def build_tables(
             for entry in published["rows"]
             if reference and (entry["kind"], entry["task"]) == (kind, chosen)
         ]
-        headings = tuple(heading for _, heading in form.columns)
+        headings = tuple(column.replace("-", " ") for column in form.columns)
         source = published["source"] if added else ""
         tables.append(Table(kind, chosen, headings, (*rows, *added), source))
     return tables
@@ -154,10 +144,8 @@ def _kind_of(run: Run) -> str:
 
 
 def _values(metrics: Mapping[str, float], form: _Kind) -> tuple[float, ...]:
-    return tuple(
-        next((float(metrics[key]) for key in keys if key in metrics), math.nan)
-        for keys, _ in form.columns
-    )
+    found = (metrics.get(key, metrics.get(key.removesuffix("-all"))) for key in form.columns)
+    return tuple(math.nan if value is None else float(value) for value in found)
 
 
 def to_markdown(tables: Sequence[Table]) -> str:
@@ -302,9 +290,10 @@ def _panels(runs: Sequence[Run], tables: Sequence[Table]) -> list[tuple[str, str
     there = {key for run in runs for key in run.history}
     panels = {}
     for table in tables:
-        for keys, heading in _KINDS[table.kind].columns:
-            key = next((f"{table.task}/{k}" for k in keys if f"{table.task}/{k}" in there), None)
-            if key:
+        for column, heading in zip(_KINDS[table.kind].columns, table.headings, strict=True):
+            key = f"{table.task}/{column}"
+            key = key if key in there else key.removesuffix("-all")
+            if key in there:
                 panels[key] = f"{_TASK_NAMES[table.task]} {heading}"
     losses = sorted(key for key in there if "/" not in key)
     losses.sort(key=lambda k: _FIRST_LOSSES.index(k) if k in _FIRST_LOSSES else 99)
