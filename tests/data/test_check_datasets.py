@@ -59,8 +59,8 @@ def test_as_a_process_of_its_own(
     assert squeezed(output) == [
         "small (custom layout)",
         "./",
-        "there images/",
-        "there val.json",
+        "present images/",
+        "present val.json",
         "val: 2 images, 6 annotations, 3 classes (1 c, 1 f, 1 r); 2 images opened",
         "objects: 4 of base classes, 2 of novel classes",
         "",
@@ -108,7 +108,7 @@ def test_both_official_data_sets_in_the_flat_layout(
     assert main([]) == 0
     lines = squeezed(capsys.readouterr().out)
     assert "coco (flat layout)" in lines
-    assert "there lvis_v1_val.json" in lines
+    assert "present lvis_v1_val.json" in lines
     opened = "3 images opened"
     assert f"train: 3 images, 9 annotations, 3 classes (1 c, 1 f, 1 r); {opened}" in lines
     assert f"train: 3 images, 9 annotations, 3 classes (3 r); {opened}" in lines  # COCO's: counted
