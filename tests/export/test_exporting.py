@@ -248,9 +248,9 @@ def test_bad_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused("expected formats of torchscript, onnx, got", formats=["tflite"])
     refused("expected formats", formats=[])
     refused("file is a file", "file")
-    refused("an empty folder", ".")
+    refused("a new or empty folder", ".")
     refused("at least 1 repeat", repeats=0)
-    with pytest.raises(ValueError, match="expected an image"):
+    with pytest.raises(ValueError, match="expected at least one image"):
         export_detector(model, cfg, tmp_path / "new", [])
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "onnxruntime", None)
