@@ -23,10 +23,10 @@ from vild.evaluation import (
     GroundTruth,
     encode_masks,
     evaluate_coco_open_vocabulary,
+    evaluate_lvis,
 )
 from vild.evaluation.coco_metrics import METRICS as COCO_METRICS
 from vild.evaluation.lvis_metrics import METRICS as LVIS_METRICS
-from vild.evaluation.lvis_metrics import evaluate_lvis
 
 from .conftest import Case
 from .perturbing import decoded, read_json

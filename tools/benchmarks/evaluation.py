@@ -20,8 +20,7 @@ from detectron2.structures import Boxes, Instances
 from lvis import LVIS, LVISEval, LVISResults
 
 from benchmarks.timing import alternate
-from vild.evaluation import ResultsWriter, encode_masks
-from vild.evaluation.lvis_metrics import evaluate_lvis
+from vild.evaluation import ResultsWriter, encode_masks, evaluate_lvis
 
 TOOL = Path(__file__).parents[1] / "benchmark_evaluation.py"
 HEIGHT, WIDTH = 480, 640

@@ -1,8 +1,6 @@
-"""Evaluation: results files, LVIS and open-vocabulary COCO metrics, and a Detectron2 evaluator.
+"""Evaluation: results files, LVIS and open-vocabulary COCO metrics, and a Detectron2 evaluator."""
 
-The LVIS metrics are imported from ``vild.evaluation.lvis_metrics`` where they are used, because the
-official package imports matplotlib's pyplot.
-"""
+from typing import Any
 
 from vild.evaluation.coco_metrics import evaluate_coco_open_vocabulary
 from vild.evaluation.detections import Detections
@@ -18,5 +16,15 @@ __all__ = [
     "ResultsWriter",
     "encode_masks",
     "evaluate_coco_open_vocabulary",
+    "evaluate_lvis",
     "evaluate_results",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import LVIS's metrics at first use: the official package imports matplotlib's pyplot."""
+    if name == "evaluate_lvis":
+        from vild.evaluation.lvis_metrics import evaluate_lvis
+
+        return evaluate_lvis
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
