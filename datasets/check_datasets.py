@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Report what is present, missing or broken in LVIS v1, COCO 2017 or your own dataset.
+"""Report what is present, missing or broken in LVIS v1, COCO 2017 or a custom dataset.
 
     python datasets/check_datasets.py                          # LVIS and COCO below the data root
-    python datasets/check_datasets.py --custom birds.yaml      # a dataset of your own
-    python datasets/check_datasets.py --download lvis          # get what is missing, then check
+    python datasets/check_datasets.py --custom birds.yaml      # a custom dataset
+    python datasets/check_datasets.py --download lvis          # download missing files, then check
 
 The exit code is 0 if nothing is missing or broken, 1 otherwise. Nothing is downloaded without
 ``--download``.
@@ -30,14 +30,12 @@ from vild.data.inspection import (
     layout_in_use,
 )
 from vild.data.registry import data_root
+from vild_cli.arguments import tool_parser
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    summary, _, more = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument(
         "--root",
         type=Path,
@@ -47,7 +45,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dataset",
         choices=(*DATASETS, "all"),
-        help="what to check; all by default, or nothing but --custom or --download if given",
+        help="what to check; by default all, or only --custom or --download if given",
     )
     parser.add_argument(
         "--custom",
@@ -59,17 +57,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--images",
         choices=IMAGE_CHECKS,
         default="sample",
-        help=f"which images to decode in full; sample: {SAMPLE_SIZE} per split. Missing images "
-        "are reported in any case",
+        help=f"which images to decode completely; sample: {SAMPLE_SIZE} per split. Missing "
+        "images are always reported",
     )
     parser.add_argument(
         "--download",
         choices=DATASETS,
-        help="first download and unpack what is missing of it (about 20 GB, twice that for a "
-        "while); an interrupted download is resumed",
+        help="first download and unpack what is missing (about 20 GB, temporarily twice that); "
+        "an interrupted download is resumed",
     )
     parser.add_argument(
-        "--keep-archives", action="store_true", help="keep the zips that --download unpacked"
+        "--keep-archives", action="store_true", help="keep the zip files of --download"
     )
     # for mirrors, not for daily use: datasets/README.md
     parser.add_argument("--archive-base", metavar="URL", help=argparse.SUPPRESS)

@@ -17,19 +17,21 @@ import argparse
 import sys
 from pathlib import Path
 
+from vild_cli.arguments import tool_parser
+
 STEPS = ("write", "evaluate", "official")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = tool_parser(__doc__)
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--detections", type=int, default=300, help="of an image")
+    parser.add_argument("--detections", type=int, default=300, help="per image")
     parser.add_argument("--classes", type=int, default=1203)
-    parser.add_argument("--objects", type=int, default=12, help="of an image")
-    parser.add_argument("--negatives", type=int, default=12, help="absent classes of an image")
-    parser.add_argument("--official", action="store_true", help="the official package too")
-    parser.add_argument("--encoding", action="store_true", help="only the masks' run lengths")
+    parser.add_argument("--objects", type=int, default=12, help="per image")
+    parser.add_argument("--negatives", type=int, default=12, help="absent classes per image")
+    parser.add_argument("--official", action="store_true", help="also run the official package")
+    parser.add_argument("--encoding", action="store_true", help="only mask encoding")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return parser

@@ -19,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 
+from vild_cli.arguments import tool_parser
+
 ANNOTATIONS_PER_IMAGE = 12.7  # 1.27 million in 100,000 images, as in LVIS v1
 CLASSES = 1203
 READERS = ("json", "lvis", "pydantic", "msgspec", "intake", "records")
@@ -118,11 +120,9 @@ def read(reader: str, path: Path) -> object:
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("--images", type=int, default=100_000)
-    parser.add_argument("--points", type=int, default=24, help="corners of a polygon")
+    parser.add_argument("--points", type=int, default=24, help="vertices per polygon")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--readers", nargs="+", default=READERS, choices=READERS)
     parser.add_argument("--file", type=Path, default=Path("output/benchmark_intake.json"))

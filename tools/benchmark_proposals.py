@@ -21,7 +21,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
     parser.add_argument("--config-file", default="configs/LVIS/rpn_baseline_r50_fpn.yaml")
     parser.add_argument("--device")
-    parser.add_argument("--stand-in-ms", type=positive_float, help="milliseconds an image")
+    parser.add_argument(
+        "--stand-in-ms", type=positive_float, help="simulated milliseconds per image"
+    )
     parser.add_argument("--images", type=positive_int, default=16)
     parser.add_argument("--threads", type=positive_int, default=2, help="image-loading threads")
     parser.add_argument("--rounds", type=positive_int, default=3)

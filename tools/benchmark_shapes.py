@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from vild_cli.arguments import positive_int, tool_parser
+from vild_cli.errors import one_line_errors
 
 # the rows of experiments/methods.py, in the same order
 NAMES = (
@@ -41,32 +42,31 @@ def build_parser() -> argparse.ArgumentParser:
         "--jobs",
         type=positive_int,
         default=os.cpu_count() or 1,
-        help="commands at a time (one per core)",
+        help="commands to run in parallel; one per core by default",
     )
     parser.add_argument("--out-dir", type=Path, default=Path("output/benchmark_shapes"))
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of every configuration")
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="overrides of every configuration"
+    )
     return parser
 
 
+@one_line_errors
 def main() -> int:
     """Run the command and return its exit code."""
-    parser = build_parser()
-    args = parser.parse_args()
+    args = build_parser().parse_args()
     if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
-        parser.error(f"expected --seeds of at least 0, each once, got {args.seeds}")
+        raise ValueError(f"expected --seeds of at least 0, each once, got {args.seeds}")
     from experiments.claims import claims_to_markdown, judge
     from experiments.methods import METHODS
     from experiments.pipeline import Pipeline
-    from experiments.progress import shown_time
+    from experiments.progress import format_time
     from experiments.quick import ROWS, quick_pipeline, quick_stages
     from experiments.stages import StageRunner, run_or_exit
     from experiments.table import collect, to_markdown
     from vild.data.files import atomic_path, require_writable_folder
 
-    try:
-        require_writable_folder(args.out_dir, "--out-dir")
-    except ValueError as error:
-        parser.error(str(error))
+    require_writable_folder(args.out_dir, "--out-dir")
     pipelines = []
     for seed in args.seeds:
         folder, prefix = args.out_dir / f"seed{seed}", f"seed{seed}_"
@@ -100,7 +100,7 @@ def main() -> int:
         with atomic_path(args.out_dir / name) as temporary:
             temporary.write_text(contents, encoding="utf-8")
     print(text)
-    print(f"{shown_time(time.monotonic() - begin)}; wrote {args.out_dir}/results.json and .md")
+    print(f"{format_time(time.monotonic() - begin)}; wrote {args.out_dir}/results.json and .md")
     return 0
 
 

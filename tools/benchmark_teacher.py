@@ -22,10 +22,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
     parser.add_argument("--part", action="append", choices=PARTS, help="all by default")
     parser.add_argument("--device")
-    parser.add_argument("--precision", help="of the encoder; the extraction's default by default")
-    parser.add_argument("--images", type=int, default=8, help="of the part `extraction`")
-    parser.add_argument("--regions", type=int, default=32, help="an image, likewise")
-    parser.add_argument("--batch-size", type=int, default=32, help="crops")
+    parser.add_argument(
+        "--precision", help="precision of the encoder; by default that of the extraction"
+    )
+    parser.add_argument("--images", type=int, default=8, help="images of the part `extraction`")
+    parser.add_argument("--regions", type=int, default=32, help="regions per image, likewise")
+    parser.add_argument("--batch-size", type=int, default=32, help="crops per batch")
     return parser
 
 

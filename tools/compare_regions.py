@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 def build_parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
     parser = tool_parser(__doc__)
-    parser.add_argument("--config-file", required=True, help="of the detectors")
-    parser.add_argument("--weights", required=True, nargs="+", help="their checkpoints")
-    parser.add_argument("--dataset", required=True, help="registered, with all classes annotated")
+    parser.add_argument("--config-file", required=True, help="configuration of the detectors")
+    parser.add_argument("--weights", required=True, nargs="+", help="checkpoints of the detectors")
+    parser.add_argument(
+        "--dataset", required=True, help="registered dataset, with all classes annotated"
+    )
     parser.add_argument(
         "--regions", required=True, help="store of the teacher's embeddings of the dataset"
     )
-    parser.add_argument("--images", type=positive_int, help="how many are looked at (default: all)")
+    parser.add_argument("--images", type=positive_int, help="images to use; all by default")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs of the configuration"
     )
@@ -46,7 +48,7 @@ def report(name: str, meter: SimilarityMeter) -> None:
     for kind, novel in (("base", False), ("novel", True)):
         count = meter.count(novel)
         shares.append(f"{meter.accuracy(novel):.1f} % of {count} {kind}" if count else f"no {kind}")
-    print(f"{name}: named rightly {', '.join(shares)} regions", flush=True)
+    print(f"{name}: classified correctly: {', '.join(shares)} regions", flush=True)
 
 
 @one_line_errors

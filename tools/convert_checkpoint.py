@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from vild_cli.arguments import tool_parser
+from vild_cli.errors import one_line_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,12 +31,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@one_line_errors
 def main() -> int:
     """Run the command and return its exit code."""
-    parser = build_parser()
-    args = parser.parse_args()
+    args = build_parser().parse_args()
     if args.out.suffix != ".safetensors":
-        parser.error(f"expected the output to end in .safetensors, got {args.out}")
+        raise ValueError(f"expected the output to end in .safetensors, got {args.out}")
     from vild.checkpoint.files import read_checkpoint, write_weights
     from vild.storage.errors import UnsafeFileError
 
@@ -47,7 +48,7 @@ def main() -> int:
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
         if isinstance(error, UnsafeFileError):
             reason += ". If you trust its source, add --trusted"
-        parser.exit(2, f"error: {args.checkpoint} could not be converted: {kind}{reason}\n")
+        raise ValueError(f"{args.checkpoint} could not be converted: {kind}{reason}") from None
     print(f"wrote {args.out}: {count} arrays")
     return 0
 

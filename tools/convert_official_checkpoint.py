@@ -44,7 +44,7 @@ def checkpoint_prefix(path: Path) -> Iterator[Path]:
     if path.name.endswith(ARCHIVES) and not path.is_file():
         raise ValueError(f"expected a checkpoint at {path}: no such file")
     if not path.name.endswith(ARCHIVES):
-        yield _only_prefix(path) if path.is_dir() else _whole(path)
+        yield _only_prefix(path) if path.is_dir() else _complete(path)
         return
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -52,8 +52,7 @@ def checkpoint_prefix(path: Path) -> Iterator[Path]:
                 archive.extractall(folder, filter="data")
         except (OSError, EOFError, tarfile.TarError) as error:
             raise ValueError(
-                f"{path} is no whole tar archive ({error}): expected the file as it is published; "
-                "download it again"
+                f"{path} is not a complete tar archive ({error}): download the published file again"
             ) from None
         yield _only_prefix(Path(folder), str(path))
 
@@ -65,18 +64,17 @@ def _only_prefix(folder: Path, where: str = "") -> Path:
         shown = ", ".join(f.name for f in found) or ", ".join(names[:5]) or "no file"
         raise ValueError(
             f"expected one TensorFlow checkpoint (NAME.index beside NAME.data-...) in "
-            f"{where or folder}, got {shown}; unpack it and name the prefix of "
-            "the one that is meant"
+            f"{where or folder}, got {shown}; give the prefix of one of them"
         )
-    return _whole(found[0].with_suffix(""))
+    return _complete(found[0].with_suffix(""))
 
 
-def _whole(prefix: Path) -> Path:
+def _complete(prefix: Path) -> Path:
     index = prefix.with_name(f"{prefix.name}.index")
     if not index.is_file() or not list(prefix.parent.glob(f"{prefix.name}.data-*")):
         raise ValueError(
             f"expected a TensorFlow checkpoint at {prefix} ({index.name} and {prefix.name}.data-"
-            "..., or a folder or .tar.gz with them): not all of it is there"
+            "..., or a folder or .tar.gz with them): some of it is missing"
         )
     return prefix
 
@@ -96,8 +94,8 @@ def read_variables(prefix: Path) -> dict[str, np.ndarray]:
         import tensorflow as tf
     except ImportError:
         raise ValueError(
-            "reading a TensorFlow checkpoint takes TensorFlow, which is not installed: "
-            "pip install -e '.[convert]', or tensorflow-cpu in an environment beside this one"
+            "reading a TensorFlow checkpoint needs TensorFlow, which is not installed: "
+            "pip install -e '.[convert]', or tensorflow-cpu in another environment"
         ) from None
     try:
         reader = tf.train.load_checkpoint(str(prefix))
@@ -105,7 +103,7 @@ def read_variables(prefix: Path) -> dict[str, np.ndarray]:
         return {name: np.asarray(reader.get_tensor(name)) for name in names}
     except (tf.errors.OpError, LookupError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"{prefix} is not a whole TensorFlow checkpoint ({str(error).splitlines()[0]}): "
+            f"{prefix} is not a complete TensorFlow checkpoint ({str(error).splitlines()[0]}): "
             "download or unpack it again"
         ) from None
 
@@ -150,7 +148,7 @@ def convert(args: argparse.Namespace) -> list[str]:
         lines.insert(2, f"{differ} of its novel flags differ from those of {args.vocabulary}")
     if model.text.shape == text.embeddings.shape:
         off = float((model.text - text.embeddings).abs().max())
-        lines.insert(2, f"the checkpoint's own classifier differs from it by at most {off:.1e}")
+        lines.insert(2, f"the classifier in the checkpoint differs from it by at most {off:.1e}")
     return lines
 
 
@@ -166,7 +164,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--classifier",
         type=Path,
         metavar="NPY",
-        help="clip_synonym_prompt.npy, (D, K); by default the checkpoint's own",
+        help="clip_synonym_prompt.npy, (D, K); by default that of the checkpoint",
     )
     parser.add_argument(
         "--rare-masks",
@@ -182,10 +180,9 @@ def build_parser() -> argparse.ArgumentParser:
 @one_line_errors
 def main() -> int:
     """Run the command and return its exit code."""
-    parser = build_parser()
-    args = parser.parse_args()
+    args = build_parser().parse_args()
     if args.out.suffix != ".pth":
-        parser.error(f"expected --out to end on .pth, got {args.out}")
+        raise ValueError(f"expected --out to end in .pth, got {args.out}")
     print("\n".join(convert(args)))
     return 0
 

@@ -26,10 +26,10 @@ def build_parser() -> argparse.ArgumentParser:
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--from-detectron2", type=Path, metavar="PKL", help="read this file")
     way.add_argument("--to-detectron2", type=Path, metavar="PKL", help="write this file")
-    parser.add_argument("--allow-pickle", action="store_true", help="the pickle can be trusted")
-    parser.add_argument("--split", help="registered dataset that the file read is of")
+    parser.add_argument("--allow-pickle", action="store_true", help="read the pickle; required")
+    parser.add_argument("--split", help="registered dataset of the imported proposals")
     parser.add_argument("--out-dir", type=Path, default=Path("proposals"))
-    parser.add_argument("--store", type=Path, help="the store to write the file from")
+    parser.add_argument("--store", type=Path, help="store to export")
     add_data_arguments(parser)
     return parser
 
@@ -38,11 +38,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run the command and return its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = build_parser()
-    args = parser.parse_args()
-    missing = "--split" if args.from_detectron2 else "--store"
-    if not (args.split if args.from_detectron2 else args.store):
-        parser.error(f"this way needs {missing}")
+    args = build_parser().parse_args()
+    if args.from_detectron2 and not args.split:
+        raise ValueError("expected --split with --from-detectron2, got none")
+    if args.to_detectron2 and not args.store:
+        raise ValueError("expected --store with --to-detectron2, got none")
     import vild
     from vild.data import find_split, register_from_arguments
     from vild.proposals import ProposalStore, read_detectron2_proposals, write_detectron2_proposals
@@ -62,7 +62,7 @@ def main() -> int:
     )
     store = ProposalStore(folder)
     print(
-        f"{folder}: {store.rows} proposals of {len(store)} images; left out: {dropped} boxes "
+        f"{folder}: {store.rows} proposals of {len(store)} images; ignored: {dropped} boxes "
         f"without area in their image, {foreign} images of other splits; without proposals: "
         f"{len(store.failed)} images"
     )

@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config-file", required=True, metavar="FILE")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", help="files, folders or patterns ('photos/*.jpg')")
-    source.add_argument("--video-input", type=path, help="a video")
+    source.add_argument("--video-input", type=path, help="video file")
     source.add_argument("--webcam", action="store_true", help="the first camera, until Ctrl-C")
     add_vocabulary_arguments(parser)
     parser.add_argument("--confidence-threshold", type=fraction, default=0.3, help="0.3 by default")
@@ -43,7 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--results", type=path, help=".json (COCO's results format) or .csv")
     add_precision_argument(parser, "auto")
-    parser.add_argument("--max-frames", type=positive_int, help="of a video or a webcam")
+    parser.add_argument(
+        "--max-frames", type=positive_int, help="maximum frames of a video or webcam"
+    )
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     return parser
 

@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--output",
         required=True,
         type=Path,
-        help="a new or an empty folder, or an earlier export, which is replaced",
+        help="a new or empty folder, or an earlier export, which is replaced",
     )
     parser.add_argument(
         "--sample-image",
@@ -47,7 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--text-embeddings", choices=("input", "baked"), default="input")
     add_vocabulary_arguments(parser)
-    parser.add_argument("--repeats", type=positive_int, default=5, help="of the time measurements")
+    parser.add_argument(
+        "--repeats", type=positive_int, default=5, help="repeats of the time measurements"
+    )
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     return parser
 
@@ -58,7 +60,7 @@ def report(item: Exported) -> None:
 
     print(
         f"wrote {item.file}: {item.megabytes:.1f} MB; {item.image[0]} x {item.image[1]} pixels "
-        f"in {item.seconds:.3f} s, by the detector itself in {item.eager_seconds:.3f} s "
+        f"in {item.seconds:.3f} s, the original detector in {item.eager_seconds:.3f} s "
         f"({torch.get_num_threads()} threads)"
     )
     for check in item.checks:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from vild_cli.arguments import (
     add_data_arguments,
+    add_store_arguments,
     add_worker_arguments,
     positive_float,
     positive_int,
@@ -38,39 +39,40 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--split", required=True, help="registered dataset")
-    parser.add_argument("--proposals", type=Path, required=True, help="their store for this split")
+    parser.add_argument(
+        "--proposals", type=Path, required=True, help="store of the split's proposals"
+    )
     parser.add_argument("--out-dir", type=Path, default=Path("embeddings"))
     regions = parser.add_argument_group("regions")
     regions.add_argument(
-        "--regions", type=positive_int, default=300, help="most an image, the best first"
+        "--regions", type=positive_int, default=300, help="maximum per image; the best are kept"
     )
     regions.add_argument(
         "--crop-mode",
         default="stretch",
         choices=("stretch", "pad", "clip"),
-        help="how a crop becomes a square: stretched, padded, or its middle cut out (CLIP's own)",
+        help="how a crop becomes a square: stretch, pad, or clip: centre crop, as CLIP does",
     )
     regions.add_argument("--scales", type=positive_float, nargs="+", default=[1.0, 1.5])
     regions.add_argument(
-        "--dtype", default="float16", choices=("float16", "int8"), help="of the store"
+        "--dtype",
+        default="float16",
+        choices=("float16", "int8"),
+        help="data type of the stored embeddings",
     )
     encoder = parser.add_argument_group("encoder")
     encoder.add_argument("--model", default="ViT-B-32", help="open_clip model, or vild-shapes")
     encoder.add_argument(
-        "--pretrained", default="openai", help="open_clip tag or checkpoint; '' for random"
+        "--pretrained", default="openai", help="open_clip tag or checkpoint; '' for random weights"
     )
     encoder.add_argument(
         "--precision",
         default="auto",
         choices=("auto", "bf16", "fp16", "fp32"),
-        help="auto: bf16 on GPUs that compute in it, else fp32",
+        help="auto: bf16 on GPUs that support it, otherwise fp32",
     )
-    encoder.add_argument("--batch-size", type=positive_int, default=256, help="crops")
-    parser.add_argument("--retry-failed", action="store_true", help="try failed images again")
-    parser.add_argument("--images-per-shard", type=positive_int, default=256)
-    parser.add_argument(
-        "--threads", type=positive_int, default=2, help="image-loading threads per process"
-    )
+    encoder.add_argument("--batch-size", type=positive_int, default=256, help="crops per batch")
+    add_store_arguments(parser, images_per_shard=256)
     add_data_arguments(parser)
     add_worker_arguments(parser)
     return parser
@@ -80,8 +82,8 @@ def open_writer(folder: Path, spec: StoreSpec, images: Sequence[ImageId]) -> Sto
     """Open the store for writing.
 
     Raises:
-        StoreMismatchError: the store was begun with other options. If its precision differs, whose
-            default depends on the machine, the message names the option.
+        StoreMismatchError: the store was started with other options. The message names the option
+            if the precision differs, whose default depends on the machine.
     """
     from vild.storage import StoreMismatchError, StoreWriter
     from vild.storage.layout import SPEC, read_json
@@ -91,9 +93,9 @@ def open_writer(folder: Path, spec: StoreSpec, images: Sequence[ImageId]) -> Sto
     except StoreMismatchError as error:
         if "source.teacher.precision: " not in str(error):
             raise
-        begun = read_json(folder / SPEC)["source"]["teacher"]["precision"]
+        precision = read_json(folder / SPEC)["source"]["teacher"]["precision"]
         raise StoreMismatchError(
-            f"{error} To continue it on this machine, give --precision {begun}."
+            f"{error} To continue it on this machine, use --precision {precision}."
         ) from None
 
 
@@ -132,7 +134,7 @@ def work(
     spec = store_spec(KIND, split, fields_of, source, args.images_per_shard)
     writer = open_writer(args.out_dir / args.split, spec, images)
     if args.retry_failed:
-        logger.info("%d failed images to try again", writer.retry_failed(rank, world_size))
+        logger.info("retrying %d failed images", writer.retry_failed(rank, world_size))
     rows = sum(min(proposals.count(i), args.regions) for i in images if i in proposals)
     missing = len(writer.pending()) / spec.shards
     need = require_disk_space(writer.folder, int(rows * spec.bytes_per_row * missing))
@@ -183,7 +185,7 @@ def main() -> int:
     run_workers(work, args, (args, SplitImages.from_records(args.split, records)))
     alone = getattr(args, "world_size", args.num_machines) == 1
     if not alone and not (folder / "manifest.json").exists():
-        print(f"{folder}: this process's part is done; others are not finished yet")
+        print(f"{folder}: this process has finished its part; others are still running")
         return 0
     store = EmbeddingStore(folder)
     print(f"{folder}: {store.rows} regions of {len(store)} images, D = {store.dimension}")

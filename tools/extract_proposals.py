@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from vild_cli.arguments import (
     add_data_arguments,
     add_precision_argument,
+    add_store_arguments,
     add_worker_arguments,
     positive_int,
     tool_parser,
@@ -36,7 +37,7 @@ logger = logging.getLogger("extract_proposals")
 def build_parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
     parser = tool_parser(__doc__)
-    parser.add_argument("--config-file", required=True, help="of the detector")
+    parser.add_argument("--config-file", required=True, help="configuration of the detector")
     parser.add_argument("--weights", help="checkpoint of the detector; MODEL.WEIGHTS by default")
     parser.add_argument("--split", action="append", required=True, help="registered dataset")
     parser.add_argument("--out-dir", type=Path, default=Path("proposals"))
@@ -44,29 +45,32 @@ def build_parser() -> argparse.ArgumentParser:
         "--source",
         default="rpn",
         choices=("rpn", "detector"),
-        help="boxes of the RPN, or those that a class-agnostic detector's box head refined",
+        help="boxes of the RPN, or boxes refined by the box head of a class-agnostic detector",
     )
     parser.add_argument(
         "--nms-threshold", type=float, default=0.9, help="IoU in (0, 1], class-agnostic"
     )
-    parser.add_argument("--topk", type=positive_int, default=1000, help="most proposals an image")
+    parser.add_argument(
+        "--topk", type=positive_int, default=1000, help="maximum proposals per image"
+    )
     add_precision_argument(parser, "fp32")
     parser.add_argument(
-        "--recall", action=argparse.BooleanOptionalAction, default=True, help="report AR at the end"
+        "--recall",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="report average recall at the end",
     )
     parser.add_argument(
         "--detectron2-pickle",
         action="store_true",
-        help="write SPLIT.pkl too, for DATASETS.PROPOSAL_FILES_TRAIN",
+        help="also write SPLIT.pkl, for DATASETS.PROPOSAL_FILES_TRAIN",
     )
-    parser.add_argument("--retry-failed", action="store_true", help="try failed images again")
-    parser.add_argument("--images-per-shard", type=positive_int, default=1024)
-    parser.add_argument(
-        "--threads", type=positive_int, default=2, help="image-loading threads per process"
-    )
+    add_store_arguments(parser, images_per_shard=1024)
     add_data_arguments(parser)
     add_worker_arguments(parser)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the configuration"
+    )
     return parser
 
 
@@ -110,7 +114,7 @@ def work(
         writer = StoreWriter(args.out_dir / split.split, spec, list(split.files))
         if args.retry_failed:
             failed = writer.retry_failed(rank, world_size)
-            logger.info("%s: %d failed images to try again", split.split, failed)
+            logger.info("%s: retrying %d failed images", split.split, failed)
         extract_proposals(
             extractor,
             writer,
@@ -182,7 +186,7 @@ def main() -> int:
         if alone or (folder / "manifest.json").exists():
             failed += report(folder, split, own, args)
         else:
-            print(f"{folder}: this process's part is done; others are not finished yet")
+            print(f"{folder}: this process has finished its part; others are still running")
     return 3 if failed else 0
 
 

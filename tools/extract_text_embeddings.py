@@ -18,7 +18,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vild_cli.arguments import add_data_arguments, comma_list, positive_int, tool_parser
+from vild_cli.arguments import (
+    add_data_arguments,
+    add_vocabulary_arguments,
+    positive_int,
+    tool_parser,
+)
 from vild_cli.errors import one_line_errors
 
 if TYPE_CHECKING:
@@ -30,17 +35,7 @@ logger = logging.getLogger(__name__)
 def build_parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
     parser = tool_parser(__doc__)
-    parser.add_argument(
-        "--vocabulary",
-        required=True,
-        help="lvis, coco, a registered dataset, a file (.json, .txt with one class per line, "
-        ".yaml, .csv or .safetensors) or a comma list",
-    )
-    parser.add_argument(
-        "--novel",
-        type=comma_list,
-        help="comma list of the novel classes; overrides the vocabulary's",
-    )
+    add_vocabulary_arguments(parser, required=True)
     add_data_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     encoder = parser.add_argument_group("encoder")
@@ -49,15 +44,18 @@ def build_parser() -> argparse.ArgumentParser:
     encoder.add_argument(
         "--templates",
         default="vild",
-        help="single, vild (63), imagenet (80) or a file",
+        help="prompts: single, vild (63), imagenet (80) or a file",
     )
     encoder.add_argument(
-        "--synonyms", action=argparse.BooleanOptionalAction, default=True, help="average over them"
+        "--synonyms",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="average over the synonyms of a class",
     )
     encoder.add_argument("--batch-size", type=positive_int, default=256)
-    encoder.add_argument("--device", help="GPU when there is one")
+    encoder.add_argument("--device", help="a GPU by default, if there is one")
     encoder.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
-    published = parser.add_argument_group("embeddings that somebody published")
+    published = parser.add_argument_group("published embeddings")
     published.add_argument(
         "--import",
         dest="import_file",
@@ -67,8 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     published.add_argument(
         "--import-classes",
         metavar="VOCABULARY",
-        help="what its K rows are, if they are more classes than --vocabulary, or in another "
-        "order; by default the names that FILE holds, if any",
+        help="classes of its K rows, if these differ from --vocabulary or its order; by default "
+        "the names in FILE, if any",
     )
     published.add_argument("--layout", default="auto", choices=("auto", "kd", "dk"))
     published.add_argument("--temperature", type=float, default=0.01)
@@ -93,7 +91,7 @@ def run(args: argparse.Namespace) -> TextEmbeddings:
         if args.import_classes:
             rows = Vocabulary.load(args.import_classes)
         elif names := stored_names(args.import_file):
-            logger.info("the rows are the classes that %s names", args.import_file)
+            logger.info("the classes of the rows are read from %s", args.import_file)
             rows = Vocabulary.from_names(names)
         return import_embeddings(
             args.import_file, rows, teacher_name, args.temperature, args.layout
@@ -120,7 +118,7 @@ def main() -> int:
     classes, dimension = embeddings.embeddings.shape
     templates = embeddings.templates
     if "{}" in templates:
-        templates = f"{len(templates.splitlines())} of your own"
+        templates = f"{len(templates.splitlines())} custom"
     print(
         f"wrote {args.out}: {classes} classes ({sum(embeddings.vocabulary.novel)} novel) x "
         f"{dimension}, teacher {embeddings.teacher}, temperature {embeddings.temperature:.4f}, "

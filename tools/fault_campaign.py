@@ -22,42 +22,44 @@ import time
 from pathlib import Path
 
 from fault_campaign_parts import PARTS
+from vild_cli.arguments import tool_parser
+from vild_cli.errors import one_line_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of delays, offsets and flips (0)")
+    parser = tool_parser(__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the faults (default: 0)")
     parser.add_argument(
         "--parts",
         default=",".join(PARTS),
-        help=f"comma list of {', '.join(PARTS)}; all by default",
+        help=f"comma-separated list of {', '.join(PARTS)}; all by default",
     )
-    parser.add_argument("--case", action="append", metavar="NAME", help="run these cases alone")
+    parser.add_argument("--case", action="append", metavar="NAME", help="run only these cases")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="run each Nth case")
     parser.add_argument("--list", action="store_true", help="show the names of the cases")
-    parser.add_argument("--jobs", type=int, default=2, help="cases at a time")
+    parser.add_argument("--jobs", type=int, default=2, help="cases to run in parallel")
     parser.add_argument("--out", type=Path, help="json report")
     memory = Path("/dev/shm")
     parser.add_argument(
         "--work-dir",
         type=Path,
         default=memory if os.access(memory, os.W_OK) else None,
-        help="where temporary folders go: by default memory, where flushing takes no time",
+        help="parent of temporary folders; by default in memory, where flushing takes no time",
     )
     return parser
 
 
+@one_line_errors
 def main() -> int:
     """Run the command and return its exit code."""
-    parser = build_parser()
-    args = parser.parse_args()
+    args = build_parser().parse_args()
     names = tuple(args.case or ())
     parts = {name.partition("/")[0] for name in names} or set(args.parts.split(","))
     if unknown := parts - set(PARTS):
-        parser.error(f"expected parts among {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
+        raise ValueError(
+            f"expected parts among {', '.join(PARTS)}, got {', '.join(sorted(unknown))}"
+        )
     # before anything imports torch: a process with threads could not be forked
     os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
     os.environ["PYTHONWARNINGS"] = "ignore"
@@ -71,12 +73,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="fault_campaign_", dir=args.work_dir) as folder:
         bench = prepare(Path(folder) / "bench")
         bench.folder.mkdir()
-        try:
-            make_bench(bench)
-            cases = all_cases(bench, tuple(parts), names)
-        except ValueError as error:
-            parser.exit(2, f"error: {error}\n")
-        cases = cases[:: args.every]
+        make_bench(bench)
+        cases = all_cases(bench, tuple(parts), names)[:: args.every]
         if args.list:
             print("\n".join(case.name for case in cases))
             return 0

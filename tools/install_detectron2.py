@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from installer.errors import SetupError
-from installer.install import install_mended_packages
+from installer.install import install_patched_packages
 from installer.pip import Pip
 
 
@@ -25,7 +25,7 @@ def main() -> int:
     pip = Pip(Path(sys.executable))
     try:
         pip.run("install", "--quiet", "setuptools>=77", "wheel", doing="installing setuptools")
-        install_mended_packages(pip)
+        install_patched_packages(pip)
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -19,11 +19,15 @@ from vild_cli.errors import one_line_errors
 def build_parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
     parser = tool_parser(__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="other classes and images (0)")
-    parser.add_argument("--out-dir", type=Path, help="default: shapes below $DETECTRON2_DATASETS")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the classes and images (default: 0)"
+    )
+    parser.add_argument("--out-dir", type=Path, help="by default shapes below $DETECTRON2_DATASETS")
     parser.add_argument("--train-images", type=positive_int, default=2000)
     parser.add_argument("--val-images", type=positive_int, default=500)
-    parser.add_argument("--workers", type=positive_int, help="processes (one per core)")
+    parser.add_argument(
+        "--workers", type=positive_int, help="number of processes; one per core by default"
+    )
     parser.add_argument("--contact-sheet", type=Path, help="PNG with the first images, annotated")
     parser.add_argument("--digest", action="store_true", help="print a digest of the pixels")
     return parser
@@ -60,7 +64,7 @@ def report(args: argparse.Namespace, folder: Path, seconds: float | None) -> Non
     if seconds is not None:
         print(f"wrote {folder} in {seconds:.1f} s")
     else:
-        print(f"{folder} is there already")
+        print(f"{folder} already exists")
     if args.digest:
         print(f"pixels and annotations: sha256 {pixel_digest(folder)}")
     if args.contact_sheet:

@@ -31,20 +31,24 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=path, required=True, help="html file")
     parser.add_argument("--title", default="ViLD: open-vocabulary detection")
-    parser.add_argument("--task", choices=("bbox", "segm"), default="bbox", help="of all figures")
-    parser.add_argument("--images", type=positive_int, default=10, help="how many")
     parser.add_argument(
-        "--threshold", type=fraction, default=0.3, help="lowest score that is drawn"
+        "--task", choices=("bbox", "segm"), default="bbox", help="task of all metrics"
     )
+    parser.add_argument("--images", type=positive_int, default=10, help="images to show")
+    parser.add_argument("--threshold", type=fraction, default=0.3, help="minimum score to draw")
     group = parser.add_argument_group("heat map of region against text embeddings")
-    group.add_argument("--config-file", help="of the detector whose regions are shown")
-    group.add_argument("--weights", help="its checkpoint")
+    group.add_argument("--config-file", help="configuration of the detector")
+    group.add_argument("--weights", help="checkpoint of the detector")
     group.add_argument("--regions", help="store of the teacher's embeddings of the dataset")
+    group.add_argument("--region-images", type=positive_int, default=200, help="images to use")
     group.add_argument(
-        "--region-images", type=positive_int, default=200, help="how many are looked at"
+        "opts", nargs="*", metavar="KEY VALUE", help="overrides of its configuration"
     )
-    group.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of its configuration")
-    parser.add_argument("--stages", type=path, help="records of tools/quickstart.py, for times")
+    parser.add_argument(
+        "--stages",
+        type=path,
+        help="folder of the quickstart's records, to show its commands and times",
+    )
     add_data_arguments(parser)
     return parser
 
@@ -53,16 +57,17 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run the command and return its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = build_parser()
-    args = parser.parse_args()
+    args = build_parser().parse_args()
     bad = [run for run in args.run if not all(part.strip() for part in run.partition("="))]
     if bad:
-        parser.error(f"expected --run NAME=FOLDER, got {bad[0]!r}")
+        raise ValueError(f"expected --run NAME=FOLDER, got {bad[0]!r}")
     if bool(args.config_file) != bool(args.regions) or bool(args.regions) != bool(args.weights):
-        parser.error("--config-file, --weights and --regions go together")
+        raise ValueError(
+            "expected --config-file, --weights and --regions together, or none of them"
+        )
     folders = {name: Path(folder) for name, folder in (run.split("=", 1) for run in args.run)}
     if len(folders) < len(args.run):
-        parser.error("expected another NAME for every --run, got one twice")
+        raise ValueError("expected a different NAME for each --run, got one twice")
     from experiments.result_page import write_result_page
 
     write_result_page(folders, args)

@@ -38,7 +38,7 @@ def main():
         sys.stderr.write("error: %s\n" % error)
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("error: interrupted; what was begun is removed\n")
+        sys.stderr.write("error: interrupted; the partial environment was removed\n")
         return 130
     if args.run:
         os.chdir(str(ROOT))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vild_cli.arguments import positive_int, tool_parser
+from vild_cli.errors import one_line_errors
 
 TRAIN = Path(__file__).parents[1] / "projects" / "ViLD" / "train_net.py"
 
@@ -67,33 +68,31 @@ def build_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
     parser.add_argument("--cluster", choices=("slurm", "local"), default="slurm")
     parser.add_argument("--nodes", type=positive_int, default=1)
-    parser.add_argument("--gpus-per-node", type=int, default=8, help="and processes")
+    parser.add_argument(
+        "--gpus-per-node", type=int, default=8, help="GPUs, and processes, per node"
+    )
     parser.add_argument("--cpus-per-task", type=positive_int, default=6)
     parser.add_argument(
-        "--timeout-min", type=positive_int, default=24 * 60, help="of the job, in minutes"
+        "--timeout-min", type=positive_int, default=24 * 60, help="time limit of the job in minutes"
     )
     parser.add_argument("--partition")
     parser.add_argument("--log-dir", default="output/submitit")
     parser.add_argument("--port", type=int, default=29500)
-    parser.add_argument("--wait", action="store_true", help="for the end of the job")
+    parser.add_argument("--wait", action="store_true", help="wait for the end of the job")
     return parser
 
 
+@one_line_errors
 def main() -> int:
     """Run the command and return its exit code."""
-    parser = build_parser()
-    args, rest = parser.parse_known_args()
+    args, rest = build_parser().parse_known_args()
     try:
         import submitit
     except ImportError:
-        print("error: expected submitit: pip install submitit", file=sys.stderr)
-        return 2
+        raise ValueError("submitit is not installed: pip install submitit") from None
     from vild.data.files import require_writable_folder
 
-    try:
-        require_writable_folder(args.log_dir, "--log-dir")
-    except ValueError as error:
-        parser.error(str(error))
+    require_writable_folder(args.log_dir, "--log-dir")
     executor = submitit.AutoExecutor(folder=args.log_dir, cluster=args.cluster)
     executor.update_parameters(
         name="vild",

@@ -23,12 +23,14 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("run", type=path, nargs="+", help="folder of a run, or file of its metrics")
-    parser.add_argument("--names", nargs="+", help="one a run; the folders' by default")
+    parser.add_argument(
+        "--names", nargs="+", help="one per run; by default the names of the folders"
+    )
     parser.add_argument("--out-dir", type=path, required=True)
     parser.add_argument(
         "--task",
         choices=("segm", "bbox"),
-        help="what the paper reports by default: masks, or boxes on COCO",
+        help="by default what the paper reports: masks, or boxes on COCO",
     )
     parser.add_argument(
         "--reference", action="store_true", help="add the paper's rows, marked as published"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vild_cli.arguments import tool_parser
+from vild_cli.errors import one_line_errors
 
 if TYPE_CHECKING:
     from experiments.stages import Stage
@@ -36,7 +37,7 @@ def build_stages(data: Path, text_embeddings: Path, opts: list[str]) -> list[Sta
     return [
         Stage(
             "text_embeddings",
-            "take the embeddings of the 65 classes",
+            "import the embeddings of the 65 classes",
             (
                 *("tools/extract_text_embeddings.py", "--dataset-yaml", DATASET),
                 *("--vocabulary", "coco_mini_val", "--import", str(text_embeddings)),
@@ -48,7 +49,7 @@ def build_stages(data: Path, text_embeddings: Path, opts: list[str]) -> list[Sta
         ),
         Stage(
             "text",
-            "learn the base classes of the training images by heart",
+            "overfit the base classes of the training images",
             ("projects/ViLD/train_net.py", "--resume", "--config-file", CONFIG, *opts),
             (run, run / "model_final.pth", run / "coco_mini_train_metrics.json"),
             ("text_embeddings",),
@@ -74,18 +75,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--text-embeddings", type=Path, required=True)
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of the training")
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="overrides of the training configuration"
+    )
     return parser
 
 
+@one_line_errors
 def main() -> int:
     """Run the command and return its exit code."""
-    parser = build_parser()
-    args = parser.parse_args()
+    args = build_parser().parse_args()
     data = args.data.resolve()
     for path in (data / "annotations" / "instances_val2017.json", args.text_embeddings):
         if not path.is_file():
-            parser.error(f"expected a file at {path}, got none")
+            raise ValueError(f"expected a file at {path}, got none")
     from experiments.stages import StageRunner, run_or_exit
     from vild.reporting.runs import read_runs
 
@@ -97,10 +100,7 @@ def main() -> int:
         OUTPUT / name / f"coco_mini_{split}_metrics.json"
         for name, split in (("text", "train"), ("val", "val"))
     ]
-    try:
-        runs = read_runs(files, ["train", "val"])
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    runs = read_runs(files, ["train", "val"])
     for run in runs:
         figures = run.results["bbox"]
         shown = ", ".join(f"{k} {figures[k]:.1f}" for k in ("AP50-base", "AP50-novel", "AP50-all"))

@@ -50,7 +50,7 @@ def main() -> int:
         kind = kind_of(folder)
         faults = store_faults(folder, checks.get(kind), progress=sys.stderr.isatty())
         wrong += len(faults)
-        print(f"{folder}: {kind or 'no'} store, {len(faults) or 'no'} faults")
+        print(f"{folder}: {kind or 'unknown'} store, {len(faults) or 'no'} faults")
         for fault in faults:
             print(f"  {fault}")
     return 1 if wrong else 0

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-r"""Draw the detections of a results file beside the ground truth, one file per image.
+r"""Draw the detections of a results file next to the ground truth, one file per image.
 
 python tools/visualize_results.py --dataset lvis_v1_val --results detections.json \
     --out-dir output/images --limit 50
@@ -26,12 +26,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", required=True, help="registered dataset of the results")
     parser.add_argument("--results", type=path, required=True, help="json of the detections")
     parser.add_argument("--out-dir", type=path, required=True)
+    parser.add_argument("--threshold", type=fraction, default=0.3, help="minimum score to draw")
     parser.add_argument(
-        "--threshold", type=fraction, default=0.3, help="lowest score that is drawn"
+        "--limit", type=positive_int, help="maximum number of images, the first ones"
     )
-    parser.add_argument("--limit", type=positive_int, help="draw this many images, the first ones")
-    parser.add_argument("--images", nargs="+", metavar="ID", help="draw these images")
-    parser.add_argument("--no-ground-truth", action="store_true", help="draw the detections alone")
+    parser.add_argument("--images", nargs="+", metavar="ID", help="draw only these images")
+    parser.add_argument("--no-ground-truth", action="store_true", help="draw only the detections")
     add_data_arguments(parser)
     return parser
 
@@ -46,7 +46,7 @@ def choose(records: list[dict[str, Any]], args: argparse.Namespace) -> list[dict
         wanted = set(args.images)
         absent = sorted(wanted - {str(record["image_id"]) for record in records})
         if absent:
-            raise ValueError(f"{args.dataset} has no image {', '.join(absent[:5])}: see --images")
+            raise ValueError(f"{args.dataset} has no image {', '.join(absent[:5])}: check --images")
         records = [record for record in records if str(record["image_id"]) in wanted]
     return records[: args.limit]
 

@@ -5,7 +5,7 @@ python tools/web_demo.py --config-file configs/shapes/vild_ensemble.yaml \
     --words "striped red star, plain blue heart" --opts MODEL.WEIGHTS model_final.pth
 
 By default only this machine can reach it. --host 0.0.0.0 serves all addresses; docs/FAQ.md explains
-what to put in front of it then. Needs the extra `demo` (gradio).
+how to protect it then. Needs the extra `demo` (gradio).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
     parser = tool_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument("--words", default="", help="words that the page begins with; see demo.py")
-    parser.add_argument("--examples", nargs="+", default=[], help="images that it offers")
+    parser.add_argument("--words", default="", help="initial words of the page; see demo.py")
+    parser.add_argument("--examples", nargs="+", default=[], help="example images to offer")
     parser.add_argument("--confidence-threshold", type=fraction, default=0.3, help="0.3 by default")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument(
@@ -49,7 +49,10 @@ def main() -> int:
     """Run the command and return its exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     args = build_parser().parse_args()
-    from vild.web.page import run_page
+    try:
+        from vild.web.page import run_page
+    except ImportError as error:
+        raise ValueError(error) from None
 
     with contextlib.suppress(KeyboardInterrupt):
         run_page(args)

@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from vild_cli.arguments import comma_list, positive_float, positive_int
+from vild_cli.arguments import comma_separated, positive_float, positive_int
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "nan", "many", ""])
@@ -23,7 +23,7 @@ def test_sizes_have_to_be_positive_and_finite(text: str) -> None:
         positive_float(text)
 
 
-def test_a_list_of_a_program_is_no_comma_list() -> None:
-    assert comma_list('a, "b, c"') == ["a", "b, c"]
+def test_a_python_list_is_not_comma_separated() -> None:
+    assert comma_separated('a, "b, c"') == ["a", "b, c"]
     with pytest.raises(argparse.ArgumentTypeError, match="without brackets or quotes around them"):
-        comma_list("['a', 'b']")
+        comma_separated("['a', 'b']")

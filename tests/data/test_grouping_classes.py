@@ -9,7 +9,7 @@ from detectron2.data import MetadataCatalog
 
 from vild.data import register_custom
 from vild.data.inspection import inspect_custom
-from vild.evaluation.evaluator import Protocol
+from vild.evaluation.evaluator import EvaluationProtocol
 
 from .conftest import (
     Spec,
@@ -81,7 +81,10 @@ def test_a_grouping_class_with_objects_in_one_split_is_a_class_of_both(
     register_custom(write_yaml(tmp_path, spec))
     other = "val" if split == "train" else "train"
     assert MetadataCatalog.get(f"birds_{other}").thing_classes[0] == "birds"
-    assert [len(Protocol.of_dataset(f"birds_{s}").read()) for s in (split, other)] == [27, 26]
+    assert [len(EvaluationProtocol.from_dataset(f"birds_{s}").read()) for s in (split, other)] == [
+        27,
+        26,
+    ]
 
 
 @pytest.mark.parametrize("listed", ["birds", 0])

@@ -20,7 +20,7 @@ from vild.data import register_custom
 from vild.data.dataset_mapper import ViLDDatasetMapper
 from vild.data.inspection import DatasetReport, inspect_custom
 from vild.evaluation import evaluate_results
-from vild.evaluation.evaluator import Protocol
+from vild.evaluation.evaluator import EvaluationProtocol
 from vild.reporting import instances_from_results, read_results_by_image
 
 from .mutating import (
@@ -67,7 +67,7 @@ def used(file: Path) -> dict[str, Counter[bool]]:
         classes = [row for own in instances for row in own.gt_classes.tolist()]
         found[name] = Counter(metadata.novel[row] for row in classes)
         if not name.endswith("_base"):
-            truth = Protocol.of_dataset(name).read()
+            truth = EvaluationProtocol.from_dataset(name).read()
             measured = Counter(
                 metadata.novel[metadata.thing_dataset_id_to_contiguous_id[category_id]]
                 for category_id, own in truth.annotations.items()

@@ -314,12 +314,12 @@ def test_contact_sheet_shows_boxes_and_names(shapes: Path, tmp_path: Path) -> No
     from PIL import Image
 
     register_shapes(0, shapes)
-    path = write_contact_sheet("shapes_train", tmp_path / "sheet.png", 4, columns=2, cell=200)
+    path = write_contact_sheet("shapes_train", tmp_path / "sheet.png", 5)
     sheet = np.asarray(Image.open(path))
-    assert sheet.shape == (400, 400, 3)
+    assert sheet.shape == (960, 1920, 3)
     first = np.asarray(Image.open(DatasetCatalog.get("shapes_train")[0]["file_name"]))
-    enlarged = np.asarray(Image.fromarray(first).resize((192, 192)))
-    difference = np.abs(sheet[4:196, 4:196].astype(int) - enlarged).mean()
+    enlarged = np.asarray(Image.fromarray(first).resize((472, 472)))
+    difference = np.abs(sheet[4:476, 4:476].astype(int) - enlarged).mean()
     assert 1 < difference < 60  # the image shows, and something was drawn on it
     register_shapes()
 

@@ -44,7 +44,7 @@ def test_a_sound_configuration_passes(cfg: CfgNode) -> None:
         ("DATASETS.TRAIN", (), r"a training set in DATASETS\.TRAIN, got none"),
         ("DATASETS.TRAIN", ("small_shapes_bas",), r"DATASETS\.TRAIN.*'small_shapes_base'"),
         ("DATASETS.TEST", ("small_shapes_sen",), r"DATASETS\.TEST.*'small_shapes_seen'"),
-        ("DATASETS.TEST", ("lvis_v1_val",), "there is no such file"),
+        ("DATASETS.TEST", ("lvis_v1_val",), "the file does not exist"),
         ("MODEL.ROI_HEADS.NUM_CLASSES", 7, "NUM_CLASSES: 7 classes, got 60 in"),
         ("MODEL.VILD.TEXT_EMBEDDINGS", "gone.safetensors", r"gone\.safetensors"),
         ("MODEL.VILD.TEXT_EMBEDDINGS", "", "expected MODEL.VILD.TEXT_EMBEDDINGS to name"),

@@ -278,7 +278,7 @@ def test_annotations_without_masks_are_evaluated_for_boxes(
         expected = evaluate_results(SHAPES, shapes.results, ("bbox",))["bbox"]
         for key in ("AP", "AP50", "APr", "AP-novel"):  # size metrics use the boxes
             same(metrics["bbox"][key], expected[key])
-        assert "has no masks: boxes alone are evaluated" in caplog.text
+        assert "has no masks: only boxes are evaluated" in caplog.text
         with pytest.raises(ValueError, match="has no masks: evaluate the task 'bbox' alone"):
             evaluate_results(name, shapes.results, ("segm",))
     finally:

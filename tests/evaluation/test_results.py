@@ -16,9 +16,8 @@ from detectron2.structures import Instances
 from vild.evaluation import (
     ResultsWriter,
     encode_masks,
-    merge_parts,
 )
-from vild.evaluation.results import Detection, Results, iterate_detections
+from vild.evaluation.results import Detection, Results, iterate_detections, merge_parts
 
 from .perturbing import instances, read_json
 
@@ -88,7 +87,6 @@ def test_images_without_detections(tmp_path: Path, numbers: tuple[int, ...]) -> 
     expected = [image_id for image_id, number in enumerate(numbers) for _ in range(number)]
     assert [item["image_id"] for item in items] == expected
     assert read_json(tmp_path / "r.json") == items
-    assert writer.detections == len(items)
 
 
 def write_and_die(target: Path) -> None:
@@ -123,7 +121,7 @@ def test_an_error_leaves_the_old_file_alone(tmp_path: Path) -> None:
         write_and_fail(target)
     assert target.read_bytes() == before
     assert list(tmp_path.iterdir()) == [target]
-    with pytest.raises(ValueError, match="closed already"):
+    with pytest.raises(ValueError, match="already closed"):
         writer.add(3, image(1), IDS)
 
 
@@ -180,7 +178,7 @@ def test_parts_that_are_missing_or_cut_off_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected a part of the results at .*part1"):
         merge_parts([writer.path, tmp_path / "part1.json"], tmp_path / "all.json")
     writer.path.write_bytes(writer.path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="no whole json array"):
+    with pytest.raises(ValueError, match="not a complete json array"):
         merge_parts([writer.path], tmp_path / "all.json")
     assert not (tmp_path / "all.json").exists()
 
@@ -198,9 +196,9 @@ def text_with(**changes: Any) -> str:
         ("", "expected results at .*: the file is empty"),
         ("hello", "is not a json file"),
         ('{"images": []}', "expected a list of detections, got a dict"),
-        (json.dumps([GOOD, GOOD])[:-1], "is cut off"),
-        (json.dumps([GOOD, GOOD])[:-9], "is cut off"),
-        ("[", "is cut off"),
+        (json.dumps([GOOD, GOOD])[:-1], "is truncated"),
+        (json.dumps([GOOD, GOOD])[:-9], "is truncated"),
+        ("[", "is truncated"),
         (json.dumps([GOOD])[:-1] + ",]", "is not a json file"),
         (json.dumps([GOOD]) + "]", "is not a json file"),
         (json.dumps([GOOD])[:-1] + json.dumps(GOOD) + "]", "is not a json file"),

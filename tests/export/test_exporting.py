@@ -182,7 +182,7 @@ def test_nothing_is_found_in_the_traced_image(
     model, cfg = detector(tmp_path, "text", *threshold, text=many)
     written = export_detector(model, cfg, tmp_path / "exported", [sample(60, 80)], repeats=1)
     assert {check.detections for item in written for check in item.checks} == {0}
-    assert "compared on no detection" in caplog.text
+    assert "not compared on any detection" in caplog.text
     image = torch.from_numpy(sample(96, 96)).permute(2, 0, 1)
     for run, tolerance in ((run_torchscript, 1e-6), (run_onnx, 1e-4)):
         model.roi_heads.set_vocabulary(one)
@@ -248,9 +248,9 @@ def test_bad_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused("expected formats of torchscript, onnx, got", formats=["tflite"])
     refused("expected formats", formats=[])
     refused("file is a file", "file")
-    refused("an empty folder", ".")
-    refused("1 or more repeats", repeats=0)
-    with pytest.raises(ValueError, match="expected an image"):
+    refused("a new or empty folder", ".")
+    refused("at least 1 repeat", repeats=0)
+    with pytest.raises(ValueError, match="expected at least one image"):
         export_detector(model, cfg, tmp_path / "new", [])
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "onnxruntime", None)

@@ -75,7 +75,7 @@ def test_a_killed_set_up_starts_again(venv: Path) -> None:
 def test_a_broken_venv_is_named_and_left_alone(venv: Path) -> None:
     (venv / "bin").mkdir(parents=True)
     (venv / "precious").touch()
-    with pytest.raises(SetupError, match=r"half-made or broken. Remove it \(rm -r "):
+    with pytest.raises(SetupError, match=r"incomplete or broken. Remove it \(rm -r "):
         environment._prepare_venv(venv)
     assert (venv / "precious").exists()
 
@@ -84,7 +84,7 @@ def test_a_layer_whose_ground_is_gone_is_named(venv: Path) -> None:
     environment._create(venv)
     stamp = {"finished": True, "inputs": "", "layered_on": [str(venv / "gone")]}
     environment._write_stamp(venv, stamp)
-    with pytest.raises(SetupError, match="layered on an environment that is gone"):
+    with pytest.raises(SetupError, match="layered on an environment that no longer exists"):
         environment._prepare_venv(venv)
 
 
@@ -104,8 +104,8 @@ def _fake_torch(folder: Path, torch_cuda: bool, torchvision_cuda: bool) -> None:
 @pytest.mark.parametrize(
     ("cudas", "message"),
     [
-        ((False, True), "a pair: torch is built for the CPU only, torchvision for CUDA"),
-        ((True, False), "a pair: torch is built for CUDA, torchvision for the CPU only"),
+        ((False, True), "do not match: torch is built for the CPU only, torchvision for CUDA"),
+        ((True, False), "do not match: torch is built for CUDA, torchvision for the CPU only"),
         ((True, True), "does not run .*nms does not exist"),
     ],
 )
@@ -145,7 +145,7 @@ def test_an_existing_detectron2_is_reported_and_left_alone(
     monkeypatch.setattr(install, "probe", probe_detectron2)
     monkeypatch.setattr(Pip, "run", refuse)
     with caplog.at_level(logging.INFO, "setup"):
-        install.install_mended_packages(Pip(Path(sys.executable)))
+        install.install_patched_packages(Pip(Path(sys.executable)))
     assert f"detectron2 9.9 found in {tmp_path / 'detectron2'}: used as it is" in caplog.text
     # this one is an empty shell, which is said but not mended
     assert "`import detectron2.modeling` fails" in caplog.text
@@ -172,13 +172,13 @@ def test_an_older_build_of_ours_is_replaced(
     monkeypatch.setattr(install, "build_wheel", build)
     monkeypatch.setattr(Pip, "run", lambda self, *args, doing: None)
     note.write_text(f"Recipe {CLIP.recipe}.", encoding="utf-8")
-    install.install_mended_packages(Pip(Path(sys.executable)))
+    install.install_patched_packages(Pip(Path(sys.executable)))
     assert built == []
     note.write_text("Recipe of long ago.", encoding="utf-8")
-    install.install_mended_packages(Pip(Path(sys.executable)))
+    install.install_patched_packages(Pip(Path(sys.executable)))
     assert built == ["clip"]
     note.unlink()  # not ours
-    install.install_mended_packages(Pip(Path(sys.executable)))
+    install.install_patched_packages(Pip(Path(sys.executable)))
     assert built == ["clip"]
 
 
@@ -222,12 +222,12 @@ def test_versions_that_are_there_bind_what_is_added(
     monkeypatch.setattr(
         Pip, "run", lambda self, *args, doing: calls.append((doing, self.constraints))
     )
-    monkeypatch.setattr(environment, "install_mended_packages", lambda pip: None)
+    monkeypatch.setattr(environment, "install_patched_packages", lambda pip: None)
     monkeypatch.setattr(environment, "_runs", lambda *args: True)
     monkeypatch.setattr(environment, "probe", lambda python, *names: here)
     environment._fill(tmp_path / "bin" / "python")
     doing, constraints = calls[-1]
-    assert doing == "installing the project and what it depends on"
+    assert doing == "installing the project and its dependencies"
     assert constraints is not None
     lines = constraints.read_text(encoding="utf-8").splitlines()
     assert [line.split("==")[0] for line in lines] == ["torch", "torchvision", "numpy"]
@@ -238,7 +238,7 @@ def test_constraints_reach_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     (tmp_path / "c.txt").write_text("pip==0.0.1\n", encoding="utf-8")
     pip = Pip(Path(sys.executable))
     pip.constraints = tmp_path / "c.txt"
-    with pytest.raises(SetupError, match=r"no suitable version|do not go together"):
+    with pytest.raises(SetupError, match=r"no suitable version|conflict with what"):
         pip.run("install", "pip", doing="installing pip")
     pip.constraints = None
     pip.run("install", "pip", doing="installing pip")

@@ -85,7 +85,7 @@ def test_any_other_data_set_is_reported_by_ap() -> None:
 def test_the_task_can_be_chosen() -> None:
     (table,) = build_tables([lvis()], "bbox")
     assert table.rows[0].values[3] == 2
-    with pytest.raises(ValueError, match="birds has no results for segm, it has them for bbox"):
+    with pytest.raises(ValueError, match="birds has no results for segm, only for bbox"):
         build_tables([coco()], "segm")
 
 

@@ -35,7 +35,7 @@ def test_each_detector_beside_the_teacher(
     device = ["--opts", "MODEL.DEVICE", "cuda"]
     assert run(compare_regions, *common, "--regions", tmp_path / "store", *device) == 0
     lines = capsys.readouterr().out.splitlines()
-    form = re.compile(r"(.*): named rightly ([\d.]+) % of (\d+) base, no novel regions")
+    form = re.compile(r"(.*): classified correctly: ([\d.]+) % of (\d+) base, no novel regions")
     found = [form.fullmatch(line) for line in lines]
     names, base, counts = zip(*(match.groups() for match in found if match), strict=True)
     assert names == ("the teacher", *files)

@@ -72,7 +72,7 @@ def test_a_checkpoint_of_tensorflow_is_converted(
     code, output = run(tmp_path, given, *files)
     assert code == 0, output
     assert f"evaluate with {converted(name).config}" in output
-    assert "the checkpoint's own classifier differs from it by at most 0.0e+00" in output
+    assert "the classifier in the checkpoint differs from it by at most 0.0e+00" in output
     base = int((arrays["rare_mask"][1:] != 0).sum())  # for plain names, all are novel
     assert f"{base} of its novel flags differ from those of" in output
     loaded = torch.load(tmp_path / "model.pth", weights_only=True)["model"]
@@ -91,7 +91,7 @@ def test_a_cut_checkpoint_is_refused(part: str, checkpoints: Path, tmp_path: Pat
         (tmp_path / file.name).write_bytes(data[: len(data) // 2] if part in file.name else data)
     code, output = run(tmp_path, tmp_path / "model.ckpt-180000")
     assert code == 2
-    assert "is not a whole TensorFlow checkpoint" in output
+    assert "is not a complete TensorFlow checkpoint" in output
     assert not (tmp_path / "model.pth").exists()
 
 
@@ -130,7 +130,7 @@ def test_a_cut_archive_is_refused(tmp_path: Path) -> None:
     made = archive_of(tmp_path, "m.ckpt.index", "m.ckpt.data-00000-of-00001")
     made.write_bytes(made.read_bytes()[:5000])
     with (
-        pytest.raises(ValueError, match=r"no whole tar archive.*download it again"),
+        pytest.raises(ValueError, match=r"not a complete tar archive.*download the published file"),
         checkpoint_prefix(made),
     ):
         pass
@@ -140,8 +140,8 @@ def test_a_cut_archive_is_refused(tmp_path: Path) -> None:
     ("names", "message"),
     [
         (["notes.txt"], r"expected one TensorFlow checkpoint.*some.tar.gz, got notes.txt"),
-        (["a.index", "b.index"], "got a.index, b.index; unpack it and name the prefix"),
-        (["a.index"], r"a.data-\.\.\..*not all of it is there"),
+        (["a.index", "b.index"], "got a.index, b.index; give the prefix"),
+        (["a.index"], r"a.data-\.\.\..*some of it is missing"),
     ],
 )
 def test_other_archives_are_refused(names: list[str], message: str, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_the_documented_way_to_run_a_file(
     assert run(export_model, *common, *images, *words, "--opts", *opts) == 0
     printed = capsys.readouterr().out
     assert re.search(
-        r"model\.ts: [\d.]+ MB; 160 x 160 pixels in [\d.]+ s, by the detector", printed
+        r"model\.ts: [\d.]+ MB; 160 x 160 pixels in [\d.]+ s, the original detector", printed
     )
     assert printed.count("differences up to") == 8
     about = json.loads((tmp_path / "exported" / "model.json").read_text(encoding="utf-8"))
@@ -113,7 +113,7 @@ def test_the_documented_way_to_run_a_file(
     [
         (("--format", "tflite"), (), "invalid choice: 'tflite'"),
         (("--output", "{folder}/model.pth"), (), "model.pth is a file"),
-        (("--output", "{folder}"), (), "a new or an empty folder"),
+        (("--output", "{folder}"), (), "a new or empty folder"),
         (("--sample-image", "gone.png"), (), "gone.png"),
         (("--novel", "owl"), (), "expected --vocabulary with --novel"),
         (("--repeats", "0"), (), "expected an integer of at least 1, got '0'"),

@@ -19,7 +19,7 @@ from experiments.stages import Record
         (("--out", ""), "expected a path, got ''"),
         (("--run", "=folder"), "expected --run NAME=FOLDER, got '=folder'"),
         (("--run", "name="), "expected --run NAME=FOLDER, got 'name='"),
-        (("--run", "a=c"), "expected another NAME for every --run, got one twice"),
+        (("--run", "a=c"), "expected a different NAME for each --run, got one twice"),
         (("--out", "{folder}"), "expected --out to be a file that can be written, got "),
     ],
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.progress import StageBar, shown_time
+from experiments.progress import StageBar, format_time
 from experiments.stages import Stage, StageFailed, StageRunner, read_records
 
 # appends a line to its output `a.txt`; waits while a file `a.hold` exists
@@ -50,7 +50,7 @@ def chain(folder: Path) -> list[Stage]:
 
 
 def run(stages: list[Stage], folder: Path, jobs: int = 1) -> bool:
-    return StageRunner(stages, folder / "records", jobs, progress=False).run()
+    return StageRunner(stages, folder / "records", jobs).run()
 
 
 def lines(folder: Path, name: str) -> list[str]:
@@ -165,7 +165,7 @@ def test_refuses_stages_in_the_wrong_order(tmp_path: Path) -> None:
         StageRunner([second, first], tmp_path)
     with pytest.raises(ValueError, match="'a' twice"):
         StageRunner([first, first], tmp_path)
-    with pytest.raises(ValueError, match="1 or more"):
+    with pytest.raises(ValueError, match="at least 1"):
         StageRunner([first], tmp_path, jobs=0)
     with pytest.raises(ValueError, match="found none"):
         read_records(tmp_path)
@@ -179,13 +179,13 @@ def test_a_signal_in_every_stage(tmp_path: Path, number: signal.Signals) -> None
         process = get_context("fork").Process(target=run_as_program, args=(tmp_path,))
         process.start()
         wait_for(tmp_path / f"{name}.txt")
-        with pytest.raises(ValueError, match="another run is at work"):
+        with pytest.raises(ValueError, match="another run is in progress"):
             run(chain(tmp_path), tmp_path)
         os.kill(process.pid, number)
         process.join(30)
         assert process.exitcode == (-number if number == signal.SIGKILL else 130)
         if number == signal.SIGKILL:  # its command still runs and holds the lock
-            with pytest.raises(ValueError, match="killed one left behind"):
+            with pytest.raises(ValueError, match="a command of a killed run"):
                 run(chain(tmp_path), tmp_path)
         (tmp_path / f"{name}.hold").unlink()
         wait_until_free(tmp_path)
@@ -215,12 +215,12 @@ def wait_until_free(folder: Path) -> None:
 
 
 def test_times_for_people() -> None:
-    assert shown_time(7.6) == "8 s"
-    assert shown_time(125) == "2 min 5 s"
+    assert format_time(7.6) == "8 s"
+    assert format_time(125) == "2 min 5 s"
 
 
 def test_the_bar_estimates_by_what_was_seen(capsys: pytest.CaptureFixture[str]) -> None:
-    bar = StageBar(total=100, done=0, shown=False)
+    bar = StageBar(total=100, done=0)
     bar.finished("do a", 40, 80)  # twice as long as estimated
     bar.show([(20, 10)], "iter: 7")
     assert bar.bar.n == pytest.approx(40 + 9.8)

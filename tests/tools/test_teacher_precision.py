@@ -55,5 +55,5 @@ def test_a_store_of_another_machine_s_precision(
     assert run(extract_image_embeddings, *embed) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "source.teacher.precision: 'bf16' / 'fp32'" in error
-    assert error.endswith("To continue it on this machine, give --precision bf16.")
+    assert error.endswith("To continue it on this machine, use --precision bf16.")
     assert run(extract_image_embeddings, *embed, "--precision", "bf16") == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import web_demo
 from vild.inference import OpenVocabularyPredictor
 from vild.web.detector import Limits, PageDetector
 
@@ -100,7 +102,7 @@ def test_a_failure_of_the_server_is_no_more_than_a_message(
     assert detector.answer(None, "crow", 0.3).message == "Drop an image first."
     with monkeypatch.context() as patch:
         patch.setattr(OpenVocabularyPredictor, "__call__", lambda *_: 1 / 0)
-        assert "its log says why" in detector.answer(str(image), "a new word", 0.3).message
+        assert "see its log" in detector.answer(str(image), "a new word", 0.3).message
     assert malformed.FINE in detector.answer(str(image), "a new word", 0.3).message
 
 
@@ -293,3 +295,14 @@ def test_options_out_of_range(
 
     assert run(web_demo, "--config-file", CONFIG, option, value, *opts) == 2
     assert message in capsys.readouterr().err
+
+
+def test_without_gradio_one_line_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "vild.web.page", raising=False)
+    monkeypatch.setattr(sys, "argv", ["web_demo.py", "--config-file", "none.yaml"])
+    assert web_demo.main() == 2
+    expected = "the web page needs gradio, which is not installed: pip install -e '.[demo]'"
+    assert capsys.readouterr().err == f"error: {expected}\n"

@@ -1,4 +1,4 @@
-"""Times of the detector's parts; see tools/benchmark_detector.py."""
+"""Measurements of tools/benchmark_detector.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference_single_image
 from detectron2.structures import BitMasks, Boxes, Instances
@@ -23,6 +22,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.timing import alternate, choose_device, synchronise
 from vild.config import read_config
 from vild.data import Vocabulary
 from vild.embeddings import TextEmbeddings
@@ -40,8 +40,8 @@ STAGES = ("backbone", "proposal_generator", "box_pooler", "box_head", "image_hea
 
 
 def benchmark(args: argparse.Namespace) -> int:
-    """Run the sections; returns the exit code."""
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    """Print the requested measurements and return the exit code."""
+    device = choose_device(args.device)
     torch.manual_seed(0)
     if device == "cpu":
         reuse_freed_memory()  # as train_net.py does; for both sides
@@ -52,7 +52,7 @@ def benchmark(args: argparse.Namespace) -> int:
 
 
 def selection(repeats: int, device: torch.device) -> None:
-    """Exact selection against Detectron2's by K, and its growth with K against the softmax's."""
+    """Compare selection with Detectron2's by K, and its growth with K with that of the softmax."""
     boxes = {"scattered": random_boxes(1000, device), "clustered": clustered_boxes(1000, device)}
     for kind, classes, threshold in itertools.product(boxes, CLASSES, (0.0, 0.05)):
         if threshold == 0 and classes > LVIS:
@@ -60,15 +60,12 @@ def selection(repeats: int, device: torch.device) -> None:
         probs = (torch.randn(1000, classes + 1, device=device) * LOGIT_STD).softmax(1)
         limits = ((HEIGHT, WIDTH), threshold, 0.5, 300)
         own = boxes[kind]
-        found = timed(
-            {
-                "detectron2": lambda b=own, p=probs, n=limits: fast_rcnn_inference_single_image(
-                    b, p, *n
-                ),
-                "ours": lambda b=own, p=probs, n=limits: select_detections(b, p[:, :-1], *n),
-            },
+        found = alternate(
             1 if classes == LVIS and threshold == 0 else 4 * repeats,
-            device,
+            {
+                "detectron2": partial(fast_rcnn_inference_single_image, own, probs, *limits),
+                "ours": partial(select_detections, own, probs[:, :-1], *limits),
+            },
         )
         print(
             f"selection, 1000 {kind} boxes, K = {classes}, threshold {threshold}: "
@@ -82,9 +79,9 @@ def selection(repeats: int, device: torch.device) -> None:
     scores = {k: logits[k].softmax(1)[:, :-1] for k in sizes}
     work: dict[str, Callable[[], object]] = {}
     for k in sizes:
-        work[f"softmax {k}"] = lambda k=k: logits[k].softmax(1)
-        work[f"select {k}"] = lambda k=k: select_detections(boxes["scattered"], scores[k], *limits)
-    found = timed(work, 4 * repeats, device)
+        work[f"softmax {k}"] = partial(logits[k].softmax, 1)
+        work[f"select {k}"] = partial(select_detections, boxes["scattered"], scores[k], *limits)
+    found = alternate(4 * repeats, work)
     growth = {w: found[f"{w} {sizes[1]}"] / found[f"{w} {sizes[0]}"] for w in ("softmax", "select")}
     print(
         f"from K = {sizes[0]} to {sizes[1]}: selection {growth['select']:.1f} times as long "
@@ -115,7 +112,7 @@ def training(repeats: int, device: torch.device) -> None:
 
         work[variant] = partial(step, False)
         work[f"{variant} in bf16"] = partial(step, True)
-    found = timed(work, repeats, device)
+    found = alternate(repeats, work)
     report(f"training step, {HEIGHT} x {WIDTH}, {DISTILLED} distilled rows", found)
 
 
@@ -125,16 +122,16 @@ def inference(repeats: int, device: torch.device) -> None:
     work, models = {}, {}
     for variant in ("plain", "text", "vild", "ensemble"):
         model = models[variant] = make_model(variant, LVIS, device).eval()
-        work[variant] = torch.no_grad()(lambda model=model: model(image))
-    found = timed(work, repeats, device)
+        work[variant] = torch.no_grad()(partial(model, image))
+    found = alternate(repeats, work)
     report(f"inference, {HEIGHT} x {WIDTH}, K = {LVIS}", found)
     for variant in ("plain", "vild", "ensemble"):
-        with stage_times(models[variant], device) as stages, torch.no_grad():
+        with stage_times(models[variant]) as stages, torch.no_grad():
             start = time.perf_counter()
             detections = models[variant](image)[0]["instances"]
-            synchronise(device)
+            synchronise()
             total = time.perf_counter() - start
-        stages["the rest: logits, selection, pasting of masks"] = total - sum(stages.values())
+        stages["other: logits, selection, pasting of masks"] = total - sum(stages.values())
         shown = ", ".join(f"{name} {100 * t / total:.1f} %" for name, t in stages.items())
         print(f"    {variant}: {len(detections)} detections; {shown}")
     many = text_embeddings(MANY)
@@ -142,10 +139,9 @@ def inference(repeats: int, device: torch.device) -> None:
         other = make_model(variant, LVIS, device).eval()
         other.roi_heads.set_vocabulary(many)
         sides = {f"K = {LVIS}": models[variant], f"K = {MANY}": other}
-        found = timed(
-            {k: torch.no_grad()(lambda m=model: m(image)) for k, model in sides.items()},
+        found = alternate(
             repeats,
-            device,
+            {k: torch.no_grad()(partial(model, image)) for k, model in sides.items()},
         )
         report(f"inference of {variant} by K", found)
 
@@ -156,31 +152,35 @@ def precision(repeats: int, device: torch.device) -> None:
     model = make_model("ensemble", LVIS, device).eval()
     layouts = {"": model, ", channels_last": copy.deepcopy(model)}
     layouts[", channels_last"].to(memory_format=torch.channels_last)
-    busy = defaultdict(list)
+    cpu_seconds = defaultdict(list)
 
     def detect(name: str, layout: str) -> None:
         start = time.process_time()
         with torch.inference_mode(), autocast(name, device):
             layouts[layout](image)
-        busy[name + layout].append(time.process_time() - start)
+        cpu_seconds[name + layout].append(time.process_time() - start)
 
     sides = itertools.product(("fp32", "bf16"), layouts)
-    found = timed(
-        {name + layout: partial(detect, name, layout) for name, layout in sides}, repeats, device
+    found = alternate(
+        repeats, {name + layout: partial(detect, name, layout) for name, layout in sides}
     )
     title = f"inference of ensemble, {HEIGHT} x {WIDTH}, K = {LVIS}"
     report(title, found)
     if device.type == "cpu":  # other programs slow it down less than the wall clock
-        report(f"{title}, CPU time", {name: statistics.median(busy[name][1:]) for name in found})
+        report(
+            f"{title}, CPU time", {name: statistics.median(cpu_seconds[name][1:]) for name in found}
+        )
 
 
 def make_model(variant: str, classes: int, device: torch.device) -> nn.Module:
-    """One variant at the official sizes, or Detectron2's Mask R-CNN (``plain``)."""
+    """Build a variant at the official sizes, or Detectron2's Mask R-CNN (``plain``)."""
     cfg = read_config(ROOT / "configs" / "LVIS" / "vild_ensemble_r50_fpn_lsj.yaml")
     cfg.MODEL.DEVICE = str(device)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = classes
     if variant == "plain":
-        plain(cfg)
+        cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+        cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.05
     else:
         cfg.MODEL.VILD.VARIANT = variant
     with tempfile.TemporaryDirectory() as folder:
@@ -194,39 +194,33 @@ def make_model(variant: str, classes: int, device: torch.device) -> nn.Module:
     return model
 
 
-def plain(cfg: CfgNode) -> None:
-    """Detectron2's own heads and selection, on the same layers."""
-    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME = "GeneralizedRCNN", "StandardROIHeads"
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.05
-
-
 def text_embeddings(classes: int) -> TextEmbeddings:
-    """Random unit rows."""
+    """Make random text embeddings."""
     rows = functional.normalize(torch.randn(classes, DIMENSION), dim=1)
     names = [f"class {n}" for n in range(classes)]
     return TextEmbeddings(rows, Vocabulary.from_names(names, names[::4]), 0.01, "random")
 
 
 def random_boxes(number: int, device: torch.device | str = "cpu") -> Tensor:
-    """(R, 4) in the image, of 16 to 300 pixels."""
+    """Make boxes (R, 4) in the image, with sides of 16 to 300 pixels."""
     size = torch.rand(number, 2) * 284 + 16
     corner = torch.rand(number, 2) * (torch.tensor([WIDTH, HEIGHT]) - size)
     return torch.cat([corner, corner + size], dim=1).to(device)
 
 
 def clustered_boxes(number: int, device: torch.device | str = "cpu") -> Tensor:
-    """(R, 4): many around each of 12 objects, as a trained detector's."""
+    """Make boxes (R, 4) around 12 objects, like those of a trained detector."""
     objects = random_boxes(12)[torch.randint(0, 12, (number,))]
     return (objects + torch.randn(number, 4) * 8).to(device)
 
 
 def random_image() -> Tensor:
-    """(3, H, W) uint8."""
+    """Make an image (3, H, W) uint8."""
     return torch.randint(0, 256, (3, HEIGHT, WIDTH), dtype=torch.uint8)
 
 
 def training_image() -> dict[str, object]:
-    """Return an image of 20 objects with its distilled regions."""
+    """Make an image of 20 objects with its distilled regions."""
     objects = Instances((HEIGHT, WIDTH))
     objects.gt_boxes = Boxes(random_boxes(20))
     objects.gt_classes = torch.arange(20) * 4 + 1  # base ones
@@ -237,48 +231,27 @@ def training_image() -> dict[str, object]:
     return {"image": random_image(), "instances": objects, "distill_regions": regions}
 
 
-def timed(
-    work: dict[str, Callable[[], object]], repeats: int, device: torch.device
-) -> dict[str, float]:
-    """Median seconds of each; they take turns."""
-    times = defaultdict(list)
-    for turn in range(repeats + 1):
-        for name, function in work.items():
-            start = time.perf_counter()
-            function()
-            synchronise(device)
-            if turn:  # the first warms up
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for what a GPU has been told to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def report(title: str, found: dict[str, float]) -> None:
-    """Seconds, and ratios to the first."""
+    """Print seconds, and ratios to the first."""
     first = next(iter(found.values()))
     shown = ", ".join(f"{name} {t:.3f} s ({t / first:.3f})" for name, t in found.items())
     print(f"{title}: {shown}", flush=True)
 
 
 @contextmanager
-def stage_times(model: nn.Module, device: torch.device) -> Iterator[dict[str, float]]:
-    """Seconds in each of ``STAGES`` while the context lasts."""
+def stage_times(model: nn.Module) -> Iterator[dict[str, float]]:
+    """Measure the seconds in each of ``STAGES`` within the context."""
     found: dict[str, float] = {}
     begun: dict[str, float] = {}
     handles = []
 
     def watch(name: str, module: nn.Module) -> None:
         def before(*_: object) -> None:
-            synchronise(device)
+            synchronise()
             begun[name] = time.perf_counter()
 
         def after(*_: object) -> None:
-            synchronise(device)
+            synchronise()
             found[name] = found.get(name, 0.0) + time.perf_counter() - begun[name]
 
         handles.append(module.register_forward_pre_hook(before))

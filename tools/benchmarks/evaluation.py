@@ -6,7 +6,6 @@ import argparse
 import json
 import logging
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from lvis import LVIS, LVISEval, LVISResults
 
+from benchmarks.timing import alternate
 from vild.evaluation import ResultsWriter, encode_masks, evaluate_lvis
 
 TOOL = Path(__file__).parents[1] / "benchmark_evaluation.py"
@@ -77,13 +77,8 @@ def encoding(number: int, repeats: int = 7) -> None:
         return found
 
     assert encode_masks(given) == official()
-    times: dict[str, list[float]] = {"ours": [], "pycocotools": []}
-    for _ in range(repeats):
-        for name, function in (("ours", lambda: encode_masks(given)), ("pycocotools", official)):
-            begin = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - begin)
-    ours, theirs = (statistics.median(times[name]) * 1e3 for name in times)
+    seconds = alternate(repeats, {"ours": lambda: encode_masks(given), "theirs": official})
+    ours, theirs = seconds["ours"] * 1e3, seconds["theirs"] * 1e3
     print(
         f"{number} masks of {height} x {width}: {ours:.0f} ms, pycocotools {theirs:.0f} ms, ratio "
         f"{theirs / ours:.1f}"
@@ -94,14 +89,14 @@ def run(args: argparse.Namespace, folder: Path, images: int) -> float:
     """Run all steps for some images and return the evaluation's peak memory in GiB."""
     print(f"{images} images:")
     (folder / "annotations.json").write_text(json.dumps(annotations(args, images)), "utf-8")
-    given = [f"--{name}={getattr(args, name)}" for name in ("detections", "classes")]
+    options = [f"--{name}={getattr(args, name)}" for name in ("detections", "classes")]
     peaks, metrics = {}, {}
     for step in ("write", "evaluate", *(["official"] if args.official else [])):
-        command = [sys.executable, str(TOOL), *given, f"--step={step}", f"--folder={folder}"]
+        command = [sys.executable, str(TOOL), *options, f"--step={step}", f"--folder={folder}"]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         found = json.loads(done.stdout.splitlines()[-1])
         peaks[step], metrics[step] = found["peak"], found.get("metrics")
-        print(f"    {step}: {found['said']}; peak {found['peak']:.2f} GiB", flush=True)
+        print(f"    {step}: {found['summary']}; peak {found['peak']:.2f} GiB", flush=True)
     if args.official:
         apart = [
             abs(metrics["evaluate"][task][name] - value)
@@ -116,22 +111,22 @@ def run(args: argparse.Namespace, folder: Path, images: int) -> float:
 def write(args: argparse.Namespace) -> dict[str, Any]:
     """Write the detections to the results file."""
     contents = json.loads((args.folder / "annotations.json").read_text("utf-8"))
-    looked_for = {i["id"]: list(i["neg_category_ids"]) for i in contents["images"]}
+    searched = {i["id"]: list(i["neg_category_ids"]) for i in contents["images"]}
     for item in contents["annotations"]:
-        looked_for[item["image_id"]].append(item["category_id"])
+        searched[item["image_id"]].append(item["category_id"])
     rng = np.random.RandomState(1)
     masks = random_masks(args.detections, rng)
     seconds = 0.0
     with ResultsWriter(args.folder / "results.json") as writer:
-        for image_id, classes in looked_for.items():
+        for image_id, classes in searched.items():
             detections = random_detections(masks, classes, args.classes, rng)
             start = time.perf_counter()
             writer.add(image_id, detections, range(1, args.classes + 1))
             seconds += time.perf_counter() - start
     size = (args.folder / "results.json").stat().st_size
-    each = seconds / len(looked_for) * 1e3
+    each = seconds / len(searched) * 1e3
     return {
-        "said": f"{seconds:.0f} s, {each:.0f} ms an image, {size / 1e6:.0f} MB",
+        "summary": f"{seconds:.0f} s, {each:.0f} ms an image, {size / 1e6:.0f} MB",
         "peak": peak_gib(),
     }
 
@@ -143,7 +138,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     figures = evaluate_lvis(*files, ("bbox", "segm"), novel)
     return {
-        "said": f"{time.perf_counter() - start:.0f} s for boxes and masks",
+        "summary": f"{time.perf_counter() - start:.0f} s for boxes and masks",
         "peak": peak_gib(),
         "metrics": {task: found.metrics for task, found in figures.items()},
     }
@@ -160,7 +155,7 @@ def official(args: argparse.Namespace) -> dict[str, Any]:
         evaluation.run()
         metrics[task] = {k: v * 100 for k, v in evaluation.results.items() if "AR" not in k}
     return {
-        "said": f"{time.perf_counter() - start:.0f} s for boxes and masks",
+        "summary": f"{time.perf_counter() - start:.0f} s for boxes and masks",
         "peak": peak_gib(),
         "metrics": metrics,
     }
@@ -178,6 +173,7 @@ def annotations(args: argparse.Namespace, count: int) -> dict[str, Any]:
         images.append(
             {
                 **{"id": image_id, "height": HEIGHT, "width": WIDTH},
+                "file_name": f"{image_id}.jpg",
                 "neg_category_ids": absent.tolist(),
                 "not_exhaustive_category_ids": present[:1].tolist(),
             }
@@ -218,13 +214,13 @@ def random_masks(number: int, rng: np.random.RandomState) -> torch.Tensor:
 
 
 def random_detections(
-    masks: torch.Tensor, looked_for: list[int], classes: int, rng: np.random.RandomState
+    masks: torch.Tensor, searched: list[int], classes: int, rng: np.random.RandomState
 ) -> Instances:
     """Make detections from shuffled masks, half of them of classes that count."""
     masks = masks[torch.from_numpy(rng.permutation(len(masks)))]
     rows = rng.randint(0, classes, len(masks))
     counted = rng.rand(len(masks)) < 0.5
-    rows[counted] = rng.choice(looked_for, counted.sum()) - 1
+    rows[counted] = rng.choice(searched, counted.sum()) - 1
     boxes = np.array([random_box(rng) for _ in masks])
     boxes[:, 2:] += boxes[:, :2]
     found = Instances((HEIGHT, WIDTH))

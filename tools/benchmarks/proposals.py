@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 import tempfile
 import time
@@ -13,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.teacher import alternate, random_image
+from benchmarks.teacher import random_image
+from benchmarks.timing import alternate, choose_device, describe_machine
 from vild.config import read_config
 from vild.data.images import read_image
 from vild.proposals import ProposalExtractor, ProposalStore, extract_proposals
@@ -58,9 +58,8 @@ def resized_ahead(
 
 def benchmark(args: argparse.Namespace) -> int:
     """Print the requested measurements and return the exit code."""
-    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.machine()
-    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    args.device = choose_device(args.device)
+    print(describe_machine(args.device))
     kind = StandIn if args.stand_in_ms else ProposalExtractor
     extractor = kind(read_config(args.config_file), lambda _: None, device=args.device)
     if isinstance(extractor, StandIn):
@@ -83,9 +82,11 @@ def benchmark(args: argparse.Namespace) -> int:
 
         seconds = alternate(
             args.rounds,
-            alone=lambda: [extractor.propose(image) for image in prepared],
-            between=lambda: write(resized_between),
-            ahead=lambda: write(resized_ahead),
+            {
+                "alone": lambda: [extractor.propose(image) for image in prepared],
+                "between": lambda: write(resized_between),
+                "ahead": lambda: write(resized_ahead),
+            },
         )
     rates = {job: args.images / took for job, took in seconds.items()}
     detector = f"waiting {args.stand_in_ms:g} ms" if args.stand_in_ms else args.config_file

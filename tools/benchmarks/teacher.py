@@ -1,17 +1,16 @@
-"""Measurements of tools/benchmark_teacher.py, and helpers shared with other benchmarks."""
+"""Measurements of tools/benchmark_teacher.py."""
 
 from __future__ import annotations
 
 import argparse
 import io
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from PIL import Image
 from torch import Tensor, multiprocessing
 from torch.nn import functional
 
+from benchmarks.timing import alternate, choose_device, describe_machine
 from vild.embeddings import (
     CropRule,
     EmbeddingStore,
@@ -59,20 +59,6 @@ def random_image(draw: np.random.Generator) -> Image.Image:
     """Make an image with as much detail as a photograph."""
     small = draw.integers(0, 255, (IMAGE[0] // 8, IMAGE[1] // 8, 3), np.uint8)
     return Image.fromarray(small).resize(IMAGE[::-1], Image.Resampling.BICUBIC)
-
-
-def alternate(rounds: int, **jobs: Callable[[], Any]) -> dict[str, float]:
-    """Return the median seconds of each job, run alternately after a warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for turn in range(rounds + 1):
-        for name, job in jobs.items():
-            start = time.perf_counter()
-            job()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def make_inputs(folder: Path, count: int, regions: int) -> tuple[dict[int, str], ProposalStore]:
@@ -125,7 +111,7 @@ def crops(args: argparse.Namespace) -> None:
             for some in boxes.split(args.batch_size):
                 crop_and_resize(pixels, some, SIZE, out=buffer[: len(some)], normalise=(mean, std))
 
-        seconds = alternate(7, theirs=theirs, ours=ours)
+        seconds = alternate(7, {"theirs": theirs, "ours": ours})
         print(
             f"crops, {kind} boxes: PIL + open_clip {300 / seconds['theirs']:.0f}/s, "
             f"crop_and_resize {300 / seconds['ours']:.0f}/s on {args.device}: "
@@ -164,7 +150,7 @@ def extraction(args: argparse.Namespace, folder: Path) -> None:
         extract_embeddings(cropper, encode, writer, progress=False)
         writer.finish({})
 
-    seconds = alternate(3, alone=alone, whole=whole)
+    seconds = alternate(3, {"alone": alone, "whole": whole})
     print(
         f"extraction, ViT-B/32 {args.precision} on {args.device}, {total} crops: encoder alone "
         f"{total / seconds['alone']:.1f}/s, whole {total / seconds['whole']:.1f}/s: "
@@ -214,7 +200,7 @@ def store(folder: Path) -> None:
         for image in order:
             opened[image]
 
-    seconds = alternate(5, npz=read_npz, zip=read_zip, store=read_store)
+    seconds = alternate(5, {"npz": read_npz, "zip": read_zip, "store": read_store})
     print(
         f"random reads: {len(order) / seconds['store']:.0f} records/s, "
         f"{seconds['npz'] / seconds['store']:.1f} times as fast as npz files, "
@@ -312,10 +298,9 @@ def processes(folder: Path) -> None:
 
 def benchmark(args: argparse.Namespace, parts: Sequence[str]) -> int:
     """Print the measurements of the given parts and return the exit code."""
-    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    args.device = choose_device(args.device)
     args.precision = args.precision or default_precision(args.device)
-    name = torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.machine()
-    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(describe_machine(args.device))
     with tempfile.TemporaryDirectory() as temporary:
         jobs = {
             "crops": lambda folder: crops(args),

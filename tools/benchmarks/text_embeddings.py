@@ -9,6 +9,7 @@ import time
 import torch
 from torch import Tensor
 
+from benchmarks.timing import synchronise
 from vild.data import Vocabulary
 from vild.embeddings import OpenClipTeacher, embed_vocabulary
 
@@ -19,12 +20,10 @@ class TimedTeacher(OpenClipTeacher):
     seconds = 0.0
 
     def _embed_tokens(self, tokens: Tensor) -> Tensor:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronise()
         start = time.perf_counter()
         embedded = super()._embed_tokens(tokens)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronise()
         self.seconds += time.perf_counter() - start
         return embedded
 

@@ -1,6 +1,6 @@
-"""The commands of the experiment, from making the data to evaluating each method.
+"""The commands of the experiment, from generating the data to evaluating each method.
 
-Every one is a command of this project that LVIS takes too, with `configs/shapes/*.yaml`.
+LVIS needs the same commands, with other configurations.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vild.reporting.runs import read_runs
 from vild.storage.layout import MANIFEST
 
 TRAIN_NET = "projects/ViLD/train_net.py"
-PROPOSALS = 100  # an image, kept in the stores
+PROPOSALS = 100  # per image in the stores
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,13 @@ class Pipeline:
     """Stages of one data seed.
 
     Attributes:
-        folder: of everything but the images; `output/shapes` is where the configs look for it.
-        seed: of the data and of the trainings.
+        folder: folder of all outputs but the images; the configurations use `output/shapes`.
+        seed: seed of the data and of the trainings.
         options: KEY VALUE pairs of the configuration, for every training and evaluation.
-        prefix: of the stages' names, where several pipelines are run together.
-        images: number of training and of validation images; None: as make_shapes.py has it.
-        precision: of trainings, evaluations and the extraction of proposals: ``fp32`` or ``bf16``.
+        prefix: prefix of the stages' names, to run several pipelines together.
+        images: number of training and of validation images; None: the defaults of make_shapes.py.
+        precision: precision of trainings, evaluations and the extraction of proposals: ``fp32``
+            or ``bf16``.
         regions: proposals per training image that the teacher embeds.
     """
 
@@ -44,20 +45,20 @@ class Pipeline:
 
     @property
     def data(self) -> str:
-        """What the datasets' names begin with."""
+        """The prefix of the datasets' names."""
         return f"shapes_seed{self.seed}" if self.seed else "shapes"
 
     @property
     def baseline(self) -> Path:
-        """Checkpoint that proposals come from and that every detector begins with."""
+        """The checkpoint that yields the proposals and initialises every detector."""
         return self.folder / "rpn_baseline" / "model_final.pth"
 
     def prepare(self, baseline: str = "rpn_baseline") -> list[Stage]:
-        """Return the stages up to the region embeddings; the first draws the images.
+        """Return the stages up to the region embeddings; the first makes the images.
 
         Args:
-            baseline: config of the class-agnostic detector, a file in configs/shapes without its
-                ending.
+            baseline: configuration of the class-agnostic detector, a file in configs/shapes
+                without its extension.
         """
         images, text = shapes_folder(self.seed), self.folder / "text.safetensors"
         splits = (f"{self.data}_train_base", f"{self.data}_val")
@@ -147,13 +148,13 @@ class Pipeline:
         """Return the stage of a training.
 
         Args:
-            name: of the stage and of its folder.
-            config: file in configs/shapes, without its ending.
-            title: of the stage.
+            name: name of the stage and of its folder.
+            config: file in configs/shapes, without its extension.
+            title: title of the stage.
             *options: KEY VALUE pairs.
-            weights: to begin with; None: random ones.
-            test: whether it is evaluated at its end.
-            seconds: about how long it takes.
+            weights: initial weights; None: random.
+            test: whether to evaluate it at the end.
+            seconds: estimated duration.
         """
         after = ("embeddings_train", "embeddings_val") if weights else ("shapes", "text_embeddings")
         begin = ("MODEL.WEIGHTS", str(weights)) if weights else ()
@@ -181,15 +182,15 @@ class Pipeline:
         trained: str,
         seconds: float = 25,
     ) -> Stage:
-        """Evaluate the checkpoint of a training in another way.
+        """Return a stage that evaluates the checkpoint of a training.
 
         Args:
-            name: of the stage and of its folder.
-            config: file in configs/shapes, without its ending.
-            title: of the stage.
+            name: name of the stage and of its folder.
+            config: file in configs/shapes, without its extension.
+            title: title of the stage.
             *options: KEY VALUE pairs.
             trained: stage of the training.
-            seconds: about how long it takes.
+            seconds: estimated duration.
         """
         weights = self.folder / trained / "model_final.pth"
         return Stage(
@@ -207,18 +208,18 @@ class Pipeline:
         )
 
     def metrics(self, name: str) -> Path:
-        """Json of a stage's figures."""
+        """Return the metrics file of a stage."""
         return self.folder / name / f"{self.data}_val_metrics.json"
 
     def figures(self, name: str) -> Mapping[str, float]:
-        """Figures of the boxes of a stage, in percent.
+        """Return the box metrics of a stage, in percent.
 
         Raises:
-            ValueError: it has left none.
+            ValueError: the file is missing or has no box metrics.
         """
         (run,) = read_runs([self.metrics(name)])
         if "bbox" not in run.results:
-            raise ValueError(f"{self.metrics(name)}: expected figures of boxes (bbox)")
+            raise ValueError(f"{self.metrics(name)}: expected box metrics (bbox)")
         return run.results["bbox"]
 
     def _name(self, name: str) -> str:
@@ -249,6 +250,6 @@ def _store(folder: Path) -> tuple[Path, Path]:
 
 
 def teacher_version() -> str:
-    """Digest of the weights that the package ships: a newer package's embed everything anew."""
+    """Return a digest of the shipped weights, so that new weights make the stages run again."""
     weights = SHAPES_FOLDER / "open_clip_model.safetensors"
     return hashlib.sha256(weights.read_bytes()).hexdigest()

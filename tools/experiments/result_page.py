@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from detectron2.data import MetadataCatalog
 
-from experiments.progress import shown_time
+from experiments.progress import format_time
 from experiments.stages import Record, read_records
 from vild.config import read_config
 from vild.data import Vocabulary, find_split, read_image, register_from_arguments
@@ -54,7 +54,7 @@ def table_section(runs: list[Run], data: str, task: str) -> tuple[PageSection, s
 
 
 def image_section(folder: Path, args: argparse.Namespace) -> PageSection:
-    """Make the section of the first images with novel objects, ground truth beside detections."""
+    """Make the section of the first images with novel objects, ground truth next to detections."""
     records = find_split(args.dataset)
     vocabulary = Vocabulary.from_dataset(args.dataset)
     rows = MetadataCatalog.get(args.dataset).thing_dataset_id_to_contiguous_id
@@ -78,15 +78,15 @@ def image_section(folder: Path, args: argparse.Namespace) -> PageSection:
         )
         names = sorted({vocabulary.names[a["category_id"]] for a in record.get("annotations", ())})
         figures.append(
-            PageFigure.of_image(
+            PageFigure.from_image(
                 drawn,
                 f"image {record['image_id']}: {', '.join(names)}",
                 f"image {record['image_id']}",
             )
         )
     text = (
-        f"The first {len(figures)} images of {args.dataset} with novel objects, not a choice of "
-        f"the best. Names that begin with {NOVEL_MARK}, in warm colours, are novel classes."
+        f"The first {len(figures)} images of {args.dataset} with novel objects, not selected "
+        f"by result. Names that begin with {NOVEL_MARK}, in warm colours, are novel classes."
     )
     return PageSection("Images", text, figures=figures)
 
@@ -102,7 +102,7 @@ def class_section(folders: Runs, args: argparse.Namespace) -> PageSection:
         other = {c.name: c.ap for c in read_class_ap(others[0][1] / file, args.task)}
     plot = plot_class_ap(classes, other, (label, other_label))
     return PageSection(
-        "AP of each class", figures=[PageFigure.of_plot(plot, "a bar for the AP of each class")]
+        "AP of each class", figures=[PageFigure.from_plot(plot, "a bar for the AP of each class")]
     )
 
 
@@ -126,23 +126,25 @@ def similarity_section(args: argparse.Namespace) -> PageSection:
     )
     text = (
         f"Mean cosine of the regions of each class with the text embedding of each class, over "
-        f"{int(teacher.counts.sum())} proposals that cover an object. The detector was never told "
-        "the names in the lower right corner: it has learned where their regions lie from the "
-        "teacher's embeddings."
+        f"{int(teacher.counts.sum())} proposals that cover an object. The detector was not "
+        "trained on the names in the lower right corner: it learned to embed their regions from "
+        "the teacher."
     )
     return PageSection(
-        "Regions against names", text, figures=[PageFigure.of_plot(plot, "two heat maps", caption)]
+        "Region embeddings and class names",
+        text,
+        figures=[PageFigure.from_plot(plot, "two heat maps", caption)],
     )
 
 
 def stage_section(stages: list[Record]) -> PageSection:
     """Make the section of commands with times and memory."""
-    rows = [(s.title, s.command, shown_time(s.seconds), format_size(s.peak_bytes)) for s in stages]
+    rows = [(s.title, s.command, format_time(s.seconds), format_size(s.peak_bytes)) for s in stages]
     total = sum(s.seconds for s in stages)
     peak = max((s.peak_bytes for s in stages), default=0)
     text = (
-        f"{shown_time(total)} in all, at most {format_size(peak)} of memory. Each command can "
-        "be repeated by itself."
+        f"{format_time(total)} in total, at most {format_size(peak)} of memory. Each command can "
+        "be run again separately."
     )
     table = PageTable(("stage", "command", "time", "memory"), tuple(rows), numbers=2, code=True)
     return PageSection("Commands", text, table)
@@ -162,7 +164,7 @@ def write_result_page(folders: Runs, args: argparse.Namespace) -> None:
     sections.append(class_section(folders, args))
     curves = plot_curves(runs[:1], args.task)
     if curves is not None:
-        plot = PageFigure.of_plot(curves, "AP and losses over the iterations")
+        plot = PageFigure.from_plot(curves, "AP and losses over the iterations")
         sections.append(PageSection(f"Training of {runs[0].name}", figures=[plot]))
     if args.regions:
         sections.append(similarity_section(args))

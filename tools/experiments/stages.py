@@ -115,7 +115,6 @@ class StageRunner:
         stages: in order of dependency.
         folder: folder of records and logs, created if missing. A second runner in it is refused.
         jobs: commands to run at a time; they share the cores.
-        progress: whether to show a progress bar.
 
     Raises:
         ValueError: a name occurs twice, or a stage precedes one that it depends on.
@@ -126,21 +125,19 @@ class StageRunner:
         stages: Sequence[Stage],
         folder: str | os.PathLike[str],
         jobs: int = 1,
-        progress: bool = True,
     ) -> None:
         seen: set[str] = set()
         for stage in stages:
             missing = [name for name in stage.after if name not in seen]
             if stage.name in seen or missing:
                 raise ValueError(
-                    f"expected stages of different names, each after those that it needs, got "
+                    f"expected stages with unique names, each after those that it depends on, got "
                     f"{stage.name!r} " + (f"before {missing}" if missing else "twice")
                 )
             seen.add(stage.name)
         if jobs < 1:
-            raise ValueError(f"expected 1 or more commands at a time, got {jobs}")
+            raise ValueError(f"expected at least 1 command at a time, got {jobs}")
         self.stages, self.folder, self.jobs = tuple(stages), Path(folder), jobs
-        self.progress = progress
         self._records: dict[str, Record] = {}
         self._running: list[_Running] = []
         self._stopped_by, self._lock = 0, -1
@@ -163,8 +160,8 @@ class StageRunner:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         busy = (
-            f"{self.folder}: another run is at work there, or a command that a killed one left "
-            "behind ({owner}): wait for it, or end it"
+            f"{self.folder}: another run is in progress, or a command of a killed run "
+            "({owner}): wait for it, or stop it"
         )
         with exclusive(self.folder / ".lock", busy) as self._lock:
             return self._run()
@@ -181,10 +178,12 @@ class StageRunner:
             return False
         done = sum(stage.seconds for stage in self.stages if stage.name in self._records)
         total = sum(stage.seconds for stage in self.stages)
-        bar = StageBar(total, done, self.progress)
+        bar = StageBar(total, done)
         with _on_stop_signals(self._stop_soon), closing(bar):
             if len(todo) < len(self.stages):
-                bar.say(f"{len(self.stages) - len(todo)} of {len(self.stages)} stages are done")
+                bar.print(
+                    f"{len(self.stages) - len(todo)} of {len(self.stages)} stages are up to date"
+                )
             try:
                 while todo or self._running:
                     self._start_ready(todo, bar)
@@ -201,7 +200,7 @@ class StageRunner:
         now = time.monotonic()
         bar.show(
             [(now - each.began, each.stage.seconds) for each in self._running],
-            _last_words(self._running[-1].log) if self._running else "",
+            _last_line(self._running[-1].log) if self._running else "",
         )
 
     def _start_ready(self, todo: list[Stage], bar: StageBar) -> None:
@@ -212,7 +211,7 @@ class StageRunner:
                 todo.remove(stage)
                 self._running.append(self._start(stage))
                 number = self.stages.index(stage) + 1
-                bar.say(f"[{number}/{len(self.stages)}] {stage.title}\n    {stage.shown}")
+                bar.print(f"[{number}/{len(self.stages)}] {stage.title}\n    {stage.shown}")
 
     def _start(self, stage: Stage) -> _Running:
         identity = self._identity(stage)
@@ -325,18 +324,18 @@ class StageRunner:
 
 
 @contextmanager
-def _on_stop_signals(tell: Callable[[int], None]) -> Iterator[None]:
-    """Call ``tell`` on SIGINT and SIGTERM, so that a run stops cleanly between two polls."""
+def _on_stop_signals(callback: Callable[[int], None]) -> Iterator[None]:
+    """Call ``callback`` on SIGINT and SIGTERM, so that a run stops cleanly between two polls."""
 
-    def note(number: int, frame: FrameType | None) -> None:
-        tell(number)
+    def handler(number: int, frame: FrameType | None) -> None:
+        callback(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def run_or_exit(runner: StageRunner, again: str = "the same command") -> bool:
@@ -355,7 +354,7 @@ def run_or_exit(runner: StageRunner, again: str = "the same command") -> bool:
     try:
         return runner.run()
     except KeyboardInterrupt:
-        sys.stderr.write(f"\nstopped; {again} goes on from here\n")
+        sys.stderr.write(f"\nstopped; run {again} again to resume\n")
         sys.exit(130)
     except (StageFailed, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -372,7 +371,9 @@ def read_records(folder: str | os.PathLike[str]) -> list[Record]:
         try:
             found.append(Record(**_read_json(file)))
         except TypeError:
-            raise ValueError(f"{file} is no record of a stage, or one of another version") from None
+            raise ValueError(
+                f"{file} is not the record of a stage, or of another version"
+            ) from None
     if not found:
         raise ValueError(f"expected records of finished stages in {folder}, found none")
     return sorted(found, key=lambda record: record.number)
@@ -415,6 +416,6 @@ def _tail(path: Path, lines: int = 20) -> str:
     return "\n".join([line for line in _end_of(path, 20_000).split("\n") if line.strip()][-lines:])
 
 
-def _last_words(path: Path) -> str:
+def _last_line(path: Path) -> str:
     lines = [line.strip() for line in _end_of(path, 2000).split("\n") if line.strip()]
     return lines[-1][:100] if lines else ""

@@ -10,7 +10,6 @@ import os
 import runpy
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,65 +51,37 @@ def run_script(*words: object) -> None:
             raise
 
 
-@dataclass(frozen=True)
 class Bench:
     """Paths of the fixtures, and the commands that use them.
 
+    Args:
+        folder: folder for all of them; the data root of Detectron2.
+
     Attributes:
-        folder: holds all of them; the data root of Detectron2.
+        shapes: the dataset.
+        text: text embeddings of the classes.
+        proposals: store of the proposals of the training images.
+        embeddings: store of region embeddings of the training images.
+        baseline: checkpoint of the class-agnostic detector.
+        detector: checkpoint of ViLD-ensemble.
+        results: detections of the validation images, in COCO's format.
+        pickle: the proposals in Detectron2's format.
+        converted: folder of a store that was imported from ``pickle``.
+        image: a validation image.
     """
 
-    folder: Path
-
-    @property
-    def shapes(self) -> Path:
-        """The dataset."""
-        return self.folder / "shapes"
-
-    @property
-    def text(self) -> Path:
-        """Text embeddings of the classes."""
-        return self.folder / "text.safetensors"
-
-    @property
-    def proposals(self) -> Path:
-        """Store of the proposals of the training images."""
-        return self.folder / "proposals" / TRAIN
-
-    @property
-    def embeddings(self) -> Path:
-        """Store of region embeddings of the training images."""
-        return self.folder / "embeddings" / TRAIN
-
-    @property
-    def baseline(self) -> Path:
-        """Checkpoint of the class-agnostic detector."""
-        return self.folder / "rpn_baseline" / "model_final.pth"
-
-    @property
-    def detector(self) -> Path:
-        """Checkpoint of ViLD-ensemble."""
-        return self.folder / "ensemble" / "model_final.pth"
-
-    @property
-    def results(self) -> Path:
-        """Detections of the validation images, in COCO's format."""
-        return self.folder / "evaluation" / "results.json"
-
-    @property
-    def pickle(self) -> Path:
-        """The proposals in Detectron2's format."""
-        return self.folder / "proposals.pkl"
-
-    @property
-    def converted(self) -> Path:
-        """Folder of a store that was imported from :attr:`pickle`."""
-        return self.folder / "converted"
-
-    @property
-    def image(self) -> Path:
-        """A validation image."""
-        return self.shapes / "val" / "000001.png"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.shapes = folder / "shapes"
+        self.text = folder / "text.safetensors"
+        self.proposals = folder / "proposals" / TRAIN
+        self.embeddings = folder / "embeddings" / TRAIN
+        self.baseline = folder / "rpn_baseline" / "model_final.pth"
+        self.detector = folder / "ensemble" / "model_final.pth"
+        self.results = folder / "evaluation" / "results.json"
+        self.pickle = folder / "proposals.pkl"
+        self.converted = folder / "converted"
+        self.image = self.shapes / "val" / "000001.png"
 
     def options(self, *more: str) -> tuple[str, ...]:
         """Return KEY VALUE pairs of a small ViLD detector with these text embeddings."""

@@ -40,7 +40,7 @@ def make_bench(bench: Bench) -> None:
     for words in bench.stages():
         outcome = run(script(*words), bench.folder / "making")
         if outcome.code:
-            raise ValueError(f"{' '.join(words[:1])} failed undisturbed: {outcome.text[-2000:]}")
+            raise ValueError(f"{' '.join(words[:1])} failed without faults: {outcome.text[-2000:]}")
     outcome = run(partial(make_archives, bench), bench.folder / "making")
     if outcome.code:
         raise ValueError(f"the archives could not be made: {outcome.text[-2000:]}")
@@ -86,7 +86,7 @@ def measure(commands: Sequence[Command], bench: Bench) -> dict[str, Reference]:
         name = command.name.replace(" ", "_").replace(",", "")
         own = reference(command, bench.folder / "references" / name)
         if own.problems:
-            raise ValueError(f"{command.name} fails undisturbed: {own.problems[0]}")
+            raise ValueError(f"{command.name} fails without faults: {own.problems[0]}")
         found[command.name] = own
     return found
 
@@ -155,7 +155,7 @@ def _read(file: Path, status: int) -> dict[str, Any]:
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))
     code = os.waitstatus_to_exitcode(status)
-    return {"counts": {}, "problems": [f"the case's process ended by {code}"], "notes": []}
+    return {"counts": {}, "problems": [f"the case's process ended with {code}"], "notes": []}
 
 
 def _clear(folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import resource
 import select
 import signal
 import sys
@@ -66,11 +67,11 @@ class Outcome:
         if any(line.startswith("Traceback (most recent call last)") for line in lines):
             return f"a traceback: {last}"
         if self.code:
-            told = [n for n, line in enumerate(lines) if "error:" in line or "failed:" in line]
-            if not told:
+            errors = [n for n, line in enumerate(lines) if "error:" in line or "failed:" in line]
+            if not errors:
                 return f"exit code {self.code} without a line that says error: {last!r}"
-            if told[-1] < len(lines) - 1:
-                return f"an error of {len(lines) - told[-1]} lines: {lines[told[-1]][:200]}"
+            if errors[-1] < len(lines) - 1:
+                return f"an error of {len(lines) - errors[-1]} lines: {lines[errors[-1]][:200]}"
         return ""
 
 
@@ -180,6 +181,18 @@ class Child:
         for file in (self._log, self._passed):
             file.unlink(missing_ok=True)
         return Outcome(os.waitstatus_to_exitcode(status), text, took, timed_out, tuple(passed))
+
+
+def limited(target: Target, memory: int) -> Target:
+    """Return a target that may allocate this many bytes."""
+
+    def limit() -> int | None:
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
+        most = pages * resource.getpagesize() + memory
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        return target()
+
+    return limit
 
 
 def guarded(target: Target) -> Target:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import threading
 import zipfile
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -101,11 +101,14 @@ def all_commands(bench: Bench) -> list[Command]:
     ]
 
 
+def word_encoder(folder: Path) -> CachedTextEncoder:
+    """Return a text encoder with a cache in ``folder``."""
+    return CachedTextEncoder("vild-shapes", None, templates="single", folder=folder, device="cpu")
+
+
 def fill_word_cache(folder: Path) -> None:
     """Embed three vocabularies with one cache."""
-    encoder = CachedTextEncoder(
-        "vild-shapes", None, templates="single", folder=folder / "cache", device="cpu"
-    )
+    encoder = word_encoder(folder / "cache")
     for number, words in enumerate(VOCABULARIES):
         found = encoder.embed(Vocabulary.from_names(words))
         found.save(folder / f"words{number}.safetensors")
@@ -158,42 +161,40 @@ def download_archives(bench: Bench, folder: Path) -> None:
         download.fetch("coco", folder / "data", archive_base=address)
 
 
-class serving:
-    """A slow HTTP server of a folder, with support for ranges."""
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """Run a slow HTTP server of a folder, with support for ranges, and yield its address."""
 
-    def __init__(self, folder: Path) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                content = (folder / self.path.lstrip("/")).read_bytes()
-                asked = self.headers.get("Range")
-                begin = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
-                if begin >= len(content) > 0 and asked:
-                    self.send_response(416)
-                    self.end_headers()
-                    return
-                self.send_response(206 if asked else 200)
-                if asked:
-                    last = len(content) - 1
-                    self.send_header("Content-Range", f"bytes {begin}-{last}/{len(content)}")
-                self.send_header("Content-Length", str(len(content) - begin))
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = (folder / self.path.lstrip("/")).read_bytes()
+            requested = self.headers.get("Range")
+            begin = int(requested.removeprefix("bytes=").rstrip("-")) if requested else 0
+            if begin >= len(content) > 0 and requested:
+                self.send_response(416)
                 self.end_headers()
-                for start in range(begin, len(content), 30_000):
-                    self.wfile.write(content[start : start + 30_000])
-                    sleep(0.005)
+                return
+            self.send_response(206 if requested else 200)
+            if requested:
+                last = len(content) - 1
+                self.send_header("Content-Range", f"bytes {begin}-{last}/{len(content)}")
+            self.send_header("Content-Length", str(len(content) - begin))
+            self.end_headers()
+            for start in range(begin, len(content), 30_000):
+                self.wfile.write(content[start : start + 30_000])
+                sleep(0.005)
 
-            def log_message(self, *_: object) -> None:
-                pass
+        def log_message(self, *_: object) -> None:
+            pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        # aborted connections are expected here
-        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
-
-    def __enter__(self) -> str:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{self._server.server_port}"
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    # aborted connections are expected here
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
 
 
 _STAGE = """
@@ -225,5 +226,5 @@ def run_stages(folder: Path) -> bool:
         )
         for number, output in enumerate(outputs)
     ]
-    run_or_exit(StageRunner(stages, folder / "stages", progress=False))
+    run_or_exit(StageRunner(stages, folder / "stages"))
     return False

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
 
-from fault_campaign_parts.children import Outcome, Target, guarded, run
+from fault_campaign_parts.children import Outcome, guarded, limited, run
 from fault_campaign_parts.kinds import OWN, Kind
 from fault_campaign_parts.mutations import damage
 from fault_campaign_parts.report import Case, Result
@@ -37,7 +35,7 @@ def damage_copies(kind: Kind, count: int, folder: Path, random: Random) -> Resul
     """Damage copies of a file and read each one."""
     result, good = Result(), folder / "good"
     good.mkdir()
-    outcome = run(lambda: kind.make(good), folder)
+    outcome = run(lambda: kind.make(good) and None, folder)
     shutil.copytree(good, folder / "first")  # a reader may write
     expected, first = read(kind, folder / "first", folder / "read")
     if outcome.code or not expected:
@@ -78,15 +76,9 @@ def judge(kind: Kind, expected: str, found: str, outcome: Outcome) -> str:
 
 def read(kind: Kind, folder: Path, note: Path) -> tuple[str, Outcome]:
     """Read files in a child; return the digest, or "" if they are refused."""
-    outcome = run(_reading(kind.read, folder, note), note)
-    return (note.read_text(encoding="utf-8") if note.exists() else ""), outcome
 
-
-def _reading(reader: Callable[[Path], str], folder: Path, note: Path) -> Target:
     def target() -> None:
-        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
-        limit = pages * resource.getpagesize() + MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        note.write_text(reader(folder), encoding="utf-8")
+        note.write_text(kind.read(folder), encoding="utf-8")
 
-    return guarded(target)
+    outcome = run(guarded(limited(target, MEMORY)), note)
+    return (note.read_text(encoding="utf-8") if note.exists() else ""), outcome

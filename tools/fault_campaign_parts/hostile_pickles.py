@@ -81,9 +81,9 @@ def pickles(bench: Bench) -> list[Attack]:
         torch.save(_state(bench, folder), folder / "model_0000001.pth")
         (folder / "last_checkpoint").write_text("model_0000001.pth", encoding="utf-8")
 
-    def make(form: str) -> Callable[[Path], None]:
-        name, write = FORMS[form]
-        return lambda folder: write(bench, folder / name)
+    def make(form: str, name: str = "") -> Callable[[Path], None]:
+        default, write = FORMS[form]
+        return lambda folder: write(bench, folder / (name or default))
 
     def proposals(folder: Path) -> None:
         words = [str(folder / "weights.pkl") if w == str(bench.pickle) else w for w in command]
@@ -100,15 +100,10 @@ def pickles(bench: Bench) -> list[Attack]:
         for form in ("zip", "legacy", "tar", "false TorchScript")
     ]
     attacks += [
-        Attack(f"proposals, {form}", "proposals", _always("weights.pkl", form, bench), proposals)
+        Attack(f"proposals, {form}", "proposals", make(form, "weights.pkl"), proposals)
         for form in ("pickle", "zip")
     ]
     return attacks
-
-
-def _always(name: str, form: str, bench: Bench) -> Callable[[Path], None]:
-    """Return a writer of a format under another file name."""
-    return lambda folder: FORMS[form][1](bench, folder / name)
 
 
 def teacher(name: str) -> Callable[[Path], None]:

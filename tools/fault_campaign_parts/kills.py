@@ -18,7 +18,7 @@ from fault_campaign_parts.commands import Command
 from fault_campaign_parts.report import Case, Result
 
 MOST_KILLS = 3  # per command, before it may finish
-_WAIT = "another run is at work there"  # a stage outlives its killed runner
+_WAIT = "another run is in progress"  # a stage outlives its killed runner
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _note(
         result.counts["kills" if outcome.was_killed else "too late to kill"] += 1
         # other processes of the command may fail, with a one-line error
         if not outcome.was_killed and _WAIT not in outcome.text and outcome.complaint():
-            result.problems.append(f"a process beside a killed one: {outcome.complaint()}")
+            result.problems.append(f"a process next to a killed one: {outcome.complaint()}")
         result.notes.append(f"ended by {outcome.code} after {outcome.seconds:.3f} s")
     try:
         found = digests(folder)
@@ -138,7 +138,7 @@ def _note(
         expected = own.artefacts.get(name)
         moving = any(fnmatch(name, pattern) for pattern in command.changing)
         if value != expected and not moving:
-            what = "is incomplete" if expected else "is not an artefact of an undisturbed run"
+            what = "is incomplete" if expected else "is not an artefact of a normal run"
             result.problems.append(f"after the kill, {name} {what}")
 
 
@@ -161,6 +161,6 @@ def compare(result: Result, expected: Mapping[str, str], found: Mapping[str, str
     names = sorted(expected.keys() | found.keys())
     differ = [name for name in names if expected.get(name) != found.get(name)]
     if differ:
-        result.problems.append(f"differs from an undisturbed run: {', '.join(differ[:5])}")
+        result.problems.append(f"differs from a normal run: {', '.join(differ[:5])}")
     else:
         result.counts["identical"] += 1

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
 
 from fault_campaign_parts.attack import ELSEWHERE, MARKER, Attack
 from fault_campaign_parts.bench import Bench
-from fault_campaign_parts.children import guarded, run
+from fault_campaign_parts.children import guarded, limited, run
 from fault_campaign_parts.hostile_archives import archives, bombs
 from fault_campaign_parts.hostile_names import names, yamls
 from fault_campaign_parts.hostile_pickles import arrays, pickles
@@ -40,7 +38,7 @@ def attempt(attack: Attack, folder: Path, random: Random) -> Result:
     if made.code:
         result.problems.append(f"the file cannot be made: {made.text[-500:]}")
         return result
-    outcome = run(guarded(partial(_limited, partial(attack.target, own))), folder / "read")
+    outcome = run(guarded(limited(partial(attack.target, own), MEMORY)), folder / "read")
     result.counts["attacks"] += 1
     if list(folder.rglob(MARKER)):
         result.problems.append("CODE of the file RAN")
@@ -55,10 +53,3 @@ def attempt(attack: Attack, folder: Path, random: Random) -> Result:
     result.counts["refused" if outcome.code else "read as plain data"] += 1
     result.notes.append(outcome.last_line())
     return result
-
-
-def _limited(target: Callable[[], int | None]) -> int | None:
-    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
-    limit = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    return target()

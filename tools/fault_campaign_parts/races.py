@@ -13,11 +13,15 @@ from time import monotonic, sleep
 from fault_campaign_parts.artefacts import digests
 from fault_campaign_parts.bench import TRAIN, TRAIN_IMAGES, Bench, script
 from fault_campaign_parts.children import Child, Gate, Outcome, Target, guarded, run
-from fault_campaign_parts.commands import VOCABULARIES, download_archives, run_stages
+from fault_campaign_parts.commands import (
+    VOCABULARIES,
+    download_archives,
+    run_stages,
+    word_encoder,
+)
 from fault_campaign_parts.readers import read_proposals
 from fault_campaign_parts.report import Case, Result
 from vild.data import Vocabulary
-from vild.embeddings.cache import CachedTextEncoder
 from vild.proposals import ProposalStore
 from vild.storage import UnfinishedStoreError
 
@@ -206,20 +210,20 @@ def reader_and_writer(bench: Bench, folder: Path) -> Sequence[Target]:
     """Return an import of a store and a reader that opens the store until it is finished."""
 
     def read() -> int:
-        begin, told = monotonic(), 0
+        begin, refusals = monotonic(), 0
         while monotonic() - begin < 60:
             try:
                 store = ProposalStore(folder / TRAIN)
             except UnfinishedStoreError:
-                told += 1
+                refusals += 1
                 continue
             if len(store) + len(store.failed) != TRAIN_IMAGES:
                 print(f"error: a store of {len(store)} images was opened")
                 return 1
             same = read_proposals(folder / TRAIN) == read_proposals(bench.converted / TRAIN)
-            print(f"{told} times told that it is unfinished")
+            print(f"refused {refusals} times as unfinished")
             return 0 if same else 1
-        print("error: it is never finished")
+        print("error: it was never finished")
         return 1
 
     return [script(*bench.convert_command(folder)), guarded(read)]
@@ -242,20 +246,14 @@ def remembered(bench: Bench, folder: Path) -> int:
     return int(not known or read_proposals(folder / TRAIN) != read_proposals(bench.proposals))
 
 
-def _encoder(folder: Path) -> CachedTextEncoder:
-    return CachedTextEncoder(
-        "vild-shapes", None, templates="single", folder=folder / "cache", device="cpu"
-    )
-
-
 def embed(folder: Path, number: int) -> None:
     """Embed one of the vocabularies with the cache."""
-    _encoder(folder).embed(Vocabulary.from_names(VOCABULARIES[number]))
+    word_encoder(folder / "cache").embed(Vocabulary.from_names(VOCABULARIES[number]))
 
 
 def all_words(folder: Path) -> int:
     """Check that the cache has the words of all processes."""
-    encoder = _encoder(folder)
+    encoder = word_encoder(folder / "cache")
     for words in VOCABULARIES:
         encoder.embed(Vocabulary.from_names(words))
     if encoder.encoded:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from fault_campaign_parts.commands import (
     VOCABULARIES,
     download_archives,
     run_stages,
+    word_encoder,
 )
 from vild.checkpoint import load_weights
 from vild.config import read_config
@@ -36,16 +36,19 @@ def only(folder: Path, pattern: str) -> Path:
     return file
 
 
-def read_proposals(folder: Path) -> str:
+def read_store(store: ProposalStore | EmbeddingStore) -> str:
     """Read all records."""
-    store = ProposalStore(folder)
     return tree_digest([store.digest, {str(image): store.arrays(image) for image in store}])
+
+
+def read_proposals(folder: Path) -> str:
+    """Read all records of a store of proposals."""
+    return read_store(ProposalStore(folder))
 
 
 def read_embeddings(folder: Path) -> str:
-    """Read all records."""
-    store = EmbeddingStore(folder)
-    return tree_digest([store.digest, {str(image): store.arrays(image) for image in store}])
+    """Read all records of a store of embeddings."""
+    return read_store(EmbeddingStore(folder))
 
 
 def verify(folder: Path) -> str:
@@ -55,37 +58,25 @@ def verify(folder: Path) -> str:
     return read_embeddings(folder)
 
 
-def resume_store(bench: Bench) -> Callable[[Path], str]:
-    """Return a reader that finishes the store."""
-
-    def read(folder: Path) -> str:
-        run_script(*bench.convert_command(folder))
-        return read_proposals(folder / TRAIN)
-
-    return read
+def resume_store(bench: Bench, folder: Path) -> str:
+    """Finish the store."""
+    run_script(*bench.convert_command(folder))
+    return read_proposals(folder / TRAIN)
 
 
-def detector(bench: Bench) -> Callable[[Path], str]:
-    """Return a reader that loads weights for inference."""
-
-    def read(folder: Path) -> str:
-        options = bench.options()
-        cfg = read_config(ROOT / "configs/shapes/vild_ensemble.yaml", options)
-        model = build_model(cfg)
-        load_weights(model, str(next(f for f in folder.iterdir() if f.is_file())))
-        return tree_digest(dict(model.state_dict()))
-
-    return read
+def detector(bench: Bench, folder: Path) -> str:
+    """Load weights for inference."""
+    options = bench.options()
+    cfg = read_config(ROOT / "configs/shapes/vild_ensemble.yaml", options)
+    model = build_model(cfg)
+    load_weights(model, str(next(f for f in folder.iterdir() if f.is_file())))
+    return tree_digest(dict(model.state_dict()))
 
 
-def resume(bench: Bench) -> Callable[[Path], str]:
-    """Return a reader that resumes the training for one step."""
-
-    def read(folder: Path) -> str:
-        run_script(*bench.train_command(folder, "ensemble", 3))
-        return digest(folder / "model_final.pth", folder)
-
-    return read
+def resume(bench: Bench, folder: Path) -> str:
+    """Resume the training for one step."""
+    run_script(*bench.train_command(folder, "ensemble", 3))
+    return digest(folder / "model_final.pth", folder)
 
 
 def read_text(folder: Path) -> str:
@@ -107,13 +98,9 @@ def read_words(folder: Path) -> str:
         torch.cat(
             [encoder.embed(Vocabulary.from_names(words)).embeddings for words in VOCABULARIES]
         )
-        for encoder in map(_encoder, (folder / "cache", folder / "fresh"))
+        for encoder in map(word_encoder, (folder / "cache", folder / "fresh"))
     )
     return "equal" if torch.allclose(found, fresh, rtol=0, atol=1e-6) else tree_digest(found)
-
-
-def _encoder(folder: Path) -> CachedTextEncoder:
-    return CachedTextEncoder("vild-shapes", None, templates="single", folder=folder, device="cpu")
 
 
 def read_teacher(folder: Path) -> str:
@@ -130,14 +117,10 @@ def read_teacher(folder: Path) -> str:
     return tree_digest(encoder.embed(Vocabulary.from_names(["red circle"])).embeddings)
 
 
-def downloaded(bench: Bench) -> Callable[[Path], str]:
-    """Return a reader that finishes the download."""
-
-    def read(folder: Path) -> str:
-        download_archives(bench, folder)
-        return tree_digest(digests(folder))
-
-    return read
+def downloaded(bench: Bench, folder: Path) -> str:
+    """Finish the download."""
+    download_archives(bench, folder)
+    return tree_digest(digests(folder))
 
 
 def remade(folder: Path) -> str:

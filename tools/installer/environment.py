@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from installer.errors import SetupError
-from installer.install import install_mended_packages
+from installer.install import install_patched_packages
 from installer.pip import Pip
 from installer.probe import check_torch_pair, probe
 
@@ -65,13 +65,13 @@ def _prepare_venv(venv: Path) -> Path:
     python = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     stamp = _read_stamp(venv)
     if stamp == {"finished": False}:
-        logger.info("the last set-up did not finish: starting it again")
+        logger.info("the last set-up did not finish: starting again")
         shutil.rmtree(venv)
     if stamp and stamp["finished"]:
         gone = [folder for folder in stamp["layered_on"] if not Path(folder).is_dir()]
         if gone:
             raise SetupError(
-                f"{venv} is layered on an environment that is gone ({gone[0]}). Remove it "
+                f"{venv} is layered on an environment that no longer exists ({gone[0]}). Remove it "
                 f"(rm -r {venv}) and run the command again."
             )
         if stamp["inputs"] == _inputs_digest() and _is_complete(python):
@@ -84,7 +84,7 @@ def _prepare_venv(venv: Path) -> Path:
             _create(venv)
         elif not _runs(python):
             raise SetupError(
-                f"{venv} is there but its Python does not run: it is half-made or broken. Remove "
+                f"{venv} exists but its Python does not run: it is incomplete or broken. Remove "
                 f"it (rm -r {venv}) and run the command again."
             )
         _fill(python)
@@ -100,7 +100,7 @@ def _prepare_venv(venv: Path) -> Path:
 
 def _create(venv: Path) -> None:
     below = _packages_below()
-    logger.info("making %s%s", venv, f" on top of {sys.prefix}" if below else "")
+    logger.info("creating %s%s", venv, f" on top of {sys.prefix}" if below else "")
     # the base interpreter, so that a .venv created from another one does not depend on it
     base = Path(getattr(sys, "_base_executable", None) or sys.executable)
     # pip is installed later: without ensurepip (Debian), venv would fail half-way
@@ -108,7 +108,7 @@ def _create(venv: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise SetupError(
-            f"{base} could not make a virtual environment: {(done.stderr or done.stdout).strip()}"
+            f"{base} could not create a virtual environment: {(done.stderr or done.stdout).strip()}"
         )
     _write_stamp(venv, {"finished": False})
     if below:
@@ -161,13 +161,13 @@ def _fill(python: Path) -> None:
             ),
             encoding="utf-8",
         )
-    install_mended_packages(pip)
+    install_patched_packages(pip)
     pip.run(
         "install",
         "--no-build-isolation",
         "--editable",
         f"{ROOT}[dev]",
-        doing="installing the project and what it depends on",
+        doing="installing the project and its dependencies",
     )
     # not vild, which imports Detectron2: an existing Detectron2 is the user's responsibility
     modules = [name for name in REQUIRED if name != "vild"]
@@ -178,7 +178,9 @@ def _fill(python: Path) -> None:
         if not state[name] or "error" in state[name]
     ]
     if faults:
-        raise SetupError(f"the set-up ran through, but these do not import: {'; '.join(faults)}")
+        raise SetupError(
+            f"the set-up finished, but these modules cannot be imported: {'; '.join(faults)}"
+        )
     logger.info("%s", ", ".join(f"{name} {state[name]['version']}" for name in REQUIRED[:8]))
 
 

@@ -14,7 +14,7 @@ from installer.wheels import build_wheel, is_outdated
 logger = logging.getLogger("setup")
 
 
-def install_mended_packages(pip: Pip) -> None:
+def install_patched_packages(pip: Pip) -> None:
     """Install Detectron2, lvis and clip if they are missing; do not change working versions.
 
     A ``detectron2`` that can be imported is reported and never changed.
@@ -38,7 +38,7 @@ def install_mended_packages(pip: Pip) -> None:
         if outdated:
             logger.info("%s was built by an older version of this script", package.name)
         elif state:
-            logger.info("%s is there but does not work (%s)", package.name, state["error"])
+            logger.info("%s is installed but does not work (%s)", package.name, state["error"])
         logger.info("building %s %s from %s", package.name, package.version, package.source)
         with tempfile.TemporaryDirectory(prefix="vild-setup-") as folder:
             wheel = build_wheel(package, pip, Path(folder))
@@ -61,6 +61,6 @@ def _warn_of_broken_detectron2(python: Path) -> None:
     if modeling is None or "error" in modeling:
         logger.warning(
             "`import detectron2.modeling` fails with the detectron2 that was found (%s). It was "
-            "not touched: repair it, or uninstall it and run the set-up again.",
-            modeling["error"] if modeling else "there is no such module",
+            "not changed: repair it, or uninstall it and run the set-up again.",
+            modeling["error"] if modeling else "the module does not exist",
         )

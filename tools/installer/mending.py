@@ -44,7 +44,7 @@ def apply_edits(package_dir: Path, edits: tuple[Edit, ...], notice: str) -> list
         if edit.file not in texts:
             if not path.is_file():
                 raise SetupError(
-                    f"expected the file {edit.file} in {package_dir.name}, but it is not there. "
+                    f"expected the file {edit.file} in {package_dir.name}, but it is missing. "
                     "The source is not the version that these edits were made for."
                 )
             texts[edit.file] = path.read_text(encoding="utf-8")

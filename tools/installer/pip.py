@@ -30,19 +30,19 @@ _FAILURES = (
             "ReadTimeoutError",
             "ProxyError",
         ),
-        "no package index could be reached. Check the network, and pip's own settings "
+        "no package index could be reached. Check the network, and pip's settings "
         "(`pip config list`, the variables PIP_INDEX_URL, PIP_NO_INDEX and HTTPS_PROXY), then run "
         "it again.",
     ),
     (
         ("ResolutionImpossible", "conflicting dependencies"),
-        "the environment has versions that do not go together with what the project needs (pip "
+        "the environment has versions that conflict with what the project needs (pip "
         "names them above; torch >= 2.4 and numpy >= 1.26 are needed). Update them, or leave that "
-        "environment and let `make setup` make its own .venv.",
+        "environment and let `make setup` create a separate .venv.",
     ),
     (
         ("No matching distribution found", "Could not find a version that satisfies"),
-        "the package index that pip is set to has no suitable version (the line above names it). "
+        "the package index that pip uses has no suitable version (the line above names it). "
         "Check `pip config list` and PIP_INDEX_URL; a Python newer than torch supports has the "
         "same effect.",
     ),
@@ -89,7 +89,7 @@ class Pip:
         for marks, meaning in _FAILURES:
             if any(mark in text for mark in marks):
                 raise SetupError(f"{doing}: {meaning}")
-        raise SetupError(f"{doing}: pip failed with exit code {code}; its own message is above.")
+        raise SetupError(f"{doing}: pip failed with exit code {code}; see its message above.")
 
     def for_downloads(self, work_dir: Path) -> Pip:
         """Return this client, or one in ``work_dir`` of a version that can do the downloads."""

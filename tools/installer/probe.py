@@ -41,7 +41,7 @@ if "torchvision" in found:
     try:
         import torch
         pair["torch_cuda"] = torch.version.cuda
-        # off its library, since a torchvision of another build does not import
+        # from its library, since a torchvision of another build does not import
         spec = importlib.util.find_spec("torchvision")
         folder = os.path.dirname(spec.origin)
         for name in sorted(os.listdir(folder)):
@@ -101,13 +101,13 @@ def check_torch_pair(found: dict[str, Any], where: str) -> None:
         return
     advice = (
         "Install both from the same place, in one command (`pip install --force-reinstall torch "
-        "torchvision`), or leave that environment and let `make setup` make its own .venv."
+        "torchvision`), or leave that environment and let `make setup` create a separate .venv."
     )
     cuda = [pair.get(f"{name}_cuda") for name in ("torch", "torchvision")]
     if "torchvision_cuda" in pair and bool(cuda[0]) != bool(cuda[1]):
         built = ["for CUDA" if with_cuda else "for the CPU only" for with_cuda in cuda]
         raise SetupError(
-            f"torch and torchvision in {where} are not a pair: torch is built {built[0]}, "
+            f"torch and torchvision in {where} do not match: torch is built {built[0]}, "
             f"torchvision {built[1]}. {advice}"
         )
     raise SetupError(f"torchvision in {where} does not run ({pair['error']}). {advice}")

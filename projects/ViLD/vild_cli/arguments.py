@@ -25,13 +25,13 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--data-root`` and ``--dataset-yaml``."""
     group = parser.add_argument_group("data")
     group.add_argument(
-        "--data-root", help="folder of the datasets; $DETECTRON2_DATASETS or datasets by default"
+        "--data-root", help="folder of the datasets; by default $DETECTRON2_DATASETS, or ./datasets"
     )
     group.add_argument(
         "--dataset-yaml",
         action="append",
         default=[],
-        help="register this dataset of your own first (see datasets/README.md)",
+        help="yaml of a custom dataset to register first; may be repeated (datasets/README.md)",
     )
 
 
@@ -41,37 +41,54 @@ def add_precision_argument(parser: argparse._ActionsContainer, default: str) -> 
         "--precision",
         default=default,
         choices=PRECISIONS,
-        help="auto: bf16 on GPUs and processors that compute in it (Ampere and later; AVX512-BF16 "
-        f"or AMX), else fp32; {default} by default",
+        help="auto: bf16 on GPUs and processors that support it (Ampere and later; AVX512-BF16 "
+        f"or AMX), otherwise fp32; {default} by default",
     )
 
 
-def add_vocabulary_arguments(parser: argparse.ArgumentParser) -> None:
+def add_vocabulary_arguments(parser: argparse.ArgumentParser, required: bool = False) -> None:
     """Add ``--vocabulary`` and ``--novel``."""
+    default = "" if required else "; by default that of the configuration"
     parser.add_argument(
         "--vocabulary",
-        help="lvis, coco, a registered dataset, a file (.json, .txt, .yaml, .csv or "
-        ".safetensors) or a comma list; the configuration's own by default",
+        required=required,
+        help="lvis, coco, a registered dataset, a file (.json, .txt with one class per line, "
+        f".yaml, .csv or .safetensors) or a comma-separated list{default}",
     )
-    parser.add_argument("--novel", type=comma_list, help="comma list of the novel classes")
+    parser.add_argument(
+        "--novel",
+        type=comma_separated,
+        help="comma-separated list of the novel classes; overrides those of the vocabulary",
+    )
+
+
+def add_store_arguments(parser: argparse.ArgumentParser, images_per_shard: int) -> None:
+    """Add ``--retry-failed``, ``--images-per-shard`` and ``--threads``."""
+    parser.add_argument("--retry-failed", action="store_true", help="try failed images again")
+    parser.add_argument("--images-per-shard", type=positive_int, default=images_per_shard)
+    parser.add_argument(
+        "--threads", type=positive_int, default=2, help="image-loading threads per process"
+    )
 
 
 def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--num-processes``, ``--num-machines``, ``--machine-rank`` and ``--device``."""
     group = parser.add_argument_group(
         "processes",
-        "Each image is worked on once over all processes of all machines. Machines need only "
-        "share the folder. Under torchrun or srun the launcher's own ranks are taken.",
+        "Each image is processed once, by one process of one machine. Machines only have to "
+        "share the folder. Under torchrun or srun, the launcher's ranks are used.",
     )
     group.add_argument(
-        "--num-processes", type=positive_int, help="on this machine; one a GPU by default"
+        "--num-processes",
+        type=positive_int,
+        help="processes on this machine; one per GPU by default",
     )
     group.add_argument("--num-machines", type=positive_int, default=1)
-    group.add_argument("--machine-rank", type=int, default=0, help="which of them, from 0")
-    group.add_argument("--device", help="GPU when there is one")
+    group.add_argument("--machine-rank", type=int, default=0, help="index of this machine, from 0")
+    group.add_argument("--device", help="a GPU by default, if there is one")
 
 
-def comma_list(text: str) -> list[str]:
+def comma_separated(text: str) -> list[str]:
     """Return the words of ``--novel "a, b"``; for argparse's ``type``.
 
     Raises:

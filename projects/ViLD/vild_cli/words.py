@@ -29,7 +29,7 @@ def split_words(text: str) -> list[str]:
         if _is_cut(bare.strip()):
             raise ValueError(
                 f"expected words separated by commas, without brackets or quotes around them, got "
-                f"{bare.strip()[:40]!r}: put a word that has these in double quotes"
+                f"{bare.strip()[:40]!r}: put words that contain these in double quotes"
             )
         words.append((quoted or bare).strip())
     return [word for word in words if word]

@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from vild.config import check_ranges
 from vild.data import Vocabulary, require_split
 from vild.engine.loading import build_test_proposals, is_vild
-from vild.evaluation.evaluator import Protocol
+from vild.evaluation.evaluator import EvaluationProtocol
 from vild.modeling import load_text_embeddings
 
 
@@ -52,7 +52,7 @@ def check_test_sets(cfg: CfgNode) -> None:
     """
     for name in cfg.DATASETS.TEST:
         require_split(name, "a registered split in DATASETS.TEST")
-        if not Protocol.of_dataset(name).read().images:
+        if not EvaluationProtocol.from_dataset(name).read().images:
             raise ValueError(f"expected images in {name}, got none: there is nothing to evaluate")
 
 

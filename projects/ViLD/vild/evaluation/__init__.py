@@ -5,28 +5,19 @@ from typing import Any
 from vild.evaluation.coco_metrics import evaluate_coco_open_vocabulary
 from vild.evaluation.detections import Detections
 from vild.evaluation.encoding import encode_masks
-from vild.evaluation.evaluator import OpenVocabularyEvaluator, Protocol, evaluate_results
-from vild.evaluation.figures import TaskFigures
+from vild.evaluation.evaluator import OpenVocabularyEvaluator, evaluate_results
 from vild.evaluation.ground_truth import GroundTruth
-from vild.evaluation.results import (
-    ResultsWriter,
-    coco_results,
-    merge_parts,
-)
+from vild.evaluation.results import ResultsWriter
 
 __all__ = [
     "Detections",
     "GroundTruth",
     "OpenVocabularyEvaluator",
-    "Protocol",
     "ResultsWriter",
-    "TaskFigures",
-    "coco_results",
     "encode_masks",
     "evaluate_coco_open_vocabulary",
     "evaluate_lvis",
     "evaluate_results",
-    "merge_parts",
 ]
 
 

@@ -16,14 +16,13 @@ and APl of masks.
 from __future__ import annotations
 
 import io
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
 import numpy as np
-from detectron2.utils.logger import log_every_n_seconds
+import numpy.typing as npt
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -31,8 +30,7 @@ from vild.data.coco_format import Id
 from vild.evaluation.detections import Detections, Results
 from vild.evaluation.figures import TaskFigures, group_mean, with_groups
 from vild.evaluation.ground_truth import GroundTruth
-
-logger = logging.getLogger(__name__)
+from vild.evaluation.per_class import evaluate_classes, read_inputs
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -59,9 +57,7 @@ def evaluate_coco_open_vocabulary(
     Raises:
         ValueError: the results are invalid; see :meth:`Detections.read`.
     """
-    truth = json_file if isinstance(json_file, GroundTruth) else GroundTruth.read(json_file, novel)
-    found = results if isinstance(results, Detections) else Detections.read(results, truth)
-    truth.check_tasks(tasks, found.tasks(), found.where)
+    truth, found = read_inputs(json_file, results, tasks, novel)
     with redirect_stdout(io.StringIO()):  # pycocotools prints for every class
         return {task: _evaluate(truth, found, task, novel) for task in tasks}
 
@@ -69,37 +65,30 @@ def evaluate_coco_open_vocabulary(
 def _evaluate(
     truth: GroundTruth, found: Detections, task: str, novel: Mapping[Id, bool]
 ) -> TaskFigures:
-    ids = list(truth.categories)
-    rows = found.rows_by_category()
     whole = COCOeval(iouType=task)
     params = whole.params
-    shape = (
-        *(len(params.iouThrs), len(params.recThrs), len(ids)),
-        *(len(params.areaRng), len(params.maxDets)),
-    )
-    precision, recall = -np.ones(shape), -np.ones((shape[0], *shape[2:]))
     by_number = truth.by_number()
-    for k, (category_id, category) in enumerate(truth.categories.items()):
-        annotations = truth.of_task(category_id, task)
+
+    def make(category_id: Id, category: dict[str, Any], own: npt.NDArray[np.int64]) -> Any:
+        annotations = truth.for_task(category_id, task)
         if not annotations:  # without objects there is no precision
-            continue
-        own = rows.get(category["id"], np.zeros(0, np.int64))
+            return None
         items = found.items(own, by_number if task == "segm" else None)
         involved = {item["image_id"] for item in (*annotations, *items)}
         images = [by_number[number] for number in sorted(involved)]
         objects = _indexed(images, category, annotations)
         detected = objects.loadRes(items) if items else _indexed(images, category, [])
-        one = COCOeval(objects, detected, task)
-        one.evaluate()
-        one.accumulate()
-        precision[:, :, k], recall[:, k] = one.eval["precision"][:, :, 0], one.eval["recall"][:, 0]
-        log_every_n_seconds(
-            logging.INFO, f"{task}: {k + 1} of {len(ids)} classes evaluated", n=30, name=__name__
-        )
-    whole.eval = {"precision": precision, "recall": recall}
+        return COCOeval(objects, detected, task)
+
+    ids = list(truth.categories)
+    shape = (
+        *(len(params.iouThrs), len(params.recThrs), len(ids)),
+        *(len(params.areaRng), len(params.maxDets)),
+    )
+    whole.eval = evaluate_classes(truth, found, task, shape, make)
     whole.summarize()
     official = dict(zip(METRICS, whole.stats, strict=False))
-    figures = with_groups(official, ids, precision[..., 0, -1], novel)
+    figures = with_groups(official, ids, whole.eval["precision"][..., 0, -1], novel)
     figures.metrics.update(
         {
             "AP50-novel": group_mean(figures.ap50, novel, True),

@@ -19,7 +19,7 @@ from vild.data.coco_format import Id
 from vild.data.files import remove_leftovers
 from vild.evaluation.coco_metrics import evaluate_coco_open_vocabulary
 from vild.evaluation.detections import Detections
-from vild.evaluation.ground_truth import TASKS, GroundTruth
+from vild.evaluation.ground_truth import TASKS, GroundTruth, check_task_names
 from vild.evaluation.reports import log_figures, write_metrics, write_per_class
 from vild.evaluation.results import ResultsWriter, merge_parts
 
@@ -27,11 +27,9 @@ logger = logging.getLogger(__name__)
 
 Metrics = OrderedDict[str, dict[str, float]]
 
-_KINDS = ("lvis", "coco")
-
 
 @dataclass(frozen=True)
-class Protocol:
+class EvaluationProtocol:
     """The evaluation protocol of a registered dataset.
 
     Attributes:
@@ -53,7 +51,7 @@ class Protocol:
     crowds_are_objects: bool = False
 
     @classmethod
-    def of_dataset(cls, name: str) -> Protocol:
+    def from_dataset(cls, name: str) -> EvaluationProtocol:
         """Read the protocol from Detectron2's catalogs.
 
         Raises:
@@ -63,11 +61,11 @@ class Protocol:
         if name not in DatasetCatalog:
             known = ", ".join(sorted(n for n in DatasetCatalog.list() if n.endswith("_val")))
             raise ValueError(
-                f"the dataset {name!r} is not registered; among those that are: {known}"
+                f"the dataset {name!r} is not registered. Registered datasets include: {known}"
             )
         metadata = MetadataCatalog.get(name)
         kind = metadata.get("evaluator_type")
-        if kind not in _KINDS:
+        if kind not in ("lvis", "coco"):
             raise ValueError(
                 f"{name}: expected evaluator_type 'lvis' or 'coco', got {kind!r}. Register the "
                 "dataset with vild.data.register_split."
@@ -82,7 +80,7 @@ class Protocol:
         if not Path(json_file).is_file():
             raise ValueError(
                 f"{name}: expected annotations at {json_file or 'json_file of its metadata'}, but "
-                "there is no such file. Run datasets/check_datasets.py."
+                "the file does not exist. Run datasets/check_datasets.py."
             )
         ids = tuple(sorted(rows, key=rows.__getitem__))
         novel = metadata.get("novel") or [False] * len(ids)
@@ -139,9 +137,8 @@ class OpenVocabularyEvaluator(DatasetEvaluator):
         out: str | os.PathLike[str] | None = None,
         precision: str = "fp32",
     ) -> None:
-        if not tasks or not set(tasks) <= set(TASKS) or len(set(tasks)) < len(tasks):
-            raise ValueError(f"expected tasks among {TASKS}, each once, got {tuple(tasks)}")
-        self._protocol = Protocol.of_dataset(dataset_name)
+        check_task_names(tasks)
+        self._protocol = EvaluationProtocol.from_dataset(dataset_name)
         self._tasks = tuple(tasks)
         self._folder = Path(output_dir)
         self._out = Path(out) if out else self._folder / f"{dataset_name}_results.json"
@@ -239,11 +236,13 @@ def evaluate_results(
             another dataset; see :meth:`Detections.read`.
     """
     folder = Path(output_dir) if output_dir is not None else None
-    return _measure(Protocol.of_dataset(dataset_name), Path(results_file), tasks, folder)
+    return _measure(
+        EvaluationProtocol.from_dataset(dataset_name), Path(results_file), tasks, folder
+    )
 
 
 def _measure(
-    protocol: Protocol,
+    protocol: EvaluationProtocol,
     results: Path,
     tasks: Sequence[str] | None,
     folder: Path | None,
@@ -267,7 +266,7 @@ def _measure(
         logger.warning("%s holds no detections", results)
     tasks = tasks or found.tasks()
     if len(tasks) > 1 and not truth.has_masks():
-        logger.warning("%s has no masks: boxes alone are evaluated", truth.path)
+        logger.warning("%s has no masks: only boxes are evaluated", truth.path)
         tasks = ("bbox",)
     evaluate = evaluate_coco_open_vocabulary
     if protocol.kind == "lvis":

@@ -55,11 +55,11 @@ class GroundTruth:
             ValueError: see :func:`vild.data.read_annotations`; or the json lacks a class of the
                 vocabulary.
         """
-        return cls.of(read_annotations(json_file, crowds_are_objects), vocabulary)
+        return cls.from_annotations(read_annotations(json_file, crowds_are_objects), vocabulary)
 
     @classmethod
     @paused_collection()
-    def of(cls, contents: Annotations, vocabulary: Collection[Id]) -> GroundTruth:
+    def from_annotations(cls, contents: Annotations, vocabulary: Collection[Id]) -> GroundTruth:
         """Make it from annotations that are already in memory; see :meth:`read`."""
         numbers = {category.id: n for n, category in enumerate(contents.categories, 1)}
         unknown = next((key for key in vocabulary if key not in numbers), None)
@@ -101,7 +101,7 @@ class GroundTruth:
         """Return whether any object has a mask."""
         return any("segmentation" in item for own in self.annotations.values() for item in own)
 
-    def of_task(self, category_id: Id, task: str) -> list[dict[str, Any]]:
+    def for_task(self, category_id: Id, task: str) -> list[dict[str, Any]]:
         """Return the annotations of a class for a task.
 
         For ``segm``, an object without a mask is ignored: a detection of it is neither a true nor
@@ -139,8 +139,7 @@ class GroundTruth:
             ValueError: a task is unknown, or the detections or annotations lack the boxes or masks
                 for it.
         """
-        if not tasks or not set(tasks) <= set(TASKS) or len(set(tasks)) < len(tasks):
-            raise ValueError(f"expected tasks among {TASKS}, each once, got {tuple(tasks)}")
+        check_task_names(tasks)
         lacking = [task for task in tasks if task not in given]
         if lacking:
             what = {"bbox": "boxes", "segm": "masks"}[lacking[0]]
@@ -150,6 +149,12 @@ class GroundTruth:
             )
         if "segm" in tasks and len(self) and not self.has_masks():
             raise ValueError(f"{self.path} has no masks: evaluate the task 'bbox' alone")
+
+
+def check_task_names(tasks: Sequence[str]) -> None:
+    """Raise ValueError unless the tasks are ``bbox``, ``segm`` or both, each once."""
+    if not tasks or not set(tasks) <= set(TASKS) or len(set(tasks)) < len(tasks):
+        raise ValueError(f"expected tasks among {TASKS}, each once, got {tuple(tasks)}")
 
 
 def _image(image: ImageEntry, number: int, numbers: Mapping[Id, int]) -> dict[str, Any]:

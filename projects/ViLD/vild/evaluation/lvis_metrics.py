@@ -19,15 +19,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from detectron2.utils.logger import log_every_n_seconds
+import numpy.typing as npt
 from lvis import LVIS, LVISEval, LVISResults
 
 from vild.data.coco_format import Id
 from vild.evaluation.detections import Detections, Results
 from vild.evaluation.figures import TaskFigures, with_groups
 from vild.evaluation.ground_truth import GroundTruth
-
-logger = logging.getLogger(__name__)
+from vild.evaluation.per_class import evaluate_classes, read_inputs
 
 MAX_DETECTIONS = 300  # per image; the official value
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
@@ -56,10 +55,7 @@ def evaluate_lvis(
         ValueError: the annotations lack LVIS's lists of searched classes, or the results are
             invalid; see :meth:`Detections.read`.
     """
-    truth = json_file if isinstance(json_file, GroundTruth) else GroundTruth.read(json_file, novel)
-    truth.check_federated()
-    found = results if isinstance(results, Detections) else Detections.read(results, truth)
-    truth.check_tasks(tasks, found.tasks(), found.where)
+    truth, found = read_inputs(json_file, results, tasks, novel, federated=True)
     found = found.best(MAX_DETECTIONS)
     with _quiet():
         return {task: _evaluate(truth, found, task, novel) for task in tasks}
@@ -68,42 +64,34 @@ def evaluate_lvis(
 def _evaluate(
     truth: GroundTruth, found: Detections, task: str, novel: Mapping[Id, bool]
 ) -> TaskFigures:
-    ids = list(truth.categories)
-    rows = found.rows_by_category()
-    looked_for = _images_of(truth)
     some_image = next(iter(truth.images.values()))
     everything = _Annotations([some_image], list(truth.categories.values()), [])
     whole = LVISEval(everything, _results([some_image], []), task)
     params = whole.params
-    shape = (len(params.iou_thrs), len(params.rec_thrs), len(ids), len(params.area_rng))
-    precision, recall = -np.ones(shape), -np.ones((shape[0], *shape[2:]))
-    by_number = truth.by_number()
-    for k, (category_id, category) in enumerate(truth.categories.items()):
-        numbers = looked_for[category["id"]]
+    by_number, searched = truth.by_number(), _images_of(truth)
+
+    def make(category_id: Id, category: dict[str, Any], own: npt.NDArray[np.int64]) -> Any:
+        numbers = searched[category["id"]]
         images = [by_number[number] for number in numbers]
         if not images:
-            continue
-        own = rows.get(category["id"], np.zeros(0, np.int64))
+            return None
         own = own[np.isin(found.image_ids[own], numbers)]
-        one = LVISEval(
-            _Annotations(images, [category], truth.of_task(category_id, task)),
+        return LVISEval(
+            _Annotations(images, [category], truth.for_task(category_id, task)),
             _results(images, found.items(own, by_number if task == "segm" else None)),
             task,
         )
-        one.evaluate()
-        one.accumulate()
-        precision[:, :, k], recall[:, k] = one.eval["precision"][:, :, 0], one.eval["recall"][:, 0]
-        log_every_n_seconds(
-            logging.INFO, f"{task}: {k + 1} of {len(ids)} classes evaluated", n=30, name=__name__
-        )
-    whole.eval = {"precision": precision, "recall": recall}
+
+    ids = list(truth.categories)
+    shape = (len(params.iou_thrs), len(params.rec_thrs), len(ids), len(params.area_rng))
+    whole.eval = evaluate_classes(truth, found, task, shape, make)
     groups = [category.get("frequency") for category in truth.categories.values()]
     whole.freq_groups = [
         [k for k, group in enumerate(groups) if group == label] for label in params.img_count_lbl
     ]
     whole.summarize()
     official = {name: whole.results[name] for name in METRICS}
-    return with_groups(official, ids, precision[..., 0], novel)
+    return with_groups(official, ids, whole.eval["precision"][..., 0], novel)
 
 
 class _Annotations(LVIS):

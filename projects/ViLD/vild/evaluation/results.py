@@ -16,7 +16,7 @@ from contextlib import ExitStack, suppress
 from math import isfinite
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 import torch
@@ -27,33 +27,32 @@ from vild.data.files import atomic_path
 from vild.data.masks import Rle, read_segmentation
 from vild.evaluation.encoding import encode_masks
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 Results = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 
 
-class ResultsWriter:
-    """An incremental, atomic writer of detections.
+class DetectionsWriter:
+    """An incremental, atomic writer of a text file with detections.
 
     As a context manager it closes the file at the end of the block, and discards it on an error.
 
-    Example:
-        >>> with ResultsWriter("results.json") as writer:  # doctest: +SKIP
-        ...     writer.add(image_id, outputs["instances"], dataset_ids)
-
     Args:
         path: file to write; its folder is created.
-        masks: whether to write masks, which take most of the time and of the file size.
+        begin: first characters of the file; by default those of a json array.
+        end: last characters of the file.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, masks: bool = True) -> None:
-        self.path = Path(path)
-        self.detections = 0
-        self._masks = masks
+    def __init__(self, path: str | os.PathLike[str], begin: str = "[", end: str = "\n]\n") -> None:
+        self.path, self._end, self._separator = Path(path), end, "\n"
         self._stack = ExitStack()
         temporary = self._stack.enter_context(atomic_path(self.path))
-        self._file: TextIO = self._stack.enter_context(temporary.open("w", encoding="utf-8"))
-        self._file.write("[")
+        opened = temporary.open("w", encoding="utf-8", newline="")
+        self._file: TextIO = self._stack.enter_context(opened)
+        self._file.write(begin)
 
-    def __enter__(self) -> ResultsWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -66,6 +65,43 @@ class ResultsWriter:
             self.close()
         else:
             self.abandon()
+
+    def write_items(self, items: Sequence[str]) -> None:
+        """Append items, given as json, to the array."""
+        if items:
+            self._file.write(self._separator + ",\n".join(items))
+            self._separator = ",\n"
+
+    def close(self) -> Path:
+        """Finish the file, rename it to its final path and return that. May be called twice."""
+        if not self._file.closed:
+            self._file.write(self._end)
+            self._stack.close()
+        return self.path
+
+    def abandon(self) -> None:
+        """Discard what was written; an existing file is kept. Does nothing after ``close``."""
+        if not self._file.closed:
+            # raising an error inside the block keeps atomic_path from renaming
+            with suppress(_AbandonedError), self._stack:
+                raise _AbandonedError
+
+
+class ResultsWriter(DetectionsWriter):
+    """A writer of a results file.
+
+    Example:
+        >>> with ResultsWriter("results.json") as writer:  # doctest: +SKIP
+        ...     writer.add(image_id, outputs["instances"], dataset_ids)
+
+    Args:
+        path: file to write; its folder is created.
+        masks: whether to write masks, which take most of the time and of the file size.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, masks: bool = True) -> None:
+        super().__init__(path)
+        self._masks = masks
 
     def add(self, image_id: Id, instances: Instances, dataset_ids: Sequence[Id]) -> None:
         """Write the detections of one image; there may be none.
@@ -82,27 +118,11 @@ class ResultsWriter:
                 dtype, or the writer is closed. Nothing of this image is written then.
         """
         if self._file.closed:
-            raise ValueError(f"{self.path} is closed already; make a new writer")
+            raise ValueError(f"{self.path} is already closed: create a new writer")
         items = coco_results(image_id, instances, dataset_ids, self._masks)
-        lines = (json.dumps(item, separators=(",", ":"), allow_nan=False) for item in items)
-        text = ",\n".join(lines)
-        if text:
-            self._file.write((",\n" if self.detections else "\n") + text)
-            self.detections += len(items)
-
-    def close(self) -> Path:
-        """Finish the file, rename it to its final path and return that. May be called twice."""
-        if not self._file.closed:
-            self._file.write("\n]\n")
-            self._stack.close()
-        return self.path
-
-    def abandon(self) -> None:
-        """Discard what was written; an existing file is kept. Does nothing after ``close``."""
-        if not self._file.closed:
-            # raising an error inside the block keeps atomic_path from renaming
-            with suppress(_AbandonedError), self._stack:
-                raise _AbandonedError
+        self.write_items(
+            [json.dumps(item, separators=(",", ":"), allow_nan=False) for item in items]
+        )
 
 
 class _AbandonedError(Exception):
@@ -178,7 +198,8 @@ def merge_parts(parts: Sequence[str | os.PathLike[str]], path: str | os.PathLike
                 around = text[:begin] + text[end:] if end else text[:]
                 if around.split() not in ([b"[", b"]"], [b"[]"]):
                     raise ValueError(
-                        f"{part} is no whole json array: was its writing cut off? Run it again."
+                        f"{part} is not a complete json array: was writing interrupted? Run the "
+                        "evaluation again."
                     )
                 if end:
                     out.write(separator)
@@ -270,7 +291,7 @@ def _read_list(file: Path) -> list[Any]:
     except (msgspec.DecodeError, RecursionError) as error:
         if "truncated" in str(error):
             raise ValueError(
-                f"{file} is cut off. Run the evaluation that wrote it again, or copy it again"
+                f"{file} is truncated. Run the evaluation again, or copy the file again"
             ) from None
     loaded = parse_json(bytes(content), file)
     if not isinstance(loaded, list):

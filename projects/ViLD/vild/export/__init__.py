@@ -1,5 +1,5 @@
 """Export to TorchScript and ONNX: the traced detector, the writer, and comparison with it."""
 
-from vild.export.detector import ExportableDetector, check_exportable
+from vild.export.detector import ExportableDetector
 
-__all__ = ["ExportableDetector", "check_exportable"]
+__all__ = ["ExportableDetector"]

@@ -123,7 +123,7 @@ def run_detector(model: nn.Module, image: Tensor) -> Tensors:
         image: (3, H, W).
 
     Returns:
-        See :meth:`vild.modeling.ExportableDetector.forward`.
+        See :meth:`vild.export.ExportableDetector.forward`.
 
     Raises:
         ValueError: the detector has layers that run only on a GPU.
@@ -165,7 +165,7 @@ def compare(format_name: str, case: Case, found: Tensors) -> Check:
             return Check(case.name, count, gap[0], gap[1], gap[3] if masks else 0.0)
     raise ValueError(
         f"the {format_name} file finds {len(found[0])} objects in {case.name} and the detector "
-        f"{count}, of which {int(agree.sum())} agree to {TOLERANCE}"
-        f"{' apart from their masks' if masks else ''}; nothing was written. Where nearly equal "
-        "scores or overlaps decide, another sample image may do"
+        f"{count}, of which {int(agree.sum())} agree within {TOLERANCE}"
+        f"{' apart from their masks' if masks else ''}; nothing was written. If nearly equal "
+        "scores or overlaps are the reason, another sample image may work"
     )

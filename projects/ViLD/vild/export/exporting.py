@@ -30,9 +30,8 @@ from torch import nn
 import vild
 from vild.data.files import atomic_folder
 from vild.embeddings import TextEmbeddings
-from vild.export import ExportableDetector
 from vild.export.checks import Case, Check, Tensors, compare, make_cases, run_detector
-from vild.export.detector import check_exportable
+from vild.export.detector import ExportableDetector, check_exportable
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +85,8 @@ def export_detector(
             of the vocabulary.
         images: one or more images (H, W, 3) uint8 RGB. The first one is traced.
         formats: a selection of ``FORMATS``.
-        text_input: whether text embeddings (and novel flags in ViLD-ensemble) are inputs besides
-            the image; otherwise the vocabulary is part of the file.
+        text_input: whether text embeddings (and novel flags in ViLD-ensemble) are inputs in
+            addition to the image; otherwise the vocabulary is part of the file.
         repeats: repetitions of the time measurement.
 
     Raises:
@@ -104,8 +103,8 @@ def export_detector(
     cases = make_cases(model, cfg, images, text if text_input else None)
     if not any(len(case.expected[0]) for case in cases):
         logger.warning(
-            "expected sample images in which the detector finds something, got none: its files "
-            "are compared on no detection. Give other images, or a lower "
+            "expected sample images in which the detector finds something, got none: the "
+            "exported files are not compared on any detection. Use other images, or a lower "
             f"MODEL.ROI_HEADS.SCORE_THRESH_TEST than {cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST}"
         )
     first = cases[0].inputs
@@ -142,20 +141,20 @@ def _check_arguments(
     others = {file.name for file in folder.iterdir()} - own if folder.is_dir() else set()
     if others:
         raise ValueError(
-            f"expected a new or an empty folder, or an earlier export, but {folder} holds "
-            f"{min(others)!r}: name another one, since the folder is replaced as a whole"
+            f"expected a new or empty folder, or an earlier export, but {folder} contains "
+            f"{min(others)!r}: choose another folder, because all of it is replaced"
         )
     if not images:
-        raise ValueError("expected an image to trace the detector with, got none")
+        raise ValueError("expected at least one image to trace the detector, got none")
     if repeats < 1:
-        raise ValueError(f"expected 1 or more repeats of the time measurements, got {repeats}")
+        raise ValueError(f"expected at least 1 repeat of the time measurements, got {repeats}")
     if "onnx" in formats:
         try:
             import onnx  # noqa: F401
             import onnxruntime  # noqa: F401
         except ImportError as error:
             raise ValueError(
-                f"the format onnx needs a package that is not installed ({error}): "
+                f"the onnx format needs a package that is not installed ({error}): "
                 "pip install -e '.[export]'"
             ) from None
 
@@ -237,8 +236,8 @@ def _traceable(detector: ExportableDetector, inputs: Tensors) -> nn.Module:
         from detectron2.export import TracingAdapter
     except ImportError as error:
         raise ValueError(
-            f"this Detectron2 cannot export ({error}): its v0.6 wants a torch with caffe2. "
-            "Take one of tools/install_detectron2.py or from upstream's main branch"
+            f"this Detectron2 cannot export ({error}): v0.6 needs a torch with caffe2. "
+            "Install Detectron2 with tools/install_detectron2.py or from upstream's main branch"
         ) from None
     # eval() on the outermost module, whose mode torch.onnx.export applies to all modules
     return TracingAdapter(detector, inputs).eval()

@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-from detectron2.structures import Instances
-from PIL import Image
 from tqdm import tqdm
 
 from vild.config import read_config, register_datasets
@@ -24,8 +21,8 @@ from vild.inference import OpenVocabularyPredictor
 from vild.inference.arguments import predictor_from_arguments
 from vild.inference.detection_files import NamedDetectionsWriter, require_format
 from vild.inference.inputs import SUFFIXES, VIDEO_SUFFIXES, find_images
-from vild.reporting import ImageWriter, draw_detections
-from vild.reporting.image_writer import safe_stem
+from vild.reporting import draw_detections
+from vild.reporting.image_writer import safe_stem, save_image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 VIDEO_OUTPUTS = (".mp4", ".mkv", ".avi")
@@ -81,13 +78,13 @@ def check_outputs(args: argparse.Namespace, files: list[Path]) -> None:
         if args.output.suffix.lower() not in VIDEO_OUTPUTS:
             raise ValueError(f"expected a video as {', '.join(VIDEO_OUTPUTS)}, got {args.output}")
         if args.video_input is not None and _is_same_file(args.output, args.video_input):
-            raise ValueError(f"expected another file as --output than the video, got {args.output}")
+            raise ValueError(f"expected --output to differ from the video, got {args.output}")
         require_writable_file(args.output, "--output")
     elif _is_folder(args.output):
         for file, target in _targets(args.output, files).items():
             if _is_same_file(target, file):
                 raise ValueError(
-                    f"expected another folder as --output than that of the images, got "
+                    f"expected --output to differ from the folder of the images, got "
                     f"{args.output}: {file} would be overwritten"
                 )
         require_writable_folder(args.output, "--output")
@@ -106,7 +103,7 @@ def _check_image_output(output: Path, files: list[Path]) -> None:
             f"expected a folder as --output for {len(files)} images, got the file {output}"
         )
     if _is_same_file(output, files[0]):
-        raise ValueError(f"expected another file as --output than the image itself, got {output}")
+        raise ValueError(f"expected --output to differ from the image, got {output}")
 
 
 def _is_folder(output: Path) -> bool:
@@ -118,10 +115,14 @@ def _is_same_file(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
 
 
-def _targets(folder: Path, files: list[Path]) -> dict[Path, Path]:
+def _targets(output: Path, files: list[Path]) -> dict[Path, Path]:
     """Return the output file for each image."""
-    names = _unique_names(files)
-    return {file: folder / f"{safe_stem(names[file])}.jpg" for file in files}
+    if not _is_folder(output):
+        return {files[0]: output}
+    # the full path if stems are not unique
+    count = Counter(file.stem for file in files)
+    names = {file: file.stem if count[file.stem] == 1 else str(file) for file in files}
+    return {file: output / f"{safe_stem(name)}.jpg" for file, name in names.items()}
 
 
 def detect_images(
@@ -132,56 +133,28 @@ def detect_images(
 ) -> dict[Path, str]:
     """Detect in images one by one; return those that failed, with the reason."""
     failed: dict[Path, str] = {}
-    write = _image_writer(predictor, args, files)
+    threshold = args.confidence_threshold
+    targets = _targets(args.output, files) if args.output is not None else {}
     for file in tqdm(files, unit="image", disable=None):
         try:
             found = predictor(np.ascontiguousarray(read_image(file)[:, :, ::-1]))["instances"]
-            found = found[found.scores >= args.confidence_threshold]
-            if write is not None:
-                write(file, found)
+            found = found[found.scores >= threshold]
+            if file in targets:
+                drawn = draw_detections(
+                    read_image(file), found, predictor.vocabulary, threshold=threshold
+                )
+                save_image(drawn, targets[file])
         except (ValueError, OSError, MemoryError) as error:
             failed[file] = str(error) or f"not enough memory for {file}"
             continue
         if results is not None:
             results.add(str(file), found)
         else:
-            tqdm.write(f"{file}: {_in_words(predictor, found)}")
+            tqdm.write(f"{file}: {_describe(predictor, found)}")
     return failed
 
 
-def _image_writer(
-    predictor: OpenVocabularyPredictor, args: argparse.Namespace, files: list[Path]
-) -> Callable[[Path, Instances], None] | None:
-    """Return a function that draws the detections of an image, if ``--output`` is given."""
-    output, threshold = args.output, args.confidence_threshold
-    if output is None:
-        return None
-    if _is_folder(output):
-        names = _unique_names(files)
-        writer = ImageWriter(output, predictor.vocabulary, threshold=threshold)
-
-        def write_into_folder(file: Path, found: Instances) -> None:
-            writer.write({"image_id": names[file], "file_name": str(file)}, found)
-
-        return write_into_folder
-
-    def write_file(file: Path, found: Instances) -> None:
-        drawn = draw_detections(read_image(file), found, predictor.vocabulary, threshold=threshold)
-        with atomic_path(output) as temporary:
-            is_jpeg = output.suffix.lower() in (".jpg", ".jpeg")
-            options: dict[str, Any] = {"quality": 90, "subsampling": 0} if is_jpeg else {}
-            Image.fromarray(drawn).save(temporary, **options)
-
-    return write_file
-
-
-def _unique_names(files: list[Path]) -> dict[Path, str]:
-    """Return the stem of each file, or the full path if stems are not unique."""
-    count = Counter(file.stem for file in files)
-    return {file: file.stem if count[file.stem] == 1 else str(file) for file in files}
-
-
-def _in_words(predictor: OpenVocabularyPredictor, found) -> str:  # type: ignore[no-untyped-def]
+def _describe(predictor: OpenVocabularyPredictor, found) -> str:  # type: ignore[no-untyped-def]
     names = predictor.vocabulary.names
     pairs = zip(found.pred_classes.tolist(), found.scores.tolist(), strict=True)
     return ", ".join(f"{names[row]} {score:.2f}" for row, score in pairs) or "nothing"
@@ -202,8 +175,8 @@ def detect_video(
     capture = cv2.VideoCapture(source)
     try:
         if not capture.isOpened():
-            what = "a camera at the first place" if args.webcam else f"a video in {source}"
-            raise ValueError(f"expected {what}, but OpenCV cannot open it")
+            what = "the first camera" if args.webcam else f"the video {source}"
+            raise ValueError(f"OpenCV cannot open {what}")
         rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
         total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if not args.webcam else 0
         if args.max_frames is not None:
@@ -223,9 +196,9 @@ def detect_video(
                     results.add(str(source), found, number)
                 bar.update()
             if number < 0:
-                raise ValueError(f"expected frames in {source}, found none: is it a whole video?")
+                raise ValueError(f"expected frames in {source}, got none: is the video complete?")
         if number + 1 < _LEAST_READ * total and not args.webcam:
-            return f"{source}: expected about {total} frames, could read {number + 1}"
+            return f"{source}: expected about {total} frames, could read only {number + 1}"
     except KeyboardInterrupt:
         if not args.webcam:
             raise
@@ -237,8 +210,8 @@ def detect_video(
 def _frames(capture: cv2.VideoCapture, limit: int | None) -> Iterator[np.ndarray]:
     count = 0
     while limit is None or count < limit:
-        there, frame = capture.read()
-        if not there:
+        has_frame, frame = capture.read()
+        if not has_frame:
             return
         yield frame
         count += 1

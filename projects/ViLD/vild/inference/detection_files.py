@@ -5,23 +5,20 @@ from __future__ import annotations
 import csv
 import json
 import os
-from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from detectron2.structures import Instances
 
 from vild.data import Vocabulary
-from vild.data.files import atomic_path
 from vild.data.formatting import csv_cell
-from vild.evaluation import coco_results
+from vild.evaluation.results import DetectionsWriter, coco_results
 
 FORMATS = (".json", ".csv")
 _COLUMNS = ("file", "frame", "class", "novel", "score", "x", "y", "width", "height")
 
 
-class NamedDetectionsWriter:
+class NamedDetectionsWriter(DetectionsWriter):
     """An incremental, atomic writer of detections with class names.
 
     A ``.json`` is in COCO's results format: ``image_id`` numbers the images from 1 and
@@ -38,28 +35,11 @@ class NamedDetectionsWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:
-        self.path, self.vocabulary, self.detections = Path(path), vocabulary, 0
-        self._kind = require_format(self.path)
-        self._stack, self._images = ExitStack(), 0
-
-    def __enter__(self) -> NamedDetectionsWriter:
-        temporary = self._stack.enter_context(atomic_path(self.path))
-        self._file = self._stack.enter_context(temporary.open("w", encoding="utf-8", newline=""))
-        if self._kind == ".csv":
+        self._is_csv = require_format(Path(path)) == ".csv"
+        super().__init__(path, *(("", "") if self._is_csv else ()))
+        self.vocabulary, self._images = vocabulary, 0
+        if self._is_csv:
             csv.writer(self._file).writerow(_COLUMNS)
-        else:
-            self._file.write("[")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is None and self._kind == ".json":
-            self._file.write("\n]\n")
-        self._stack.__exit__(kind, error, trace)
 
     def add(self, file: str, instances: Instances, frame: int | None = None) -> None:
         """Write the detections of an image, or of a frame of a video.
@@ -71,21 +51,21 @@ class NamedDetectionsWriter:
             frame: index of the frame, from 0.
         """
         self._images += 1
-        for entry in named_detections(self._images, instances, self.vocabulary):
-            if self._kind == ".csv":
-                shown = "" if frame is None else frame
-                numbers = [f"{v:.2f}" for v in entry["bbox"]]
-                novel = int(self.vocabulary.novel[entry["category_id"] - 1])
-                name = csv_cell(entry["category_name"])
-                row = [csv_cell(file), shown, name, novel, f"{entry['score']:.4f}"]
-                csv.writer(self._file).writerow([*row, *numbers])
-            else:
-                place = (
-                    {"file_name": file} if frame is None else {"file_name": file, "frame": frame}
-                )
-                text = json.dumps({**place, **entry}, ensure_ascii=False)
-                self._file.write((",\n" if self.detections else "\n") + text)
-            self.detections += 1
+        entries = named_detections(self._images, instances, self.vocabulary)
+        if not self._is_csv:
+            source = {"file_name": file} if frame is None else {"file_name": file, "frame": frame}
+            self.write_items(
+                [json.dumps({**source, **entry}, ensure_ascii=False) for entry in entries]
+            )
+            return
+        for entry in entries:
+            novel = int(self.vocabulary.novel[entry["category_id"] - 1])
+            csv.writer(self._file).writerow(
+                [
+                    *(csv_cell(file), frame, csv_cell(entry["category_name"]), novel),
+                    *(f"{entry['score']:.4f}", *(f"{value:.2f}" for value in entry["bbox"])),
+                ]
+            )
 
 
 def require_format(path: Path) -> str:

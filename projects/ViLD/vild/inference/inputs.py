@@ -43,7 +43,11 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
         if not path.is_file():
             own = [p for p in own if not p.name.startswith("._")]
         if not own:
-            kind = f"no image ({', '.join(SUFFIXES)}) in it" if path.is_dir() else "no such file"
+            kind = (
+                f"no image ({', '.join(SUFFIXES)}) in the folder"
+                if path.is_dir()
+                else "no such file"
+            )
             raise ValueError(f"expected images at {text}: {kind}")
         found.update(dict.fromkeys(own))
     return list(found)

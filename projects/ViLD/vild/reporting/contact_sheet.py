@@ -12,14 +12,11 @@ from detectron2.structures import BoxMode
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from PIL import Image
 
+COLUMNS = 4
+CELL = 480  # side of the square for each image, in pixels
 
-def write_contact_sheet(
-    dataset: str,
-    path: str | os.PathLike[str],
-    images: int = 12,
-    columns: int = 4,
-    cell: int = 480,
-) -> Path:
+
+def write_contact_sheet(dataset: str, path: str | os.PathLike[str], images: int = 12) -> Path:
     """Draw the annotations of the first images of a registered dataset.
 
     Novel classes are marked with a star after the name.
@@ -28,8 +25,6 @@ def write_contact_sheet(
         dataset: name in Detectron2's catalogue.
         path: PNG to write.
         images: number of images.
-        columns: images per row.
-        cell: side of the square for each image, in pixels.
 
     Returns:
         ``path``.
@@ -43,11 +38,11 @@ def write_contact_sheet(
     metadata = MetadataCatalog.get(dataset)
     novel = metadata.get("novel") or [False] * len(metadata.thing_classes)
     names = [f"{n}*" if flag else n for n, flag in zip(metadata.thing_classes, novel, strict=True)]
-    rows = -(-len(records) // columns)
-    sheet = Image.new("RGB", (columns * cell, rows * cell), "white")
+    rows = -(-len(records) // COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * CELL, rows * CELL), "white")
     for index, record in enumerate(records):
         image = read_image(record["file_name"], format="RGB")
-        scale = (cell - 8) / max(image.shape[:2])
+        scale = (CELL - 8) / max(image.shape[:2])
         visualizer = Visualizer(image, scale=scale, instance_mode=ColorMode.IMAGE)
         annotations = record["annotations"]
         # Draw masks only if every box has one: the drawing code matches them by position.
@@ -63,7 +58,7 @@ def write_contact_sheet(
             alpha=0.25,
         )
         tile = Image.fromarray(drawn.get_image())
-        sheet.paste(tile, (index % columns * cell + 4, index // columns * cell + 4))
+        sheet.paste(tile, (index % COLUMNS * CELL + 4, index // COLUMNS * CELL + 4))
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(target)

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 NOVEL_MARK = "★"
 NOVEL_HUES, BASE_HUES = (-0.05, 0.14), (0.40, 0.63)  # in [0, 1]; negative: purplish reds
+LIMIT = 100  # maximum number of detections to draw
 MIN_SIDE, MAX_SIDE = 800, 1600  # long side of the output, in pixels
 _MIN_SHORT_SIDE = 96  # of the output, unless the long side would become too long
 _LONGEST_NAME = 32  # in characters; longer names are truncated
@@ -70,7 +71,7 @@ def draw_detections(
     vocabulary: Vocabulary,
     *,
     threshold: float = 0.3,
-    limit: int = 100,
+    limit: int = LIMIT,
 ) -> np.ndarray:
     """Draw boxes, names with scores, and masks if present.
 
@@ -95,7 +96,7 @@ def draw_detections(
     if tuple(instances.image_size) != image.shape[:2]:
         raise ValueError(
             f"expected detections in an image of height and width {image.shape[:2]}, got them "
-            f"for {tuple(instances.image_size)}: rescale them, or give the image they are of"
+            f"for {tuple(instances.image_size)}: rescale them, or pass the image they belong to"
         )
     missing = [n for n in ("pred_boxes", "scores", "pred_classes") if not instances.has(n)]
     if missing:
@@ -113,7 +114,7 @@ def draw_detections(
         _Item(
             boxes[i],
             rows[i],
-            f"{_shown_name(rows[i], vocabulary)} {scores[i]:.2f}",
+            f"{_display_name(rows[i], vocabulary)} {scores[i]:.2f}",
             None if masks is None else masks[i],
         )
         for i in order
@@ -145,13 +146,13 @@ def draw_ground_truth(
     if size != (height, width):
         raise ValueError(
             f"expected an image of height and width {size} as the record says, got "
-            f"{(height, width)}: the annotations are of another version of it"
+            f"{(height, width)}: the annotations belong to another version of the image"
         )
     items = []
     for annotation in record.get("annotations", ()):
         row = annotation["category_id"]
         box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
-        label = _shown_name(row, vocabulary) + (" (crowd)" if annotation.get("iscrowd") else "")
+        label = _display_name(row, vocabulary) + (" (crowd)" if annotation.get("iscrowd") else "")
         items.append(_Item(np.array(box, float), row, label, annotation.get("segmentation")))
     return _draw(image, items, vocabulary)
 
@@ -206,10 +207,10 @@ def _as_rgb(image: np.ndarray) -> np.ndarray:
     raise ValueError(f"expected an image as (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
 
 
-def _shown_name(row: int, vocabulary: Vocabulary) -> str:
+def _display_name(row: int, vocabulary: Vocabulary) -> str:
     if not 0 <= row < len(vocabulary):
         raise ValueError(
-            f"expected a class below {len(vocabulary)}, got {row}: the vocabulary is not the one "
+            f"expected a class below {len(vocabulary)}, got {row}: the vocabulary is not that "
             "of these objects"
         )
     name = vocabulary.names[row]
@@ -330,7 +331,7 @@ def _draw_labels(canvas: Visualizer, items: Sequence[_Item], vocabulary: Vocabul
         text.set_position(((place.x + pad) / output.scale, (place.y + pad) / output.scale))
         _draw_leader(canvas, place, class_colour(item.row, vocabulary.novel[item.row]))
     if None in places:
-        logger.debug("%d of %d names had no room", places.count(None), len(places))
+        logger.debug("%d of %d names did not fit", places.count(None), len(places))
 
 
 def _draw_leader(canvas: Visualizer, place: LabelPlace, colour: Colour) -> None:

@@ -15,9 +15,13 @@ from PIL import Image
 
 from vild.data import Vocabulary, read_image
 from vild.data.files import atomic_path
-from vild.reporting.drawing import NOVEL_MARK, draw_detections, draw_ground_truth, side_by_side
-
-SUFFIXES = (".jpg", ".png")
+from vild.reporting.drawing import (
+    LIMIT,
+    NOVEL_MARK,
+    draw_detections,
+    draw_ground_truth,
+    side_by_side,
+)
 
 
 class ImageWriter:
@@ -34,9 +38,6 @@ class ImageWriter:
         vocabulary: Vocabulary,
         records: Iterable[Mapping[str, Any]] = (),
         threshold: float = 0.3,
-        *,
-        limit: int = 100,
-        suffix: str = ".jpg",
     ) -> None:
         """Create the folder.
 
@@ -46,18 +47,12 @@ class ImageWriter:
             records: the dataset in Detectron2's format, for the ground truth. For an image that is
                 not among them or has no annotations, only the detections are drawn.
             threshold: minimum score.
-            limit: maximum number of detections per image.
-            suffix: one of :data:`SUFFIXES`.
 
         Raises:
-            ValueError: the suffix is unknown.
             OSError: the folder cannot be created.
         """
-        if suffix not in SUFFIXES:
-            raise ValueError(f"expected images as one of {SUFFIXES}, got {suffix!r}")
         self.folder, self.written = Path(folder), 0
-        self._vocabulary, self._suffix = vocabulary, suffix
-        self._threshold, self._limit = threshold, limit
+        self._vocabulary, self._threshold = vocabulary, threshold
         self._records = {record["image_id"]: record for record in records}
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -69,7 +64,7 @@ class ImageWriter:
                 have it, ``file_name``. The image is read from its file, because the model's input
                 is resized.
             instances: detections on the CPU, at the size of the file's image; see
-                :func:`vild.inference.draw_detections`.
+                :func:`vild.reporting.draw_detections`.
 
         Returns:
             The written file.
@@ -87,28 +82,28 @@ class ImageWriter:
                 f"expected the file_name of image {given['image_id']}, got {sorted(given)}"
             )
         image = read_image(source)
-        drawn = draw_detections(
-            image, instances, self._vocabulary, threshold=self._threshold, limit=self._limit
-        )
+        drawn = draw_detections(image, instances, self._vocabulary, threshold=self._threshold)
         if "annotations" in record:
             # explain the star, unless all classes are base classes
             mark = f"   ({NOVEL_MARK} novel)" if any(self._vocabulary.novel) else ""
-            shown = min(int((instances.scores >= self._threshold).sum()), self._limit)
+            shown = min(int((instances.scores >= self._threshold).sum()), LIMIT)
             titles = (
                 f"ground truth: {len(record['annotations'])}{mark}",
                 f"detections: {shown}, score ≥ {self._threshold:g}",
             )
             drawn = side_by_side(draw_ground_truth(image, record, self._vocabulary), drawn, titles)
-        target = self.folder / f"{safe_stem(given['image_id'])}{self._suffix}"
-        _save(drawn, target)
+        target = self.folder / f"{safe_stem(given['image_id'])}.jpg"
+        save_image(drawn, target)
         self.written += 1
         return target
 
 
-def _save(image: np.ndarray, target: Path) -> None:
+def save_image(image: np.ndarray, path: Path) -> None:
+    """Write an image (H, W, 3) uint8 RGB in the format of the extension, atomically."""
+    is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
     # no chroma subsampling, which would blur the names
-    options: dict[str, Any] = {"quality": 90, "subsampling": 0} if target.suffix == ".jpg" else {}
-    with atomic_path(target) as temporary:
+    options: dict[str, Any] = {"quality": 90, "subsampling": 0} if is_jpeg else {}
+    with atomic_path(path) as temporary:
         Image.fromarray(image).save(temporary, **options)
 
 

@@ -6,7 +6,7 @@ import base64
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jinja2
 import numpy as np
@@ -33,14 +33,14 @@ class PageFigure:
     wide: bool = True
 
     @classmethod
-    def of_plot(cls, plot: Figure, alt: str, caption: str = "") -> PageFigure:
+    def from_plot(cls, plot: Figure, alt: str, caption: str = "") -> PageFigure:
         """Make a figure from a plot, as PNG."""
         file = io.BytesIO()
         plot.savefig(file, format="png", dpi=110)
         return cls(_data_url(file.getvalue(), "png"), alt, caption)
 
     @classmethod
-    def of_image(cls, image: np.ndarray, alt: str, caption: str = "") -> PageFigure:
+    def from_image(cls, image: np.ndarray, alt: str, caption: str = "") -> PageFigure:
         """Make a figure from an image (H, W, 3) uint8 RGB, as JPEG."""
         file = io.BytesIO()
         Image.fromarray(image).save(file, format="jpeg", quality=85)
@@ -55,14 +55,12 @@ class PageTable:
         headings: column headings.
         rows: cells as text.
         numbers: index of the first numeric column; numeric columns are right-aligned.
-        marked: indices of emphasised rows.
         code: whether text cells are commands.
     """
 
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     numbers: int = 1
-    marked: tuple[int, ...] = ()
     code: bool = False
 
 
@@ -73,7 +71,7 @@ class PageSection:
     title: str
     text: str = ""
     table: PageTable | None = None
-    figures: Sequence[PageFigure] = field(default_factory=tuple)
+    figures: Sequence[PageFigure] = ()
 
 
 def write_page(

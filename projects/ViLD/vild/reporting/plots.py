@@ -40,7 +40,7 @@ def read_class_ap(path: str | os.PathLike[str], task: str = "bbox") -> list[Clas
         with Path(path).open(encoding="utf-8", newline="") as file:
             lines = list(csv.DictReader(file))
     except OSError as error:
-        raise ValueError(f"expected figures of each class at {path}: {error.strerror}") from None
+        raise ValueError(f"expected per-class metrics at {path}: {error.strerror}") from None
     if not lines or not {"class", "novel", column} <= set(lines[0]):
         raise ValueError(f"{path}: expected the columns class, novel and {column!r}")
     return [

@@ -56,7 +56,7 @@ def read_results_by_image(
         )
         if not found:
             raise ValueError(f"{message}, and no others. Are these results of that dataset?")
-        logger.warning("%s. They are left out", message)
+        logger.warning("%s. They are ignored", message)
     return dict(found)
 
 

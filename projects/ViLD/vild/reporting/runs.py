@@ -93,11 +93,10 @@ def _read_run(path: Path, name: str) -> list[Run]:
                 results.pop("", None)  # belongs to one of the datasets that have files
         for file in files:
             results[_data_of(file)] = _read_metrics(file)
+    elif _by_task(_json_or_none(_read_text(path))):
+        results = {_data_of(path): _read_metrics(path)}
     else:
-        if _by_task(_json_or_none(_read_text(path))):
-            results = {_data_of(path): _read_metrics(path)}
-        else:
-            results, history = _read_log(path)
+        results, history = _read_log(path)
     losses = {key: curve for key, curve in history[""].items() if "/" not in key}
     runs = []
     for data in results or {"": {}}:
@@ -128,7 +127,7 @@ def _json_or_none(text: str) -> Any:
 
 
 def _by_task(contents: Any) -> Metrics:
-    """Return the metrics by task of a json, with or without an envelope; empty if it has none."""
+    """Return the metrics of a json by task, with or without an envelope; empty without metrics."""
     if isinstance(contents, dict):
         contents = contents.get("metrics", contents)
     if not isinstance(contents, dict):
@@ -153,7 +152,7 @@ def _read_metrics(path: Path) -> Metrics:
     if not metrics:
         raise ValueError(
             f'{path}: expected metrics by task, {{"segm": {{"AP": ...}}}}, got '
-            f"{'no json' if contents is None else f'{contents!r:.60}'}"
+            f"{'invalid json' if contents is None else f'{contents!r:.60}'}"
         )
     return metrics
 
@@ -171,11 +170,11 @@ def _read_log(path: Path) -> tuple[dict[str, Metrics], dict[str, dict[str, np.nd
         entry = _json_or_none(line)
         if not isinstance(entry, dict) or not isinstance(entry.get("iteration"), int):
             if number == len(lines) and read:
-                logger.warning("%s: passed over the last line, which is incomplete", path)
+                logger.warning("%s: ignored the last line, which is incomplete", path)
                 break
             raise ValueError(
                 f"{path}: expected lines of json with an iteration, got {line!r:.60} in line "
-                f"{number}: it is no metrics.json of Detectron2, or it is damaged"
+                f"{number}: the file is not Detectron2's metrics.json, or it is damaged"
             )
         read += 1
         for key, value in entry.items():
@@ -187,7 +186,7 @@ def _read_log(path: Path) -> tuple[dict[str, Metrics], dict[str, dict[str, np.nd
                 data = parts[0] if len(parts) == 3 else ""
                 found[data]["/".join(parts[-2:])][iteration] = _percent(value)
     if not read:
-        raise ValueError(f"{path}: expected lines of json, got an empty file: has the run begun?")
+        raise ValueError(f"{path}: expected lines of json, got an empty file: has the run started?")
     curves = {
         data: {key: np.array(sorted(c.items()), dtype=float) for key, c in own.items()}
         for data, own in found.items()

@@ -21,18 +21,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from vild.data.files import atomic_path
 from vild.data.formatting import csv_cell, markdown_cell
-from vild.reporting.runs import Run, read_runs
-
-__all__ = [
-    "Run",
-    "Table",
-    "build_tables",
-    "plot_curves",
-    "plot_summary",
-    "read_runs",
-    "to_csv",
-    "to_markdown",
-]
+from vild.reporting.runs import Run
 
 MISSING = "\N{EN DASH}"
 _TASK_NAMES = {"segm": "mask", "bbox": "box"}
@@ -47,29 +36,19 @@ class _Kind:
     Attributes:
         sign: metric that identifies runs of this kind.
         task: task that the paper reports.
-        columns: (alternative metrics, of which the first available is used, heading).
+        columns: metrics; of ``AP50-all``, Detectron2's evaluators have only ``AP50``.
     """
 
     sign: str
     task: str
-    columns: tuple[tuple[tuple[str, ...], str], ...]
+    columns: tuple[str, ...]
 
 
 # A run belongs to the first kind whose sign it has.
 _KINDS = {
-    "lvis": _Kind(
-        "APr", "segm", ((("APr",), "APr"), (("APc",), "APc"), (("APf",), "APf"), (("AP",), "AP"))
-    ),
-    "coco": _Kind(
-        "AP50-novel",
-        "bbox",
-        (
-            (("AP50-novel",), "AP50 novel"),
-            (("AP50-base",), "AP50 base"),
-            (("AP50-all", "AP50"), "AP50 all"),
-        ),
-    ),
-    "plain": _Kind("AP", "bbox", ((("AP",), "AP"), (("AP50",), "AP50"), (("AP75",), "AP75"))),
+    "lvis": _Kind("APr", "segm", ("APr", "APc", "APf", "AP")),
+    "coco": _Kind("AP50-novel", "bbox", ("AP50-novel", "AP50-base", "AP50-all")),
+    "plain": _Kind("AP", "bbox", ("AP", "AP50", "AP75")),
 }
 
 
@@ -144,8 +123,8 @@ def build_tables(
             if run.results and chosen not in run.results:
                 other = " and ".join(run.results)
                 raise ValueError(
-                    f"the run {run.name} has no results for {chosen}, it has them for {other}: "
-                    f"choose with --task, or evaluate it on {chosen}"
+                    f"the run {run.name} has no results for {chosen}, only for {other}: "
+                    f"choose another --task, or evaluate it on {chosen}"
                 )
             rows.append(Row(run.name, run.data, _values(run.results.get(chosen, {}), form)))
         added = [
@@ -153,7 +132,7 @@ def build_tables(
             for entry in published["rows"]
             if reference and (entry["kind"], entry["task"]) == (kind, chosen)
         ]
-        headings = tuple(heading for _, heading in form.columns)
+        headings = tuple(column.replace("-", " ") for column in form.columns)
         source = published["source"] if added else ""
         tables.append(Table(kind, chosen, headings, (*rows, *added), source))
     return tables
@@ -165,10 +144,8 @@ def _kind_of(run: Run) -> str:
 
 
 def _values(metrics: Mapping[str, float], form: _Kind) -> tuple[float, ...]:
-    return tuple(
-        next((float(metrics[key]) for key in keys if key in metrics), math.nan)
-        for keys, _ in form.columns
-    )
+    found = (metrics.get(key, metrics.get(key.removesuffix("-all"))) for key in form.columns)
+    return tuple(math.nan if value is None else float(value) for value in found)
 
 
 def to_markdown(tables: Sequence[Table]) -> str:
@@ -183,7 +160,7 @@ def to_markdown(tables: Sequence[Table]) -> str:
             f"| {' | '.join(['---'] * 3 + ['---:'] * len(table.headings))} |",
         ]
         for row in table.rows:
-            cells = [row.method, row.data or MISSING, row.origin, *map(_shown, row.values)]
+            cells = [row.method, row.data or MISSING, row.origin, *map(_format, row.values)]
             cells = list(map(markdown_cell, cells))
             if row.published:
                 cells = [f"*{cell}*" for cell in cells]
@@ -210,7 +187,7 @@ def to_csv(tables: Sequence[Table]) -> str:
     return text.getvalue()
 
 
-def _shown(value: float) -> str:
+def _format(value: float) -> str:
     return MISSING if math.isnan(value) else f"{value:.1f}"
 
 
@@ -313,9 +290,10 @@ def _panels(runs: Sequence[Run], tables: Sequence[Table]) -> list[tuple[str, str
     there = {key for run in runs for key in run.history}
     panels = {}
     for table in tables:
-        for keys, heading in _KINDS[table.kind].columns:
-            key = next((f"{table.task}/{k}" for k in keys if f"{table.task}/{k}" in there), None)
-            if key:
+        for column, heading in zip(_KINDS[table.kind].columns, table.headings, strict=True):
+            key = f"{table.task}/{column}"
+            key = key if key in there else key.removesuffix("-all")
+            if key in there:
                 panels[key] = f"{_TASK_NAMES[table.task]} {heading}"
     losses = sorted(key for key in there if "/" not in key)
     losses.sort(key=lambda k: _FIRST_LOSSES.index(k) if k in _FIRST_LOSSES else 99)
@@ -355,7 +333,7 @@ def _draw_table(axes: Axes, table: Table, height: float, colours: Colours) -> No
         for x, text, room in cells:
             axes.text(x, y, _cut(text or MISSING, room), **style)
         for x, value in zip(ends, row.values, strict=True):
-            axes.text(x, y, _shown(value), ha="right", **style)
+            axes.text(x, y, _format(value), ha="right", **style)
     axes.axhline(y + _LINE / 2, color="black", linewidth=0.9)
 
 

@@ -140,13 +140,13 @@ class PageDetector:
         except ValueError as error:
             return Answer(f"error: {error}")
         except Exception:
-            logger.exception("a visitor's image or words could not be worked on")
-            return Answer("error: the server failed at this image; its log says why.")
+            logger.exception("a visitor's image or words could not be processed")
+            return Answer("error: the server failed to process this image; see its log.")
 
     def _read_words(self, text: str) -> Vocabulary:
         words = split_words(text)
         if not words:
-            raise ValueError("expected words to look for, separated by commas, got none.")
+            raise ValueError("expected words to detect, separated by commas, got none.")
         if len(words) > self.limits.words:
             raise ValueError(
                 f"expected at most {self.limits.words} words on this page, got {len(words)}."
@@ -269,7 +269,7 @@ def _check_header(file: Path, side: int) -> None:
         if not file.stat().st_size:
             return  # as above
         raise UnreadableImageError(
-            f"cannot read the image {file}: it is no image of a kind that this page reads "
+            f"cannot read the image {file}: it is not an image format that this page reads "
             f"({', '.join(IMAGE_FORMATS)}). Convert it to PNG or JPEG."
         ) from None
     except Exception:  # as above
@@ -283,5 +283,5 @@ def _check_header(file: Path, side: int) -> None:
 
 def _as_fraction(threshold: object) -> float:
     if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
-        raise ValueError(f"expected a lowest score from 0 to 1, got {threshold!r:.40}.")
+        raise ValueError(f"expected a minimum score from 0 to 1, got {threshold!r:.40}.")
     return float(threshold)

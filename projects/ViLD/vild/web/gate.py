@@ -137,13 +137,13 @@ class Gate:
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
         if host not in self.hosts:
             return 403, (
-                f"expected a request for the host of this page, got {host[:100]!r}: start the page "
-                "with --allowed-host NAME if it has this name"
+                f"expected a request for the host of this page, got {host[:100]!r}: if this is the "
+                "page's name, start it with --allowed-host NAME"
             )
         if origin is not None and not self.hosts.is_same_site(origin, host):
             return 403, f"expected a request from this page, got one from {origin[:100]!r}"
         if _CLOSED.match(scope["path"]):
-            return 404, "this page has no such address"
+            return 404, "not found on this page"
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return None
         length = headers.get(b"content-length", "")

@@ -21,8 +21,10 @@ from vild_cli.words import join_words
 try:
     import gradio as gr
     from starlette.middleware import Middleware
-except ImportError:
-    sys.exit("error: expected gradio, which draws the page: pip install -e '.[demo]'")
+except ImportError as error:
+    raise ImportError(
+        "the web page needs gradio, which is not installed: pip install -e '.[demo]'"
+    ) from error
 
 TITLE = "ViLD: detect anything you can name"
 COLUMNS = ("name", "class", "score", "x", "y", "width", "height")
@@ -55,13 +57,13 @@ def build_page(
                 )
                 text = gr.Textbox(
                     words,
-                    label="Words to look for",
+                    label="Words to detect",
                     info=f"separated by commas; up to {limits.words}",
                     lines=3,
                     elem_id="words",
                 )
                 score = gr.Slider(
-                    0.0, 1.0, threshold, step=0.05, label="Lowest score", elem_id="threshold"
+                    0.0, 1.0, threshold, step=0.05, label="Minimum score", elem_id="threshold"
                 )
                 button = gr.Button("Detect", variant="primary", elem_id="detect")
                 if examples:
@@ -79,7 +81,7 @@ def build_page(
                     "★ and warm colours mark novel classes, which the detector was not trained on."
                 )
                 vocabulary = gr.HighlightedText(
-                    label="What it looks for",
+                    label="Vocabulary",
                     color_map={"novel": "orange", "base": "blue"},
                     elem_id="vocabulary",
                 )
@@ -104,7 +106,7 @@ def build_page(
     return page
 
 
-def in_url(host: str) -> str:
+def url_host(host: str) -> str:
     """Return a host in the form used in URLs and by gradio."""
     return f"[{host}]" if ":" in host else host
 
@@ -115,7 +117,7 @@ def serve(page: gr.Blocks, limits: Limits, hosts: ServedHosts, args: argparse.Na
     gate = Middleware(Gate, hosts=hosts, max_bytes=(limits.upload_mb + 1) * 2**20)
     page.queue(max_size=32)
     page.launch(
-        server_name=in_url(args.host),
+        server_name=url_host(args.host),
         server_port=args.port,
         max_file_size=f"{limits.upload_mb}mb",
         theme=gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
@@ -160,6 +162,6 @@ def run_page(args: argparse.Namespace) -> None:
         os.environ["GRADIO_RUN_HISTORY"] = "False"  # do not keep visitors' images in the browser
         detector = PageDetector(predictor, folder / "found", limits)
         page = build_page(detector, text, args.confidence_threshold, examples)
-        sys.stdout.write(f"http://{in_url(args.host)}:{args.port} (Ctrl-C ends it)\n")
+        sys.stdout.write(f"http://{url_host(args.host)}:{args.port} (press Ctrl-C to stop)\n")
         sys.stdout.flush()
         serve(page, limits, hosts, args)
