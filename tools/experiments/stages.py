@@ -14,12 +14,11 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -27,6 +26,7 @@ from typing import Any
 
 import yaml
 
+from experiments.commands import signal_command, start_command, wait_for_command
 from experiments.progress import StageBar
 from vild.data.files import atomic_path
 from vild.engine.locking import exclusive
@@ -102,7 +102,7 @@ class Record:
 @dataclass
 class _Running:
     stage: Stage
-    process: subprocess.Popen[bytes]
+    pid: int
     log: Path
     identity: dict[str, Any]
     began: float = field(default_factory=time.monotonic)
@@ -224,27 +224,15 @@ class StageRunner:
                 temporary.write_text(json.dumps(identity), encoding="utf-8")
         log = self._file(stage, "log")
         threads = max(1, (os.cpu_count() or 1) // self.jobs)
-        environ = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONWARNINGS": "ignore"}
-        with log.open("ab") as file:
-            process = subprocess.Popen(
-                (sys.executable, *stage.command),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=environ,
-                # Ctrl-C reaches only the runner, which lets the command write a checkpoint
-                start_new_session=True,
-                # a command that outlives a killed runner holds the lock until it ends
-                pass_fds=(self._lock,),
-            )
-        return _Running(stage, process, log, identity)
+        pid = start_command(stage.command, log, threads, self._lock)
+        return _Running(stage, pid, log, identity)
 
     def _collect(self, bar: StageBar) -> None:
         for running in list(self._running):
-            pid, status, usage = os.wait4(running.process.pid, os.WNOHANG)
+            pid, status, usage = os.wait4(running.pid, os.WNOHANG)
             if not pid:
                 continue
-            code = running.process.returncode = os.waitstatus_to_exitcode(status)
+            code = os.waitstatus_to_exitcode(status)
             self._running.remove(running)
             stage, took = running.stage, time.monotonic() - running.began
             missing = [str(path) for path in stage.outputs if not path.exists()]
@@ -274,13 +262,13 @@ class StageRunner:
     def _stop(self) -> None:
         """Stop the running commands and keep their outputs."""
         for running in self._running:
-            _signal(running.process, signal.SIGTERM)
+            signal_command(running.pid, signal.SIGTERM)
         deadline = time.monotonic() + _PATIENCE
         for running in self._running:
-            with suppress(subprocess.TimeoutExpired):
-                running.process.wait(max(0.1, deadline - time.monotonic()))
-            _signal(running.process, signal.SIGKILL)  # also its child processes
-            running.process.wait(_GRACE)
+            ended = wait_for_command(running.pid, deadline)
+            signal_command(running.pid, signal.SIGKILL)  # also its child processes
+            if not ended:
+                wait_for_command(running.pid, time.monotonic() + _GRACE)
             self._file(running.stage, "spent").write_text(json.dumps(self._spent(running)))
         self._running = []
 
@@ -385,11 +373,6 @@ def _with_bases(config: Path) -> Iterator[Path]:
     bases = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("_BASE_", [])
     for base in [bases] if isinstance(bases, str) else bases:
         yield from _with_bases(config.parent / base)
-
-
-def _signal(process: subprocess.Popen[bytes], number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
 
 
 def _remove(path: Path) -> None:
