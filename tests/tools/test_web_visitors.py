@@ -159,7 +159,7 @@ def test_requests_of_other_sites_are_refused_and_store_nothing(page: ServedPage)
         assert status(address, b"{}", Origin="http://evil.example", **kind) == 403
     assert stored(page) == before
     assert upload(page, **own) == 200
-    assert len(stored(page)) == len(before) + 1
+    assert set(stored(page)) - set(before)  # gradio may remove others meanwhile
 
 
 def test_the_files_of_visitors_are_private(page: ServedPage) -> None:
