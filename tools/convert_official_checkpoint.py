@@ -121,8 +121,8 @@ def convert(args: argparse.Namespace) -> list[str]:
 
     import vild
     from vild.data import Vocabulary, register_from_arguments
-    from vild.data.files import atomic_path, read_npy
     from vild.modeling.official import convert_variables, official_text
+    from vild.utils.files import atomic_path, read_npy
 
     register_from_arguments(args)
     vocabulary = Vocabulary.load(args.vocabulary)

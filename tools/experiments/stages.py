@@ -28,8 +28,8 @@ from typing import Any
 import yaml
 
 from experiments.progress import StageBar
-from vild.data.files import atomic_path
 from vild.engine.locking import exclusive
+from vild.utils.files import atomic_path
 
 _POLL = 0.2  # seconds between polls of the running commands
 _PATIENCE = 60  # seconds for a stopped command to write its checkpoint

@@ -25,12 +25,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vild.data import fill
-from vild.data.files import atomic_path
 from vild.data.shapes import ALL_COMPOSITIONS, draw_scene
 from vild.embeddings import build_teacher
 from vild.embeddings.open_clip_teacher import CLIP_MEAN, CLIP_STD
 from vild.embeddings.teacher import Teacher
 from vild.embeddings.text import template_set
+from vild.utils.files import atomic_path
 
 logger = logging.getLogger(__name__)
 

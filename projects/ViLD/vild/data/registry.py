@@ -10,9 +10,9 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from vild.data.annotations import Category
-from vild.data.formatting import did_you_mean
+from vild.data.novel_classes import coco_ovd_categories, lvis_v1_categories, novel_flags
 from vild.data.records import load_records
-from vild.data.splits import coco_ovd_categories, lvis_v1_categories, novel_flags
+from vild.utils.formatting import did_you_mean
 
 
 def register_split(

@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from vild.data import Vocabulary, fill, vild_templates
-from vild.data.files import read_text
 from vild.data.prompts import SINGLE_TEMPLATE, check_templates, clean_name
 from vild.embeddings.published import read_matrix
 from vild.embeddings.teacher import Teacher
 from vild.storage.safetensors_files import DIGEST, read_safetensors, write_safetensors
+from vild.utils.files import read_text
 
 logger = logging.getLogger(__name__)
 

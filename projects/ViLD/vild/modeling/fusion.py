@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vild.modeling.precision import at_least_float32, without_autocast
+from vild.modeling.float32 import at_least_float32, without_autocast
 
 
 def fuse_scores(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional
 
-from vild.modeling.precision import at_least_float32, without_autocast
+from vild.modeling.float32 import at_least_float32, without_autocast
 
 
 def classification_loss(logits: Tensor, targets: Tensor, novel: Tensor | None = None) -> Tensor:

@@ -23,10 +23,10 @@ from torch.nn.functional import normalize
 from vild.data import Vocabulary
 from vild.embeddings import TextEmbeddings
 from vild.modeling.box_head import EmbeddingHead
+from vild.modeling.float32 import at_least_float32
 from vild.modeling.losses import distillation_loss
 from vild.modeling.meta_arch import ImagesWithRegions
 from vild.modeling.output_layers import ViLDOutputLayers
-from vild.modeling.precision import at_least_float32
 from vild.modeling.variants import find_variant
 
 

@@ -12,7 +12,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from vild.data.formatting import format_size
 from vild.storage.errors import (
     CorruptStoreError,
     MissingImageError,
@@ -38,7 +37,8 @@ from vild.storage.layout import (
     shard_name,
     write_json,
 )
-from vild.storage.split import image_root, split_digest
+from vild.storage.split_images import image_root, split_digest
+from vild.utils.formatting import format_size
 
 logger = logging.getLogger(__name__)
 

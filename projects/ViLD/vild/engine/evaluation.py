@@ -1,4 +1,7 @@
-"""Evaluation of a checkpoint, with another vocabulary, results files or drawn detections."""
+"""Evaluate a checkpoint through the trainer; the metrics themselves are in vild.evaluation.
+
+Options: another vocabulary, a file of the detections, images of them, and the precision.
+"""
 
 from __future__ import annotations
 

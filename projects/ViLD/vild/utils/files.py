@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vild.data.formatting import format_size
+from vild.utils.formatting import format_size
 
 # Longest marks first: the mark of UTF-32 LE begins with that of UTF-16 LE.
 _MARKS = (
