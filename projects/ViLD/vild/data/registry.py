@@ -1,4 +1,8 @@
-"""Register datasets in Detectron2's catalogues, and look them up."""
+"""Register datasets in Detectron2's catalogues, and look them up.
+
+To add a dataset, write a yaml: see ``custom_datasets.py`` and datasets/README.md. Only the built-in
+datasets are registered here.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """Text embeddings of a vocabulary: compute, save, load and import them.
 
+Also the sets of prompt templates (:func:`template_set`); single prompts are filled in by
+:mod:`vild.data.prompts`.
+
 Shapes: K classes, D embedding. Always (K, D), row = class, float32, L2-normalised.
 """
 

@@ -2,6 +2,7 @@
 
 Compared with Detectron2's launcher, it chooses the backend by device, supports processes that see
 only one GPU, reports errors in one line, forwards signals and destroys the process group.
+The ranks and addresses that torchrun and srun assign are read in ``ranks.py``.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 Only the ``from_config`` methods read the configuration. Importing this package registers
 ``ViLDRCNN``, ``ViLDROIHeads``, ``ViLDBoxHead`` and the parts of ``vild.modeling.official`` with
 Detectron2.
+
+To add a backbone or another part, write its module here, with Detectron2's registry as a decorator,
+and import it below: then every tool registers it.
 """
 
 import vild.modeling.official  # noqa: F401  (registers the official architecture)

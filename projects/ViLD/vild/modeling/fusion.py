@@ -1,5 +1,7 @@
 """Fusion of text and image probabilities into one score (ViLD-ensemble, sec. 3.4).
 
+The weights are ``MODEL.VILD.FUSION_WEIGHTS``.
+
 Shapes: R regions, K classes, without background.
 """
 
