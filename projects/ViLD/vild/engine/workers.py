@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import multiprocessing
 
-from vild.engine.ranks import launched_place
+from vild_cli.ranks import launched_place
 
 logger = logging.getLogger(__name__)
 
