@@ -1,4 +1,4 @@
-"""Crop regions of an image to square inputs of the teacher (ViLD section 3.2).
+"""Crop regions of an image to square inputs of the teacher (ViLD, sec. 3.2).
 
 Shapes: R boxes, S side of a crop in pixels, H and W size of the image, B boxes of one chunk.
 Boxes are (R, 4) xyxy, absolute, in pixels of the original image. Images are (H, W, 3) uint8, RGB.
@@ -42,7 +42,7 @@ class CropRule:
     Attributes:
         mode: ``stretch``, ``pad`` or ``clip``; see :func:`crop_and_resize`.
         scales: sizes of the crops relative to the box. The unit-norm embeddings of a region's
-            crops are added, and the sum is normalised (ViLD, section 3.2: 1 and 1.5).
+            crops are added, and the sum is normalised (ViLD, sec. 3.2: 1 and 1.5).
 
     Raises:
         ValueError: unknown mode, no scale, or one that is not a positive number.

@@ -1,4 +1,4 @@
-"""The classifier, which scores regions by cosine similarity to text embeddings (sec. 3.2).
+"""The classifier, which scores regions by cosine similarity to text embeddings (sec. 3.3).
 
 Shapes: R regions, K classes, D embedding. Text embeddings are (K, D), row = class. Logits follow
 Detectron2's order: K classes, then background (the official code has background first).

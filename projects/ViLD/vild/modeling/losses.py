@@ -1,4 +1,4 @@
-"""The two losses of ViLD (sec. 3.2 and 3.3).
+"""The two losses of ViLD (sec. 3.3): of ViLD-text and of ViLD-image.
 
 Shapes: R regions, K classes, D embedding. Logits are (R, K + 1), background last; targets are in
 [0, K], K = background. Both losses are computed in at least float32, even under autocast. Without
