@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Make the embedded benchmark ``shapes``: 2000 training and 500 validation images from a seed.
+"""Make the synthetic benchmark ``shapes``: 2000 training and 500 validation images from a seed.
 
 python tools/make_shapes.py
 python tools/make_shapes.py --seed 1 --contact-sheet output/shapes.png
