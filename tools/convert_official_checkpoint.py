@@ -63,7 +63,7 @@ def _only_prefix(folder: Path, where: str = "") -> Path:
         names = sorted(f.name for f in folder.rglob("*") if f.is_file())
         shown = ", ".join(f.name for f in found) or ", ".join(names[:5]) or "no file"
         raise ValueError(
-            f"expected one TensorFlow checkpoint (NAME.index beside NAME.data-...) in "
+            f"expected one TensorFlow checkpoint (NAME.index with NAME.data-...) in "
             f"{where or folder}, got {shown}; give the prefix of one of them"
         )
     return _complete(found[0].with_suffix(""))

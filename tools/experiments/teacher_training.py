@@ -174,7 +174,7 @@ def train(
     seed: int = 0,
     progress: bool = True,
 ) -> Teacher:
-    """Train the teacher and write its weights beside ``open_clip_config.json`` in ``folder``.
+    """Train the teacher and write its weights next to ``open_clip_config.json`` in ``folder``.
 
     Every batch holds one crop of each composition and some of the background, so no two captions in
     it have the same meaning and the plain contrastive loss applies.

@@ -40,7 +40,7 @@ def training_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--out", metavar="FILE", help="write detections as json (COCO's format)")
     group.add_argument(
-        "--show-dir", metavar="DIR", help="write images of detections beside the ground truth"
+        "--show-dir", metavar="DIR", help="write images of detections next to the ground truth"
     )
     group.add_argument(
         "--vocabulary-from",

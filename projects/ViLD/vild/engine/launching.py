@@ -188,7 +188,7 @@ def explained(error: Exception) -> str | None:
     if isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST):
         return (
             "another process of the job ended or does not respond "
-            f"({str(error).splitlines()[0]:.200}). Look for its own message; --resume continues "
+            f"({str(error).splitlines()[0]:.200}). Look for its message; --resume continues "
             "from the last checkpoint"
         )
     return None

@@ -57,7 +57,7 @@ def run_workers(
         )
     except multiprocessing.ProcessExitedException as error:
         raise ValueError(
-            f"process {first + error.error_index} stopped ({error}); its own message is above. "
+            f"process {first + error.error_index} stopped ({error}); its message is above. "
             "What was written is whole: the same command goes on from there."
         ) from None
 

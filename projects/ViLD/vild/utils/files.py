@@ -199,7 +199,7 @@ def _host() -> str:
 
 
 def _temporary(target: Path) -> Path:
-    """Return a new name beside ``target`` that identifies its writer, so leftovers can be found.
+    """Return a new name next to ``target`` that identifies its writer, to find leftovers.
 
     It keeps the suffix, which some writers depend on.
     """
