@@ -138,7 +138,7 @@ class TextEmbeddings:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path}: expected text embeddings with their classes and teacher in the header: "
-                f"{error}. Make the file again"
+                f"{error}. Create the file again"
             ) from None
 
     def select(self, vocabulary: Vocabulary) -> TextEmbeddings:

@@ -58,7 +58,7 @@ def run_workers(
     except multiprocessing.ProcessExitedException as error:
         raise ValueError(
             f"process {first + error.error_index} stopped ({error}); its message is above. "
-            "What was written is whole: the same command goes on from there."
+            "Written shards are complete; rerun the command to resume."
         ) from None
 
 
