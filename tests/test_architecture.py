@@ -11,8 +11,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "projects" / "ViLD" / "vild"
 COMMAND_LINES = PACKAGE.with_name("vild_cli")  # imported before anything that takes long
 ORDER = (
-    *("data", "storage", "checkpoint", "proposals", "embeddings", "modeling", "evaluation"),
-    *("reporting", "inference", "export", "web", "engine"),
+    *("utils", "data", "storage", "checkpoint", "proposals", "embeddings", "modeling"),
+    *("evaluation", "reporting", "inference", "export", "web", "engine"),
 )
 # what only one part may import, so that everything else stays light and testable
 ONLY_IN = {"open_clip": "embeddings"}

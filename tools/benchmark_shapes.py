@@ -64,7 +64,7 @@ def main() -> int:
     from experiments.quick import ROWS, quick_pipeline, quick_stages
     from experiments.stages import StageRunner, run_or_exit
     from experiments.table import collect, to_markdown
-    from vild.data.files import atomic_path, require_writable_folder
+    from vild.utils.files import atomic_path, require_writable_folder
 
     require_writable_folder(args.out_dir, "--out-dir")
     pipelines = []

@@ -63,7 +63,7 @@ def _only_prefix(folder: Path, where: str = "") -> Path:
         names = sorted(f.name for f in folder.rglob("*") if f.is_file())
         shown = ", ".join(f.name for f in found) or ", ".join(names[:5]) or "no file"
         raise ValueError(
-            f"expected one TensorFlow checkpoint (NAME.index beside NAME.data-...) in "
+            f"expected one TensorFlow checkpoint (NAME.index with NAME.data-...) in "
             f"{where or folder}, got {shown}; give the prefix of one of them"
         )
     return _complete(found[0].with_suffix(""))
@@ -121,8 +121,8 @@ def convert(args: argparse.Namespace) -> list[str]:
 
     import vild
     from vild.data import Vocabulary, register_from_arguments
-    from vild.data.files import atomic_path, read_npy
     from vild.modeling.official import convert_variables, official_text
+    from vild.utils.files import atomic_path, read_npy
 
     register_from_arguments(args)
     vocabulary = Vocabulary.load(args.vocabulary)

@@ -15,6 +15,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +54,13 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("stretch", "pad", "clip"),
         help="how a crop becomes a square: stretch, pad, or clip: centre crop, as CLIP does",
     )
-    regions.add_argument("--scales", type=positive_float, nargs="+", default=[1.0, 1.5])
+    regions.add_argument(
+        "--scales",
+        type=positive_float,
+        nargs="+",
+        metavar="SCALE",
+        help="sizes of the crops relative to the region; 1 and 1.5 if not given",
+    )
     regions.add_argument(
         "--dtype",
         default="float16",
@@ -125,7 +132,9 @@ def work(
     precision = default_precision(device) if args.precision == "auto" else args.precision
     teacher = build_teacher(args.model, args.pretrained or None, device, precision)
     proposals = ProposalStore(args.proposals)
-    rule = CropRule(args.crop_mode, tuple(args.scales))
+    rule = CropRule(args.crop_mode)
+    if args.scales is not None:
+        rule = replace(rule, scales=tuple(args.scales))
     source = embedding_source(
         teacher.describe(), rule, {"digest": proposals.digest}, args.regions, args.batch_size
     )
@@ -171,11 +180,11 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = build_parser().parse_args()
     from vild.data import find_split, register_from_arguments
-    from vild.data.files import require_writable_folder
     from vild.embeddings import EmbeddingStore
     from vild.engine import run_workers
     from vild.proposals import ProposalStore
     from vild.storage import SplitImages
+    from vild.utils.files import require_writable_folder
 
     folder = args.out_dir / args.split
     register_from_arguments(args)

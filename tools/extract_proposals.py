@@ -162,10 +162,10 @@ def main() -> int:
     args = build_parser().parse_args()
     from vild.config import read_config, register_datasets
     from vild.data import find_split, register_from_arguments
-    from vild.data.files import require_writable_file, require_writable_folder
     from vild.engine import run_workers
     from vild.proposals.store import FIELDS
     from vild.storage import SplitImages, require_disk_space
+    from vild.utils.files import require_writable_file, require_writable_folder
 
     failed = 0
     register_from_arguments(args)

@@ -109,7 +109,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = build_parser().parse_args()
     import vild
-    from vild.data.files import require_writable_file
+    from vild.utils.files import require_writable_file
 
     start = time.perf_counter()
     require_writable_file(args.out, "--out")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Make the embedded benchmark ``shapes``: 2000 training and 500 validation images from a seed.
+"""Make the synthetic benchmark ``shapes``: 2000 training and 500 validation images from a seed.
 
 python tools/make_shapes.py
 python tools/make_shapes.py --seed 1 --contact-sheet output/shapes.png
@@ -37,9 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run the command and return its exit code."""
     args = build_parser().parse_args()
-    from vild.data.files import require_writable_file
     from vild.data.shapes import generate_shapes
     from vild.data.shapes.dataset import shapes_folder
+    from vild.utils.files import require_writable_file
 
     folder = args.out_dir or shapes_folder(args.seed)
     start = time.perf_counter()

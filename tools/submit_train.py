@@ -90,7 +90,7 @@ def main() -> int:
         import submitit
     except ImportError:
         raise ValueError("submitit is not installed: pip install submitit") from None
-    from vild.data.files import require_writable_folder
+    from vild.utils.files import require_writable_folder
 
     require_writable_folder(args.log_dir, "--log-dir")
     executor = submitit.AutoExecutor(folder=args.log_dir, cluster=args.cluster)

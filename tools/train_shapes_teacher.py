@@ -56,8 +56,8 @@ def trained(args: argparse.Namespace) -> Teacher:
     import torch
 
     from experiments.teacher_training import train
-    from vild.data.files import atomic_path, require_writable_folder
     from vild.embeddings.teacher import SHAPES_FOLDER
+    from vild.utils.files import atomic_path, require_writable_folder
 
     require_writable_folder(args.out_dir, "--out-dir")
     with atomic_path(args.out_dir / CONFIG) as temporary:

@@ -60,8 +60,8 @@ def main() -> int:
     from tqdm import tqdm
 
     from vild.data import Vocabulary, find_split, register_from_arguments
-    from vild.data.files import require_writable_folder
     from vild.reporting import ImageWriter, instances_from_results, read_results_by_image
+    from vild.utils.files import require_writable_folder
 
     require_writable_folder(args.out_dir, "--out-dir")
     register_from_arguments(args)

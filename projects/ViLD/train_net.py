@@ -64,8 +64,8 @@ def begin(cfg: CfgNode, args: argparse.Namespace) -> None:
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
 
-    from vild.data.files import write_errors_named
     from vild.engine import report_log_errors_once
+    from vild.utils.files import write_errors_named
 
     cfg.freeze()
     # before default_setup makes the same calls, because the log may be on a full disk; equal calls

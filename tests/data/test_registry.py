@@ -20,8 +20,8 @@ from vild.data import (
     register_split,
     require_split,
 )
+from vild.data.novel_classes import coco_ovd_categories
 from vild.data.registry import data_root
-from vild.data.splits import coco_ovd_categories
 
 from .test_annotations import annotation, rows_of, write
 

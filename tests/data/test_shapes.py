@@ -15,7 +15,6 @@ import pycocotools.mask as mask_util
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from vild.data import files
 from vild.data.shapes import (
     ALL_COMPOSITIONS,
     draw_scene,
@@ -29,6 +28,7 @@ from vild.data.shapes.outlines import OUTLINES, coverage, place
 from vild.data.shapes.polygons import mask_to_polygons
 from vild.data.shapes.scenes import MIN_VISIBLE, SIZE
 from vild.reporting.contact_sheet import write_contact_sheet
+from vild.utils import files
 
 # Pixels and annotations of seed 0 with 12 and 6 images. A change here invalidates all results
 # measured on shapes: then increase FORMAT in vild/data/shapes/dataset.py.

@@ -62,7 +62,7 @@ def test_losses_and_fusion(regions: int) -> None:
         pair = student.to(**to, copy=True).requires_grad_(), teacher.half().to(**to)
         learning = logits.to(**to, copy=True).requires_grad_()
         with two_processes():
-            world = distillation_loss(*pair, world_mean=True)
+            world = distillation_loss(*pair, mean_over_ranks=True)
         found = [
             world,
             distillation_loss(*pair),

@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 
 from vild.engine import explained, launch
-from vild.engine.launching import _run
-from vild.engine.ranks import gpu_of, launched_place
+from vild.engine.launching import _run, gpu_of
 from vild.engine.workers import run_workers
 from vild_cli.arguments import add_worker_arguments
+from vild_cli.ranks import launched_place
 from vild_cli.training import parse
 
 
@@ -138,13 +138,44 @@ def test_processes_speak_as_their_device_wants(
         ({"num_machines": 2, "machine_rank": 2}, "machine 2 of 2"),
         ({"num_machines": 0}, "machine 0 of 0"),
         ({"num_processes": -1}, "with -1 processes"),
-        ({"num_machines": 2}, "expected --dist-url tcp.* for 2 machines, got auto"),
+        ({"num_machines": 2}, "expected dist_url tcp.* for 2 machines, got 'auto'"),
     ],
 )
 def test_impossible_numbers(numbers: dict[str, int], complaint: str) -> None:
     processes = numbers.pop("num_processes", 1)
     with pytest.raises(ValueError, match=complaint):
         launch(_fail, processes, **numbers)
+
+
+@pytest.mark.parametrize(
+    ("environ", "options", "machines"),
+    [
+        ({}, ("--num-machines", "2"), 2),
+        (SBATCH, ("--num-machines", "3", "--machine-rank", "1"), 3),
+        (SRUN, (), 2),
+        ({}, (), None),
+        ({}, ("--num-gpus", "8"), None),
+        ({}, ("--num-machines", "2", "--dist-url", "tcp://first:29500"), None),
+        (SRUN, ("--dist-url", "tcp://first:29500"), None),
+        (SRUN | {"SLURM_NNODES": "1"}, (), None),
+        (TORCHRUN, ("--num-machines", "2"), None),
+    ],
+    indirect=["environ"],
+)
+def test_several_machines_need_a_common_address(
+    environ: None,
+    options: tuple[str, ...],
+    machines: int | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With Detectron2's default every other machine would wait for itself, for 30 minutes."""
+    if machines is None:
+        parse(options)
+        return
+    with pytest.raises(SystemExit):
+        parse(options)
+    message = f"error: expected --dist-url tcp://FIRST_MACHINE:PORT, the same on all {machines} mac"
+    assert message in capsys.readouterr().err
 
 
 def test_tasks_before_overrides() -> None:

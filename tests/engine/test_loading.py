@@ -17,8 +17,8 @@ from PIL import Image
 
 from vild.config import add_vild_config
 from vild.data import read_image, register_custom
-from vild.embeddings import EmbeddingStore, build_teacher, crop_and_resize, enlarge_boxes
-from vild.embeddings.store import KIND, CropRule, embedding_source, fields
+from vild.embeddings import CropRule, EmbeddingStore, build_teacher, crop_and_resize, enlarge_boxes
+from vild.embeddings.store import KIND, embedding_source, fields
 from vild.engine import build_test_loader, build_train_loader
 from vild.proposals import ProposalStore
 from vild.proposals.store import FIELDS as PROPOSAL_FIELDS

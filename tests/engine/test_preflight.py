@@ -47,7 +47,7 @@ def test_a_sound_configuration_passes(cfg: CfgNode) -> None:
         ("DATASETS.TEST", ("lvis_v1_val",), "the file does not exist"),
         ("MODEL.ROI_HEADS.NUM_CLASSES", 7, "NUM_CLASSES: 7 classes, got 60 in"),
         ("MODEL.VILD.TEXT_EMBEDDINGS", "gone.safetensors", r"gone\.safetensors"),
-        ("MODEL.VILD.TEXT_EMBEDDINGS", "", "expected MODEL.VILD.TEXT_EMBEDDINGS to name"),
+        ("MODEL.VILD.TEXT_EMBEDDINGS", "", r"expected the path .*TEXT_EMBEDDINGS, got an empty"),
         ("MODEL.WEIGHTS", "gone.pth", r"MODEL\.WEIGHTS to name an existing checkpoint.*gone\.pth"),
         ("MODEL.LOAD_PROPOSALS", True, r"expected DATASETS\.PROPOSAL_FILES_TEST"),
     ],

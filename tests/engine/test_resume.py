@@ -184,7 +184,7 @@ def test_what_a_training_begins_with_or_resumes_from_has_to_fit(tmp_path: Path) 
     first.train()
     weights = first.model.state_dict()
     begin({"model": {k: v for k, v in weights.items() if "bottom_up" in k}})
-    with pytest.raises(ValueError, match=r"has none of the model's parameters"):
+    with pytest.raises(ValueError, match=r"contains none of the model's parameters"):
         begin({"model": {"nothing": torch.ones(1)}})
     with pytest.raises(ValueError, match="NaN or infinity"):
         begin(

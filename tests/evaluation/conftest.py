@@ -13,8 +13,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Instances
 
 from vild.data import read_annotations, register_split
+from vild.data.novel_classes import coco_ovd_categories, novel_flags
 from vild.data.shapes import generate_shapes, shapes_vocabulary
-from vild.data.splits import coco_ovd_categories, novel_flags
 
 from .perturbing import perturbed, read_json, write
 

@@ -190,7 +190,7 @@ def test_distillation_shapes_are_checked() -> None:
 
 
 @pytest.mark.parametrize("counts", [(5, 2), (1, 0), (0, 0), (R, R)])
-def test_world_mean_makes_many_processes_equal_one(
+def test_mean_over_ranks_makes_many_processes_equal_one(
     counts: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student, teacher, _ = made_embeddings()
@@ -198,11 +198,13 @@ def test_world_mean_makes_many_processes_equal_one(
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(distributed, "all_reduce", lambda count: count.fill_(sum(counts)))
-    losses = [distillation_loss(*pair, world_mean=True) for pair in pairs]
+    losses = [distillation_loss(*pair, mean_over_ranks=True) for pair in pairs]
     whole = distillation_loss(*(torch.cat(x) for x in zip(*pairs, strict=True)))
     assert torch.allclose((losses[0] + losses[1]) / 2, whole)
     monkeypatch.undo()
-    assert torch.equal(distillation_loss(*pairs[0], world_mean=True), distillation_loss(*pairs[0]))
+    assert torch.equal(
+        distillation_loss(*pairs[0], mean_over_ranks=True), distillation_loss(*pairs[0])
+    )
 
 
 def test_float32_under_autocast() -> None:

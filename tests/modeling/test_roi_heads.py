@@ -296,7 +296,7 @@ def test_images_without_regions_are_refused(variant: str, tmp_path: Path) -> Non
     model = tiny_model(tmp_path, variant, TEXT)
     mapped = mapped_image()
     del mapped["distill_regions"]
-    with pytest.raises(ValueError, match=f"'{variant}' is distilled.*ViLDRCNN"):
+    with pytest.raises(ValueError, match=f"'{variant}' needs regions for distillation.*ViLDRCNN"):
         losses_of(model, [mapped])
     with torch.no_grad():
         model.eval()([mapped])  # inference must not need it
@@ -312,12 +312,12 @@ def test_the_teacher_of_another_dimension_is_refused(tmp_path: Path) -> None:
     ("changes", "complaint"),
     [
         (("MODEL.VILD.VARIANT", "both"), r"VARIANT to be one of \('text'.*got 'both'"),
-        (("MODEL.VILD.TEXT_EMBEDDINGS", ""), "TEXT_EMBEDDINGS to name .*extract_text_embeddings"),
+        (("MODEL.VILD.TEXT_EMBEDDINGS", ""), "TEXT_EMBEDDINGS, got an empty string.*extract_text"),
         (("MODEL.VILD.TEXT_EMBEDDINGS", "no.safetensors"), "no such file"),
         (("MODEL.ROI_HEADS.NUM_CLASSES", 80), "NUM_CLASSES: 80 classes, got 3 in"),
         (("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False), "class-agnostic boxes"),
         (("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False), "class-agnostic masks"),
-        (("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True), "TRAIN_ON_PRED_BOXES: False"),
+        (("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True), "TRAIN_ON_PRED_BOXES: False, got True"),
         (("MODEL.ROI_BOX_HEAD.NORM", "LN"), "expected the norm SyncBN, BN, GN or none, got 'LN'"),
         (("MODEL.VILD.TEMPERATURE", -1.0), "positive temperature, got -1"),
         (("MODEL.VILD.FUSION_WEIGHTS", [0.5, 1.5]), r"two weights in \[0, 1\]"),
@@ -367,5 +367,5 @@ def test_embeddings_of_given_regions_are_those_that_are_distilled(
 def test_clip_has_no_embeddings_of_its_own(tmp_path: Path) -> None:
     heads = tiny_model(tmp_path, "text", TEXT).roi_heads
     heads.variant = find_variant("clip")
-    with pytest.raises(ValueError, match="the variant 'clip' has no box head"):
+    with pytest.raises(ValueError, match="got the variant 'clip', whose box head is built but unt"):
         heads.embed_regions({}, [])

@@ -294,7 +294,7 @@ def test_a_disk_that_is_full_at_any_write(
             raise OSError(28, "No space left on device")
         sync(descriptor)
 
-    monkeypatch.setattr("vild.data.files._sync_folder", lambda folder: None)
+    monkeypatch.setattr("vild.utils.files._sync_folder", lambda folder: None)
     monkeypatch.setattr("os.fsync", fsync)
     names = ["spec", *(f"shard_0000{n}" for n in range(4)), ".checked", "manifest"]
     with pytest.raises((StoreError, OSError), match=rf"{names[failing]}\.|No space") as caught:

@@ -16,7 +16,7 @@ from fault_campaign_parts.children import Child, Gate, Outcome, guarded, run
 from fault_campaign_parts.full_disk import can_mount
 from fault_campaign_parts.mutations import MUTATIONS, damage
 from fault_campaign_parts.report import table
-from vild.data.files import atomic_path
+from vild.utils.files import atomic_path
 
 from .. import forked
 

@@ -95,6 +95,7 @@ MISTAKES = [
     ("../projects/ViLD/train_net.py --eval=boxes", "expected bbox, segm or both, got 'boxes'"),
     ("../projects/ViLD/train_net.py --num-gpus many", "invalid int value: 'many'"),
     ("../projects/ViLD/train_net.py --precision bf16", "expected --eval-only with"),
+    ("../projects/ViLD/train_net.py --num-machines 2", "expected --dist-url tcp://FIRST_MACHINE"),
 ]
 
 

@@ -32,7 +32,7 @@ from vild.embeddings import (
 from vild.proposals import ProposalStore
 
 from .. import forked
-from ..data.test_custom import COCO_MINI, needs_photographs
+from ..data.test_custom_datasets import COCO_MINI, needs_photographs
 from .conftest import SIZES, SmallData
 
 Run = Callable[..., int]

@@ -57,7 +57,7 @@ class Pipeline:
         """Return the stages up to the region embeddings; the first makes the images.
 
         Args:
-            baseline: configuration of the class-agnostic detector, a file in configs/shapes
+            baseline: configuration of the proposal detector, a file in configs/shapes
                 without its extension.
         """
         images, text = shapes_folder(self.seed), self.folder / "text.safetensors"
@@ -79,7 +79,7 @@ class Pipeline:
             ),
             Stage(
                 self._name("text_embeddings"),
-                "embed the names of its classes by its own small CLIP",
+                "embed the class names with the small CLIP in the package",
                 (
                     *("tools/extract_text_embeddings.py", "--vocabulary", f"{self.data}_val"),
                     *("--model", "vild-shapes", "--out", str(text)),

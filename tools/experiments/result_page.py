@@ -14,8 +14,6 @@ from experiments.progress import format_time
 from experiments.stages import Record, read_records
 from vild.config import read_config
 from vild.data import Vocabulary, find_split, read_image, register_from_arguments
-from vild.data.files import require_writable_file
-from vild.data.formatting import format_size
 from vild.embeddings import EmbeddingStore
 from vild.engine.region_similarity import compare_regions
 from vild.reporting import (
@@ -26,10 +24,12 @@ from vild.reporting import (
     side_by_side,
 )
 from vild.reporting.drawing import NOVEL_MARK
-from vild.reporting.page import PageFigure, PageSection, PageTable, write_page
 from vild.reporting.plots import plot_class_ap, plot_similarities, read_class_ap
+from vild.reporting.result_page import PageFigure, PageSection, PageTable, write_page
 from vild.reporting.runs import Run, read_runs
 from vild.reporting.summary import MISSING, build_tables, plot_curves
+from vild.utils.files import require_writable_file
+from vild.utils.formatting import format_size
 
 Runs = dict[str, Path]
 

@@ -28,8 +28,8 @@ import yaml
 
 from experiments.commands import signal_command, start_command, wait_for_command
 from experiments.progress import StageBar
-from vild.data.files import atomic_path
 from vild.engine.locking import exclusive
+from vild.utils.files import atomic_path
 
 _POLL = 0.2  # seconds between polls of the running commands
 _PATIENCE = 60  # seconds for a stopped command to write its checkpoint

@@ -25,12 +25,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vild.data import fill
-from vild.data.files import atomic_path
 from vild.data.shapes import ALL_COMPOSITIONS, draw_scene
 from vild.embeddings import build_teacher
 from vild.embeddings.open_clip_teacher import CLIP_MEAN, CLIP_STD
 from vild.embeddings.teacher import Teacher
 from vild.embeddings.text import template_set
+from vild.utils.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ def train(
     seed: int = 0,
     progress: bool = True,
 ) -> Teacher:
-    """Train the teacher and write its weights beside ``open_clip_config.json`` in ``folder``.
+    """Train the teacher and write its weights next to ``open_clip_config.json`` in ``folder``.
 
     Every batch holds one crop of each composition and some of the background, so no two captions in
     it have the same meaning and the plain contrastive loss applies.

@@ -62,7 +62,7 @@ class Bench:
         text: text embeddings of the classes.
         proposals: store of the proposals of the training images.
         embeddings: store of region embeddings of the training images.
-        baseline: checkpoint of the class-agnostic detector.
+        baseline: checkpoint of the proposal detector.
         detector: checkpoint of ViLD-ensemble.
         results: detections of the validation images, in COCO's format.
         pickle: the proposals in Detectron2's format.

@@ -46,13 +46,13 @@ def add_vild_config(cfg: CfgNode) -> None:
     in ``MODEL.ROI_BOX_HEAD``; its ``NORM`` applies to every layer of the head.
     """
     cfg.MODEL.VILD = CfgNode()
-    # "text" (ViLD-text), "image" (ViLD-image), "vild" (one head with both losses) or "ensemble"
-    # (ViLD-ensemble, two heads); sec. 3.2 to 3.4. For evaluation also "clip" (CLIP on cropped
-    # regions) and "text_clip" (ViLD-text + CLIP), the baselines of sec. 4
+    # "text" (ViLD-text), "image" (ViLD-image), "vild" (one head with both losses; all three in
+    # sec. 3.3) or "ensemble" (ViLD-ensemble, two heads; sec. 3.4). For evaluation also "clip" (CLIP
+    # on cropped regions, sec. 3.2) and "text_clip" (ViLD-text + CLIP, sec. 4)
     cfg.MODEL.VILD.VARIANT = "ensemble"
     # output of tools/extract_text_embeddings.py: names, novel flags, embeddings, temperature
     cfg.MODEL.VILD.TEXT_EMBEDDINGS = ""
-    # tau, the divisor of cosines (sec. 3.2); 0: the teacher's, from the text embeddings
+    # tau, the divisor of cosines (sec. 3.3); 0: the teacher's, from the text embeddings
     cfg.MODEL.VILD.TEMPERATURE = 0.0
     # whether training uses only base classes: novel ones are left out of the softmax
     cfg.MODEL.VILD.ZERO_SHOT = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator
 from functools import reduce
@@ -11,6 +10,8 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
+
+from vild.utils.formatting import did_you_mean
 
 # keys by the range of their values
 _AT_LEAST_ONE = (
@@ -164,10 +165,10 @@ def _check_parts(cfg: CfgNode) -> None:
         name = _value(cfg, key)
         # Detectron2 handles these two names without the registry
         if name not in registry and name not in ("", "PrecomputedProposals"):
-            near = difflib.get_close_matches(name, [known for known, _ in registry], 1)
+            hint = did_you_mean(name, [known for known, _ in registry])
             raise ValueError(
-                f"expected {key} to be a registered part of the model, got {name!r}. "
-                + (f"Did you mean {near[0]}?" if near else "Import the module that registers it")
+                f"expected {key} to be a registered part of the model, got {name!r}."
+                f"{hint and ' ' + hint} For a part of your own, import the module that registers it"
             )
     if "resnet" in cfg.MODEL.BACKBONE.NAME and cfg.MODEL.RESNETS.DEPTH not in _DEPTHS:
         raise ValueError(

@@ -1,7 +1,7 @@
 """The precision in which networks compute: ``fp32``, or 16 bits with autocast.
 
 Weights keep their dtype, and operations that need more than 16 bits leave autocast themselves (see
-:mod:`vild.modeling.precision`).
+:mod:`vild.modeling.float32`).
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from vild_cli.arguments import add_precision_argument, positive_float
+from vild_cli.ranks import launched_place
 
 TASKS = ("bbox", "segm")
 
@@ -39,7 +40,7 @@ def training_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--out", metavar="FILE", help="write detections as json (COCO's format)")
     group.add_argument(
-        "--show-dir", metavar="DIR", help="write images of detections beside the ground truth"
+        "--show-dir", metavar="DIR", help="write images of detections next to the ground truth"
     )
     group.add_argument(
         "--vocabulary-from",
@@ -125,6 +126,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(
             f"expected --eval-only with --precision {args.precision}: training uses "
             "SOLVER.AMP.ENABLED and SOLVER.AMP.PRECISION"
+        )
+    place = launched_place()
+    machines = args.num_machines if place is None else place.machines
+    given = place is not None and place.url is not None  # torchrun's address
+    if machines > 1 and not given and args.dist_url == parser.get_default("dist_url"):
+        # every machine but the first would wait for itself until the timeout
+        parser.error(
+            f"expected --dist-url tcp://FIRST_MACHINE:PORT, the same on all {machines} machines, "
+            "got its default, the address of this machine"
         )
     return args
 

@@ -13,8 +13,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from vild.checkpoint.files import read_checkpoint
-from vild.data.files import atomic_path
 from vild.storage.errors import UnsafeFileError
+from vild.utils.files import atomic_path
 
 IMAGE_HEAD = "roi_heads.image_head."  # only in ViLD-ensemble
 _BLOCK = re.compile(r"(?:^|\.)(res\d)[._](\d+)[._]")  # ResNets of Detectron2 and Detectron

@@ -2,8 +2,9 @@
 
 from vild.data.annotations import Category, read_annotations
 from vild.data.command_line import register_from_arguments
-from vild.data.custom import register_custom
+from vild.data.custom_datasets import register_custom
 from vild.data.images import UnreadableImageError, read_image
+from vild.data.novel_classes import COCO_BASE, COCO_NOVEL, novel_flags
 from vild.data.prompts import clean_name, fill, vild_templates
 from vild.data.records import load_records
 from vild.data.registry import (
@@ -14,7 +15,6 @@ from vild.data.registry import (
     require_split,
 )
 from vild.data.shapes import register_made_shapes, register_shapes
-from vild.data.splits import COCO_BASE, COCO_NOVEL, novel_flags
 from vild.data.vocabulary import Vocabulary
 
 __all__ = [

@@ -15,9 +15,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from vild.data.files import decode_text
 from vild.data.masks import Rle, read_segmentation
 from vild.data.problems import Findings
+from vild.utils.files import decode_text
 
 Id = int | str
 

@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 
-from vild.data.custom import register_custom
+from vild.data.custom_datasets import register_custom
 from vild.data.registry import register_builtin
 from vild.data.shapes import register_made_shapes
 

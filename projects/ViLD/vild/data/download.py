@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from vild.data.files import write_errors_named
-from vild.data.formatting import format_size
+from vild.utils.files import write_errors_named
+from vild.utils.formatting import format_size
 
 logger = logging.getLogger(__name__)
 

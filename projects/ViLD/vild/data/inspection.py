@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from vild.data.annotations import Annotations, decode_annotations
 from vild.data.coco_format import Id, ImageEntry
-from vild.data.custom import read_spec, register_custom, resolve_paths
+from vild.data.custom_datasets import read_spec, register_custom, resolve_paths
 from vild.data.images import ImageFinder, UnreadableImageError, read_image
 from vild.data.problems import Findings, Problem
 from vild.data.registry import data_root, layouts
@@ -158,7 +158,7 @@ def inspect_dataset(name: str, root: Path | None = None, images: str = "sample")
 
 
 def inspect_custom(yaml_file: Path, images: str = "sample") -> DatasetReport:
-    """Inspect a dataset described by a yaml (:mod:`vild.data.custom`).
+    """Inspect a dataset described by a yaml (:mod:`vild.data.custom_datasets`).
 
     If its files are sound, its splits are registered to check that registration works.
 

@@ -1,6 +1,7 @@
 """Turn class names into prompts for the text encoder.
 
 Sources: ViLD's appendix D and its public demo (name cleaning, articles, "This is").
+The sets of templates and the values of ``--templates`` are in :mod:`vild.embeddings.text`.
 """
 
 from __future__ import annotations
@@ -80,6 +81,9 @@ def check_templates(templates: Sequence[str], where: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def vild_templates() -> tuple[str, ...]:
-    """Return the 63 templates of ViLD's public demo."""
+    """Return the 63 templates of ViLD's public demo.
+
+    The file must never change: detectors and text embeddings record only the name of the set.
+    """
     text = resources.files("vild.data").joinpath("prompt_templates_vild.txt")
     return check_templates(text.read_text(encoding="utf-8").splitlines(), "the ViLD templates")

@@ -1,4 +1,8 @@
-"""Register datasets in Detectron2's catalogues, and look them up."""
+"""Register datasets in Detectron2's catalogues, and look them up.
+
+To add a dataset, write a yaml: see ``custom_datasets.py`` and datasets/README.md. Only the built-in
+datasets are registered here.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,9 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from vild.data.annotations import Category
-from vild.data.formatting import did_you_mean
+from vild.data.novel_classes import coco_ovd_categories, lvis_v1_categories, novel_flags
 from vild.data.records import load_records
-from vild.data.splits import coco_ovd_categories, lvis_v1_categories, novel_flags
+from vild.utils.formatting import did_you_mean
 
 
 def register_split(

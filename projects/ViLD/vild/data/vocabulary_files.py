@@ -17,8 +17,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from vild.data.files import read_text
-from vild.data.yaml_loader import parse_yaml
+from vild.utils.files import read_text
+from vild.utils.yaml_loader import parse_yaml
 
 KINDS = (
     "a .json, a .txt with one class per line, a .yaml with 'names', a .csv, or a .safetensors of "

@@ -27,7 +27,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vild.data import Vocabulary
-from vild.data.files import atomic_path
 from vild.data.prompts import clean_name
 from vild.embeddings.build import build_teacher
 from vild.embeddings.teacher import Teacher
@@ -37,6 +36,7 @@ from vild.embeddings.text import (
     recorded_templates,
     template_set,
 )
+from vild.utils.files import atomic_path
 
 logger = logging.getLogger(__name__)
 

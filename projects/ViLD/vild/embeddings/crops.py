@@ -1,4 +1,4 @@
-"""Crop regions of an image to square inputs of the teacher (ViLD section 3.2).
+"""Crop regions of an image to square inputs of the teacher (ViLD, sec. 3.2).
 
 Shapes: R boxes, S side of a crop in pixels, H and W size of the image, B boxes of one chunk.
 Boxes are (R, 4) xyxy, absolute, in pixels of the original image. Images are (H, W, 3) uint8, RGB.
@@ -15,6 +15,7 @@ open_clip's names for them:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,34 @@ _CHUNK_BYTES = 256 * 2**20
 # resized. At 16 and S = 224 the whole takes 2.4 MB and 4 ms; 600 × 2 pixels would become
 # 67200 × 224.
 _ELONGATED = 16
+
+
+@dataclass(frozen=True)
+class CropRule:
+    """How a region becomes the teacher's input; recorded in every store.
+
+    Attributes:
+        mode: ``stretch``, ``pad`` or ``clip``; see :func:`crop_and_resize`.
+        scales: sizes of the crops relative to the box. The unit-norm embeddings of a region's
+            crops are added, and the sum is normalised (ViLD, sec. 3.2: 1 and 1.5).
+
+    Raises:
+        ValueError: unknown mode, no scale, or one that is not a positive number.
+    """
+
+    mode: str = "stretch"
+    scales: tuple[float, ...] = (1.0, 1.5)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", tuple(float(scale) for scale in self.scales))
+        if self.mode not in CROP_MODES:
+            raise ValueError(f"expected a crop mode of {CROP_MODES}, got {self.mode!r}")
+        if not self.scales or not all(0 < scale < float("inf") for scale in self.scales):
+            raise ValueError(f"expected positive crop scales, got {self.scales}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the rule as plain json."""
+        return {"mode": self.mode, "scales": list(self.scales)}
 
 
 class _Layout(NamedTuple):

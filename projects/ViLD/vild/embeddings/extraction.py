@@ -22,8 +22,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vild.data.images import UnreadableImageError, read_image
-from vild.embeddings.crops import crop_and_resize, enlarge_boxes, to_device, valid_boxes
-from vild.embeddings.store import CropRule, combine_scales, pack
+from vild.embeddings.crops import CropRule, crop_and_resize, enlarge_boxes, to_device, valid_boxes
+from vild.embeddings.store import combine_scales, pack
 from vild.proposals.store import Proposals, ProposalStore
 from vild.storage import BackgroundJob, ImageId, StoreWriter, log_failing_image, map_ahead, prefetch
 

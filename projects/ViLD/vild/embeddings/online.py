@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vild.embeddings.crops import crop_and_resize, enlarge_boxes, to_device
-from vild.embeddings.store import CropRule, combine_scales
+from vild.embeddings.crops import CropRule, crop_and_resize, enlarge_boxes, to_device
+from vild.embeddings.store import combine_scales
 from vild.embeddings.teacher import Teacher
 
 

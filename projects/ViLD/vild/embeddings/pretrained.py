@@ -231,7 +231,7 @@ def _self_contained(model: str) -> Source:
             f"{model} could not be loaded, expected a folder with {HF_CONFIG_NAME} and in it "
             f"model_cfg with vision_cfg and text_cfg: {_reason(error)}"
         ) from error
-    tokenizer = place  # in a folder, open_clip expects the tokenizer's files beside the weights
+    tokenizer = place  # in a folder, open_clip expects the tokenizer's files next to the weights
     if model.startswith(HUB) and architecture["text_cfg"].get("hf_tokenizer_name"):
         tokenizer = model
     return Source(model, place, tokenizer, architecture)
@@ -242,7 +242,7 @@ def _tag_and_file(model: str, pretrained: str) -> tuple[str, Path | None]:
     tags = open_clip.list_pretrained_tags_by_model(model)
     if open_clip.is_pretrained_cfg(model, pretrained):
         return _clean(pretrained), None
-    known = f"one of the tags {', '.join(tags) or '(it has none)'} for {model}"
+    known = f"one of the tags {', '.join(tags) or '(none exist)'} for {model}"
     tag, path = "", pretrained
     if "=" in pretrained and not Path(pretrained).exists():
         tag, _, path = pretrained.partition("=")

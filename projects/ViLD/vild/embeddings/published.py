@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vild.data.files import read_npy
 from vild.storage.errors import UnsafeFileError
 from vild.storage.safetensors_files import read_safetensors
 from vild.storage.torch_files import read_torch
+from vild.utils.files import read_npy
 
 KINDS = (".npy", ".npz", ".pth", ".pt", ".safetensors")
 

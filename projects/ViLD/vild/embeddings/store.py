@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vild.embeddings.crops import CROP_MODES
+from vild.embeddings.crops import CropRule
 from vild.proposals.store import FIELDS as PROPOSAL_FIELDS
 from vild.proposals.store import proposal_faults
 from vild.storage import Field, ImageId, RecordStore
@@ -23,34 +22,6 @@ KIND = "embeddings"
 IMAGES_PER_SHARD = 256
 DTYPES = ("float16", "int8")
 UNIT_TOLERANCE = 2e-3  # float16 preserves a row's norm to about 5e-4
-
-
-@dataclass(frozen=True)
-class CropRule:
-    """How a region becomes the teacher's input; recorded in every store.
-
-    Attributes:
-        mode: ``stretch``, ``pad`` or ``clip``; see :func:`vild.embeddings.crop_and_resize`.
-        scales: sizes of the crops relative to the box. The unit-norm embeddings of a region's
-            crops are added, and the sum is normalised (ViLD, section 3.2: 1 and 1.5).
-
-    Raises:
-        ValueError: unknown mode, no scale, or one that is not a positive number.
-    """
-
-    mode: str = "stretch"
-    scales: tuple[float, ...] = (1.0, 1.5)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "scales", tuple(float(scale) for scale in self.scales))
-        if self.mode not in CROP_MODES:
-            raise ValueError(f"expected a crop mode of {CROP_MODES}, got {self.mode!r}")
-        if not self.scales or not all(0 < scale < float("inf") for scale in self.scales):
-            raise ValueError(f"expected positive crop scales, got {self.scales}")
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the rule as plain json."""
-        return {"mode": self.mode, "scales": list(self.scales)}
 
 
 class Regions(NamedTuple):

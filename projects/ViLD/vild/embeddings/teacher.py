@@ -22,8 +22,15 @@ SHAPES_FOLDER = Path(__file__).parent / "shapes_teacher"  # its configuration an
 class Teacher(Protocol):
     """A frozen model that embeds texts and image crops in one space.
 
-    To add one, write a class with these members and let
-    :func:`vild.embeddings.build.build_teacher` build it for its model names.
+    To add one, write a class with these members and return it from
+    :func:`vild.embeddings.build.build_teacher`, which every command and the engine call with the
+    names of a model and its weights. What depends on a teacher:
+
+    - text embeddings, stores and the cache of text embeddings (:mod:`vild.embeddings.cache`) record
+      :attr:`fingerprint`, and results of teachers with different fingerprints are never mixed;
+    - a store also records :meth:`describe` and continues only with an equal description, so it must
+      include whatever changes the image embeddings slightly, such as the precision;
+    - a class score is a softmax over cosine / :attr:`temperature`.
 
     Attributes:
         name: the teacher's name as the user gave it; recorded in every artefact.
@@ -58,7 +65,10 @@ class Teacher(Protocol):
         """Checksum of everything that the embeddings depend on; equal teachers have equal ones."""
 
     def describe(self) -> dict[str, Any]:
-        """Return a json description, with ``name``, ``fingerprint`` and ``dimension``."""
+        """Return a json description, with ``name``, ``fingerprint``, ``dimension``, ``precision``.
+
+        ``precision`` is that of the image encoder: ``fp32``, ``bf16`` or ``fp16``.
+        """
 
     def encode_text(
         self, texts: Sequence[str], batch_size: int = 256, progress: bool = False

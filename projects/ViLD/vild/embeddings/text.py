@@ -1,5 +1,8 @@
 """Text embeddings of a vocabulary: compute, save, load and import them.
 
+Also the sets of prompt templates (:func:`template_set`); single prompts are filled in by
+:mod:`vild.data.prompts`.
+
 Shapes: K classes, D embedding. Always (K, D), row = class, float32, L2-normalised.
 """
 
@@ -20,11 +23,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from vild.data import Vocabulary, fill, vild_templates
-from vild.data.files import read_text
 from vild.data.prompts import SINGLE_TEMPLATE, check_templates, clean_name
 from vild.embeddings.published import read_matrix
 from vild.embeddings.teacher import Teacher
 from vild.storage.safetensors_files import DIGEST, read_safetensors, write_safetensors
+from vild.utils.files import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +138,7 @@ class TextEmbeddings:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path}: expected text embeddings with their classes and teacher in the header: "
-                f"{error}. Make the file again"
+                f"{error}. Create the file again"
             ) from None
 
     def select(self, vocabulary: Vocabulary) -> TextEmbeddings:

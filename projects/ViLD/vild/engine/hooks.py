@@ -139,9 +139,9 @@ class CheckpointAndStop(HookBase):
         """
         number = self.received
         if comm.get_world_size() > 1:
-            told = torch.tensor(number)
-            distributed.all_reduce(told, distributed.ReduceOp.MAX, self._group)
-            number = int(told)
+            received = torch.tensor(number)
+            distributed.all_reduce(received, distributed.ReduceOp.MAX, self._group)
+            number = int(received)
         if not number:
             return
         name = f"model_{self.trainer.iter:07d}"

@@ -2,6 +2,7 @@
 
 Compared with Detectron2's launcher, it chooses the backend by device, supports processes that see
 only one GPU, reports errors in one line, forwards signals and destroys the process group.
+The ranks and addresses that torchrun and srun assign are read in ``vild_cli/ranks.py``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from detectron2.utils import comm
 from torch import multiprocessing
 
 from vild.engine.hooks import STOP_SIGNALS
-from vild.engine.ranks import RESTARTED, Place, gpu_of, launched_place
+from vild_cli.ranks import RESTARTED, Place, launched_place
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +57,8 @@ def launch(
         num_processes: processes on this machine; 0 or 1 on a single machine run in this process.
         num_machines: machines of the job.
         machine_rank: index of this machine, from 0.
-        dist_url: rendezvous address, such as ``tcp://first-machine:29500``; ``auto`` for one
-            machine.
+        dist_url: rendezvous address, such as ``tcp://first-machine:29500`` (``--dist-url``);
+            ``auto``, a free port of this machine, if the processes of one machine are started here.
         args: positional arguments of ``main``.
         timeout: for the rendezvous and for every collective operation.
         device: ``cpu`` selects gloo even if there are GPUs; otherwise NCCL is used if there is a
@@ -73,7 +74,7 @@ def launch(
     if place is not None:
         url = place.url or dist_url
         if url == "auto":
-            raise ValueError("expected --dist-url tcp://FIRST_MACHINE:PORT under srun, got auto")
+            raise ValueError("expected dist_url tcp://FIRST_MACHINE:PORT under srun, got 'auto'")
         with _errors_of_a_process(dist_url):
             _join(place._replace(url=url), timeout, on_gpus, main, args)
         return
@@ -84,7 +85,7 @@ def launch(
         )
     if num_machines > 1 and dist_url == "auto":
         raise ValueError(
-            f"expected --dist-url tcp://FIRST_MACHINE:PORT for {num_machines} machines, got auto"
+            f"expected dist_url tcp://FIRST_MACHINE:PORT for {num_machines} machines, got 'auto'"
         )
     if on_gpus and num_processes > torch.cuda.device_count():
         raise ValueError(
@@ -187,7 +188,7 @@ def explained(error: Exception) -> str | None:
     if isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST):
         return (
             "another process of the job ended or does not respond "
-            f"({str(error).splitlines()[0]:.200}). Look for its own message; --resume continues "
+            f"({str(error).splitlines()[0]:.200}). Look for its message; --resume continues "
             "from the last checkpoint"
         )
     return None
@@ -212,6 +213,27 @@ def _meet_again(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[dist.S
 
 
 dist.register_rendezvous_handler(RESTARTED, _meet_again)
+
+
+def gpu_of(local_rank: int, per_machine: int) -> int:
+    """Return the index of a process's GPU among the visible ones.
+
+    Args:
+        local_rank: local rank of the process.
+        per_machine: processes on its machine.
+
+    Raises:
+        ValueError: several GPUs are visible, but fewer than there are processes.
+    """
+    seen = torch.cuda.device_count()
+    if seen == 1:  # each process sees only its GPU, as with srun's --gpus-per-task=1
+        return 0
+    if seen < per_machine:
+        raise ValueError(
+            f"expected a GPU for each of the {per_machine} processes of this machine, or one "
+            f"visible to each, got {seen}: start fewer processes"
+        )
+    return local_rank
 
 
 @contextmanager

@@ -177,7 +177,7 @@ def build_train_loader(cfg: CfgNode) -> TrainingLoader:
 
     Raises:
         ValueError: the stores, the teacher or the classes do not match the configuration, or a
-            store was made from other images or lacks images of the training set.
+            store describes other images or lacks images of the training set.
     """
     for name in cfg.DATASETS.TRAIN:
         require_split(name, "a registered split in DATASETS.TRAIN")
@@ -306,7 +306,7 @@ def build_test_proposals(
         The store; None without ``MODEL.LOAD_PROPOSALS``.
 
     Raises:
-        ValueError: no store is configured, or it was made from other images or lacks some.
+        ValueError: no store is configured, or it describes other images or lacks some.
     """
     if not cfg.MODEL.LOAD_PROPOSALS:
         return None

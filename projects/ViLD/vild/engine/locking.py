@@ -13,7 +13,7 @@ from pathlib import Path
 
 from detectron2.utils import comm
 
-from vild.data.files import require_writable_folder
+from vild.utils.files import require_writable_folder
 
 logger = logging.getLogger(__name__)
 

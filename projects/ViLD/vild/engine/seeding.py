@@ -7,7 +7,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from vild.data.files import atomic_path
+from vild.utils.files import atomic_path
 
 FILE = "seed.txt"
 

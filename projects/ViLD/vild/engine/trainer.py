@@ -151,7 +151,7 @@ class Trainer(DefaultTrainer):
             super().resume_or_load(resume)
             if self.cfg.MODEL.WEIGHTS and not self.checkpointer.matched:
                 raise ValueError(
-                    f"{self.cfg.MODEL.WEIGHTS} has none of the model's parameters: expected "
+                    f"{self.cfg.MODEL.WEIGHTS} contains none of the model's parameters: expected "
                     "MODEL.WEIGHTS to name a backbone or a detector, or '' for random weights"
                 )
         if self.start_iter > self.max_iter:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import multiprocessing
 
-from vild.engine.ranks import launched_place
+from vild_cli.ranks import launched_place
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,8 @@ def run_workers(
         )
     except multiprocessing.ProcessExitedException as error:
         raise ValueError(
-            f"process {first + error.error_index} stopped ({error}); its own message is above. "
-            "What was written is whole: the same command goes on from there."
+            f"process {first + error.error_index} stopped ({error}); its message is above. "
+            "Written shards are complete; rerun the command to resume."
         ) from None
 
 

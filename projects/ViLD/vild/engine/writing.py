@@ -13,7 +13,7 @@ from typing import TextIO
 
 from detectron2.utils.events import EventWriter, JSONWriter
 
-from vild.data.files import write_errors_named
+from vild.utils.files import write_errors_named
 
 _LOOP = "detectron2.engine.train_loop"  # Detectron2's logger of errors during training
 

@@ -88,7 +88,8 @@ def _evaluate(
     whole.eval = evaluate_classes(truth, found, task, shape, make)
     whole.summarize()
     official = dict(zip(METRICS, whole.stats, strict=False))
-    figures = with_groups(official, ids, whole.eval["precision"][..., 0, -1], novel)
+    precision = whole.eval["precision"][..., 0, -1]
+    figures = with_groups(official, ids, precision, params.iouThrs, novel)
     figures.metrics.update(
         {
             "AP50-novel": group_mean(figures.ap50, novel, True),

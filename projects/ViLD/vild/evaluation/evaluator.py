@@ -16,12 +16,12 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from vild.data.coco_format import Id
-from vild.data.files import remove_leftovers
 from vild.evaluation.coco_metrics import evaluate_coco_open_vocabulary
 from vild.evaluation.detections import Detections
 from vild.evaluation.ground_truth import TASKS, GroundTruth, check_task_names
 from vild.evaluation.reports import log_figures, write_metrics, write_per_class
 from vild.evaluation.results import ResultsWriter, merge_parts
+from vild.utils.files import remove_leftovers
 
 logger = logging.getLogger(__name__)
 

@@ -60,6 +60,7 @@ def with_groups(
     metrics: Mapping[str, float],
     category_ids: Sequence[Id],
     precision: Precision,
+    thresholds: npt.NDArray[np.float64],
     novel: Mapping[Id, bool],
 ) -> TaskFigures:
     """Extend the official metrics with AP per class and for the base and novel groups.
@@ -67,11 +68,13 @@ def with_groups(
     Args:
         metrics: name -> official value as a fraction, -1 if undefined.
         category_ids: K ids.
-        precision: (T, R, K) over all sizes; the first threshold is 0.5.
+        precision: (T, R, K) over all sizes.
+        thresholds: (T,) IoU thresholds; one of them is 0.5.
         novel: category id -> whether the class is novel.
     """
     ap = dict(zip(category_ids, class_averages(precision), strict=True))
-    ap50 = dict(zip(category_ids, class_averages(precision[:1]), strict=True))
+    at_50 = precision[np.isclose(thresholds, 0.5)]
+    ap50 = dict(zip(category_ids, class_averages(at_50), strict=True))
     named = {name: percent(value) for name, value in metrics.items()}
     named["AP-novel"] = group_mean(ap, novel, True)
     named["AP-base"] = group_mean(ap, novel, False)

@@ -91,7 +91,7 @@ def _evaluate(
     ]
     whole.summarize()
     official = {name: whole.results[name] for name in METRICS}
-    return with_groups(official, ids, whole.eval["precision"][..., 0], novel)
+    return with_groups(official, ids, whole.eval["precision"][..., 0], params.iou_thrs, novel)
 
 
 class _Annotations(LVIS):

@@ -13,10 +13,10 @@ from pathlib import Path
 from detectron2.utils.logger import create_small_table
 
 from vild.data.coco_format import Id
-from vild.data.files import atomic_path
-from vild.data.formatting import csv_cell
 from vild.evaluation.figures import TaskFigures
 from vild.evaluation.ground_truth import GroundTruth
+from vild.utils.files import atomic_path
+from vild.utils.formatting import csv_cell
 
 logger = logging.getLogger(__name__)
 

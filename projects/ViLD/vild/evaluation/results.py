@@ -23,9 +23,9 @@ import torch
 from detectron2.structures import Instances
 
 from vild.data.coco_format import Id, find_id, known_fields, located, parse_json, reason
-from vild.data.files import atomic_path
 from vild.data.masks import Rle, read_segmentation
 from vild.evaluation.encoding import encode_masks
+from vild.utils.files import atomic_path
 
 if TYPE_CHECKING:
     from typing_extensions import Self

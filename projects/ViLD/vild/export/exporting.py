@@ -28,10 +28,10 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 import vild
-from vild.data.files import atomic_folder
 from vild.embeddings import TextEmbeddings
 from vild.export.checks import Case, Check, Tensors, compare, make_cases, run_detector
 from vild.export.detector import ExportableDetector, check_exportable
+from vild.utils.files import atomic_folder
 
 logger = logging.getLogger(__name__)
 

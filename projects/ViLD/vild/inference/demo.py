@@ -15,14 +15,14 @@ from tqdm import tqdm
 
 from vild.config import read_config, register_datasets
 from vild.data import read_image
-from vild.data.files import atomic_path, require_writable_file, require_writable_folder
-from vild.data.formatting import format_size
 from vild.inference import OpenVocabularyPredictor
 from vild.inference.arguments import predictor_from_arguments
 from vild.inference.detection_files import NamedDetectionsWriter, require_format
 from vild.inference.inputs import SUFFIXES, VIDEO_SUFFIXES, find_images
 from vild.reporting import draw_detections
 from vild.reporting.image_writer import safe_stem, save_image
+from vild.utils.files import atomic_path, require_writable_file, require_writable_folder
+from vild.utils.formatting import format_size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 VIDEO_OUTPUTS = (".mp4", ".mkv", ".avi")

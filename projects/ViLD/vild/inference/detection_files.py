@@ -11,8 +11,8 @@ from typing import Any
 from detectron2.structures import Instances
 
 from vild.data import Vocabulary
-from vild.data.formatting import csv_cell
 from vild.evaluation.results import DetectionsWriter, coco_results
+from vild.utils.formatting import csv_cell
 
 FORMATS = (".json", ".csv")
 _COLUMNS = ("file", "frame", "class", "novel", "score", "x", "y", "width", "height")

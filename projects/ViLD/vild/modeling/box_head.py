@@ -13,8 +13,8 @@ from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vild.modeling.float32 import at_least_float32, without_autocast
 from vild.modeling.norms import make_norm, normalise
-from vild.modeling.precision import at_least_float32, without_autocast
 
 BN_EPSILON = 1e-4  # official batch_norm_activation
 # Detectron2's value; at the official 0.003 the initial statistics linger for thousands of steps

@@ -1,4 +1,4 @@
-"""The classifier, which scores regions by cosine similarity to text embeddings (sec. 3.2).
+"""The classifier, which scores regions by cosine similarity to text embeddings (sec. 3.3).
 
 Shapes: R regions, K classes, D embedding. Text embeddings are (K, D), row = class. Logits follow
 Detectron2's order: K classes, then background (the official code has background first).
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vild.modeling.precision import at_least_float32, without_autocast
+from vild.modeling.float32 import at_least_float32, without_autocast
 
 UNIT_TOLERANCE = 1e-3  # of a row's norm
 BACKGROUND_STD = 0.01  # official vild_head.py: background-class-predict

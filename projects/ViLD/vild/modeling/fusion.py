@@ -1,5 +1,7 @@
 """Fusion of text and image probabilities into one score (ViLD-ensemble, sec. 3.4).
 
+The weights are ``MODEL.VILD.FUSION_WEIGHTS``.
+
 Shapes: R regions, K classes, without background.
 """
 
@@ -8,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vild.modeling.precision import at_least_float32, without_autocast
+from vild.modeling.float32 import at_least_float32, without_autocast
 
 
 def fuse_scores(

@@ -1,4 +1,4 @@
-"""The two losses of ViLD (sec. 3.2 and 3.3).
+"""The two losses of ViLD (sec. 3.3): of ViLD-text and of ViLD-image.
 
 Shapes: R regions, K classes, D embedding. Logits are (R, K + 1), background last; targets are in
 [0, K], K = background. Both losses are computed in at least float32, even under autocast. Without
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional
 
-from vild.modeling.precision import at_least_float32, without_autocast
+from vild.modeling.float32 import at_least_float32, without_autocast
 
 
 def classification_loss(logits: Tensor, targets: Tensor, novel: Tensor | None = None) -> Tensor:
@@ -73,7 +73,7 @@ def _check_targets(targets: Tensor, hidden: Tensor) -> None:
 
 
 def distillation_loss(
-    student: Tensor, teacher: Tensor, valid: Tensor | None = None, *, world_mean: bool = False
+    student: Tensor, teacher: Tensor, valid: Tensor | None = None, *, mean_over_ranks: bool = False
 ) -> Tensor:
     """Compute L_image: L1 norm of student - teacher, mean over valid regions, before the weight w.
 
@@ -82,7 +82,7 @@ def distillation_loss(
         teacher: (R, D), any float dtype. Normalised here, because the norms of rows stored as
             float16 are off by about 1e-4. No gradient flows to it.
         valid: (R,) bool; False for padding rows, which may hold any values. None: all are valid.
-        world_mean: divide by the mean number of valid regions per rank instead of this rank's
+        mean_over_ranks: divide by the mean number of valid regions per rank instead of this rank's
             number. After DistributedDataParallel averages the gradients, the step then equals that
             of one process with the whole batch; otherwise regions on ranks with few regions would
             weigh more. All ranks must call this function.
@@ -109,7 +109,7 @@ def distillation_loss(
         student = at_least_float32(student)
         goal = functional.normalize(at_least_float32(teacher.detach()), dim=1).to(student.dtype)
         total = (student - goal).abs().sum()
-        if world_mean and distributed.is_available() and distributed.is_initialized():
+        if mean_over_ranks and distributed.is_available() and distributed.is_initialized():
             count = total.new_full((), len(student))  # on the device, without a host copy
             distributed.all_reduce(count)
             mean_count = count / distributed.get_world_size()  # may be below 1

@@ -112,27 +112,30 @@ class ViLDOutputLayers(FastRCNNOutputLayers):
             "zero_shot": vild.ZERO_SHOT,
         }
 
-    def set_vocabulary(self, text: TextEmbeddings) -> None:
+    def set_vocabulary(self, text_embeddings: TextEmbeddings) -> None:
         """Replace the vocabulary.
 
         Raises:
-            ValueError: ``text`` is not a TextEmbeddings, or has another D or another teacher.
+            ValueError: another type than TextEmbeddings, another D, or another teacher.
         """
-        if not isinstance(text, TextEmbeddings):
+        if not isinstance(text_embeddings, TextEmbeddings):
             raise ValueError(
                 "expected TextEmbeddings, which keep names, novel flags and embeddings together, "
-                f"got {type(text).__name__}; make them with vild.embeddings.embed_vocabulary"
+                f"got {type(text_embeddings).__name__}; make them with "
+                "vild.embeddings.embed_vocabulary"
             )
-        if text.fingerprint and self.teacher and text.fingerprint != self.teacher:
+        vocabulary, fingerprint = text_embeddings.vocabulary, text_embeddings.fingerprint
+        if fingerprint and self.teacher and fingerprint != self.teacher:
             raise ValueError(
                 f"expected text embeddings of the model's teacher (weights {self.teacher[:12]}), "
-                f"got those of {text.teacher} (weights {text.fingerprint[:12]}): embeddings of "
-                "different teachers cannot be compared. Make them with the model's teacher"
+                f"got those of {text_embeddings.teacher} (weights {fingerprint[:12]}): embeddings "
+                "of different teachers cannot be compared. Make them with the model's teacher"
             )
-        self.classifier.set_text(text.embeddings, self.temperature or text.temperature)
-        self.novel = torch.tensor(text.vocabulary.novel, device=self.novel.device)
-        self.vocabulary, self.num_classes = text.vocabulary, len(text.vocabulary)
-        self.teacher = self.teacher or text.fingerprint
+        temperature = self.temperature or text_embeddings.temperature
+        self.classifier.set_text(text_embeddings.embeddings, temperature)
+        self.novel = torch.tensor(vocabulary.novel, device=self.novel.device)
+        self.vocabulary, self.num_classes = vocabulary, len(vocabulary)
+        self.teacher = self.teacher or fingerprint
 
     def forward(self, x: Tensor) -> Predictions:
         """Return region embeddings and box deltas; logits are computed later, in chunks.

@@ -5,9 +5,6 @@ Shapes: N images, R regions in the whole batch, K classes, D embedding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -23,10 +20,11 @@ from torch.nn.functional import normalize
 from vild.data import Vocabulary
 from vild.embeddings import TextEmbeddings
 from vild.modeling.box_head import EmbeddingHead
+from vild.modeling.float32 import at_least_float32
 from vild.modeling.losses import distillation_loss
 from vild.modeling.meta_arch import ImagesWithRegions
 from vild.modeling.output_layers import ViLDOutputLayers
-from vild.modeling.precision import at_least_float32
+from vild.modeling.text_embeddings import load_text_embeddings
 from vild.modeling.variants import find_variant
 
 
@@ -38,7 +36,8 @@ class OptionalMaskROIHeads(StandardROIHeads):
     ``gt_has_mask`` of :class:`vild.data.ViLDDatasetMapper`. Without that field, all objects do.
 
     Features are pooled in float32 even under autocast: Detectron2's RoIAlign casts the boxes to
-    the dtype of the features, and in bfloat16 a coordinate near 1024 is off by up to 2 pixels.
+    the dtype of the features, and in bfloat16 a coordinate from 512 to 1024 is off by up to 2
+    pixels, a larger one by more.
     """
 
     def forward(
@@ -53,15 +52,15 @@ class OptionalMaskROIHeads(StandardROIHeads):
 
     def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
         if self.training and self.mask_on:
-            instances = [self._only_with_mask(p) for p in instances]
-        found = super()._forward_mask(features, instances)
+            instances = [self._label_maskless_as_background(p) for p in instances]
+        output = super()._forward_mask(features, instances)
         if not self.training and self.mask_on:
-            for predicted in found:
+            for predicted in output:
                 # Detectron2 pastes masks in the masks' dtype; 16 bits would round the coordinates
                 predicted.pred_masks = at_least_float32(predicted.pred_masks)
-        return found
+        return output
 
-    def _only_with_mask(self, sampled: Instances) -> Instances:
+    def _label_maskless_as_background(self, sampled: Instances) -> Instances:
         """Label regions of objects without a mask as background, which has no mask loss.
 
         Dropping these regions instead would synchronise the GPU once per field.
@@ -83,29 +82,29 @@ class ViLDROIHeads(OptionalMaskROIHeads):
     text       one head, trained on class labels           softmax with background
     image      one head, trained by distillation           softmax without background
     vild       one head, trained with both losses          softmax with background
-    ensemble   a text head and a separate image head       both, fused by base and novel, sec. 3.4
+    ensemble   a text head and a separate image head       both, fused; weights differ for base and
+                                                           novel (sec. 3.4)
     clip       none: the teacher classifies crops          softmax without background
     text_clip  a text head; the teacher classifies crops   both, fused
     =========  ==========================================  =======================================
 
-    In every variant boxes and masks are class-agnostic and trained on base objects; ``clip``
-    returns the proposals as its boxes. The regions to distil from enter the distillation loss only.
-    ``clip`` and ``text_clip`` need proposals with ``teacher_embeddings`` (R, D).
+    Boxes and masks are class-agnostic and learned from annotated objects; ``clip`` is not trained
+    and returns the proposals as boxes. The regions for distillation contribute to the distillation
+    loss only. ``clip`` and ``text_clip`` need proposals with ``teacher_embeddings`` (R, D).
 
     Args:
-        variant: name of a variant.
+        variant: a key of :data:`vild.modeling.VARIANTS`.
         distill_weight: w of the distillation loss (sec. 3.3).
         image_head: the image head of ``ensemble``; None in all other variants.
         **kwargs: arguments of StandardROIHeads; ``box_predictor`` is a :class:`ViLDOutputLayers`.
 
     Raises:
         ValueError: the variant is unknown; an image head is missing from ``ensemble`` or given to
-            another variant; masks are class-specific; ``TRAIN_ON_PRED_BOXES`` is set; or a variant
-            that needs the teacher's embeddings is not configured with precomputed proposals.
+            another variant; or ``train_on_pred_boxes`` is set.
     """
 
     box_predictor: ViLDOutputLayers
-    output_layers = ViLDOutputLayers  # class of the box predictor
+    box_predictor_class: type[ViLDOutputLayers] = ViLDOutputLayers
 
     @configurable
     def __init__(
@@ -124,13 +123,22 @@ class ViLDROIHeads(OptionalMaskROIHeads):
                 f"{variant!r}, got {'one' if image_head is not None else 'none'}"
             )
         if self.train_on_pred_boxes:
-            raise ValueError("expected MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES: False")
+            raise ValueError(
+                "expected MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES: False, got True, which "
+                "ViLDROIHeads does not support"
+            )
         self.distill_weight, self.image_head = distill_weight, image_head
+        # the text embeddings decide, not the argument
         self.num_classes = self.box_predictor.num_classes
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Read the arguments from the configuration."""
+        """Read the arguments from the configuration.
+
+        Raises:
+            ValueError: masks are class-specific; or a variant that needs the teacher's embeddings
+                is configured without precomputed proposals.
+        """
         variant = find_variant(cfg.MODEL.VILD.VARIANT)
         if cfg.MODEL.MASK_ON and not cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
             raise ValueError(
@@ -151,16 +159,18 @@ class ViLDROIHeads(OptionalMaskROIHeads):
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        made = super()._init_box_head(cfg, input_shape)
-        text = load_text_embeddings(cfg)
-        shape = made["box_head"].output_shape
-        made["box_predictor"] = cls.output_layers(cfg, shape, text_embeddings=text)
+        args = super()._init_box_head(cfg, input_shape)
+        text_embeddings = load_text_embeddings(cfg)
+        args["box_predictor"] = cls.box_predictor_class(
+            cfg, args["box_head"].output_shape, text_embeddings=text_embeddings
+        )
         if find_variant(cfg.MODEL.VILD.VARIANT).image_head:
             size = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
-            channels = input_shape[made["box_in_features"][0]].channels
-            box_head = build_box_head(cfg, ShapeSpec(channels=channels, height=size, width=size))
-            made["image_head"] = EmbeddingHead(box_head, text.dimension)
-        return made
+            channels = input_shape[args["box_in_features"][0]].channels
+            shape = ShapeSpec(channels=channels, height=size, width=size)
+            image_box_head = build_box_head(cfg, shape)
+            args["image_head"] = EmbeddingHead(image_box_head, text_embeddings.dimension)
+        return args
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -169,21 +179,22 @@ class ViLDROIHeads(OptionalMaskROIHeads):
 
     @property
     def metadata(self) -> Metadata:
-        """Metadata of the current vocabulary for Detectron2's Visualizer, made on each access."""
+        """Metadata of the current vocabulary for Detectron2's Visualizer, built on each access."""
         names, novel = self.vocabulary.names, self.vocabulary.novel
         return Metadata(name="vocabulary", thing_classes=list(names), novel=list(novel))
 
-    def set_vocabulary(self, vocabulary: TextEmbeddings) -> None:
+    def set_vocabulary(self, text_embeddings: TextEmbeddings) -> None:
         """Replace the vocabulary: class names, text embeddings and novel flags change together.
 
         Args:
-            vocabulary: K >= 1 classes, embedded with the teacher that the model was trained with.
+            text_embeddings: K >= 1 classes, embedded with the teacher that the model was trained
+                with.
 
         Raises:
             ValueError: the embeddings have another D or come from another teacher. The vocabulary
                 is then unchanged.
         """
-        self.box_predictor.set_vocabulary(vocabulary)
+        self.box_predictor.set_vocabulary(text_embeddings)
         self.num_classes = self.box_predictor.num_classes
 
     def embed_regions(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
@@ -198,12 +209,13 @@ class ViLDROIHeads(OptionalMaskROIHeads):
             only head.
 
         Raises:
-            ValueError: the variant is ``clip``, which has no head.
+            ValueError: the variant is ``clip``, whose box head is not trained.
         """
         if not self.variant.trained:
             raise ValueError(
-                f"the variant {self.variant.name!r} has no box head: expected a detector that "
-                "computes region embeddings"
+                "expected a trained box head to compute region embeddings, got the variant "
+                f"{self.variant.name!r}, whose box head is built but untrained: use a detector of "
+                "another variant"
             )
         features = _in_float32(features)
         pooled = self.box_pooler([features[f] for f in self.box_in_features], boxes)
@@ -222,7 +234,7 @@ class ViLDROIHeads(OptionalMaskROIHeads):
 
         Raises:
             ValueError: ``clip`` is trained, or a distilled variant is trained on images without
-                regions to distil from.
+                regions for distillation.
         """
         if self.training and not self.variant.trained:
             raise ValueError(
@@ -232,9 +244,9 @@ class ViLDROIHeads(OptionalMaskROIHeads):
             return super().forward(images, features, proposals, targets)
         if not isinstance(images, ImagesWithRegions):
             raise ValueError(
-                f"the variant {self.variant.name!r} is distilled, but the images came without "
-                "regions: expected MODEL.META_ARCHITECTURE: ViLDRCNN and a loader with "
-                "`distill_regions` (vild.engine.build_train_loader)"
+                f"the variant {self.variant.name!r} needs regions for distillation, got images "
+                "without them: set MODEL.META_ARCHITECTURE: ViLDRCNN and load data with "
+                "vild.engine.build_train_loader"
             )
         features = _in_float32(features)
         proposals = self.label_and_sample_proposals(proposals, targets)
@@ -246,33 +258,36 @@ class ViLDROIHeads(OptionalMaskROIHeads):
     def _distilled_box_losses(
         self, features: dict[str, Tensor], proposals: list[Instances], regions: list[Instances]
     ) -> dict[str, Tensor]:
-        """Compute the losses of the sampled proposals and of the regions to distil from."""
+        """Compute the losses of the sampled proposals and of the regions for distillation."""
         levels = [features[f] for f in self.box_in_features]
-        sampled = [p.proposal_boxes for p in proposals]
-        given = [r.proposal_boxes for r in regions]
+        sampled_boxes = [p.proposal_boxes for p in proposals]
+        distill_boxes = [r.proposal_boxes for r in regions]
         if self.image_head is not None:
-            box_features = self.box_head(self.box_pooler(levels, sampled))
-            student = self.image_head(self.box_pooler(levels, given))
+            box_features = self.box_head(self.box_pooler(levels, sampled_boxes))
+            student = self.image_head(self.box_pooler(levels, distill_boxes))
         else:
             # One batch for both, as in the official code: they share batch norm statistics.
-            pairs = list(zip(sampled, given, strict=True))
+            # In turn: the sampled and the distilled regions of image 1, of image 2, ...
+            pairs = list(zip(sampled_boxes, distill_boxes, strict=True))
             both = self.box_head(self.box_pooler(levels, [Boxes.cat(pair) for pair in pairs]))
             parts = both.split([len(boxes) for pair in pairs for boxes in pair])
             box_features = torch.cat(parts[0::2])
             student = self.box_predictor.projection(torch.cat(parts[1::2]).flatten(1))
         losses = self.box_predictor.losses(self.box_predictor(box_features), proposals)
         teacher = torch.cat([r.teacher_embeddings for r in regions])
-        distillation = distillation_loss(student, teacher, world_mean=True)
+        # ranks with few regions would otherwise count as much as those with many
+        distillation = distillation_loss(student, teacher, mean_over_ranks=True)
         losses["loss_distill"] = distillation * self.distill_weight
         return losses
 
     def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]) -> Any:
-        needs_second = self.variant.image_head or self.variant.teacher_at_test
-        if self.training or not needs_second:
+        needs_image_embeddings = self.variant.image_head or self.variant.teacher_at_test
+        if self.training or not needs_image_embeddings:
             return super()._forward_box(features, proposals)
         if not self.variant.trained:
             teacher = _teacher_embeddings(proposals)
-            predictions = teacher, teacher.new_zeros(len(teacher), 4)  # boxes stay as they are
+            # zero deltas: the proposals are the boxes
+            predictions = teacher, teacher.new_zeros(len(teacher), 4)
             return self.box_predictor.inference(predictions, proposals)[0]
         pooled = self.box_pooler(
             [features[f] for f in self.box_in_features], [p.proposal_boxes for p in proposals]
@@ -293,52 +308,8 @@ def _teacher_embeddings(proposals: list[Instances]) -> Tensor:
     """Return the teacher's embeddings of all proposals, (R, D) float32, L2-normalised."""
     if not all(p.has("teacher_embeddings") for p in proposals):
         raise ValueError(
-            "expected proposals with the teacher's embeddings: set DATASETS.PROPOSAL_FILES_TEST to "
-            "a store of tools/extract_image_embeddings.py, or to a proposal store with "
-            "MODEL.VILD.TEACHER.SOURCE_TEST: online"
+            "expected proposals with the teacher's embeddings, got proposals without them: set "
+            "DATASETS.PROPOSAL_FILES_TEST to a store of tools/extract_image_embeddings.py, or to a "
+            "proposal store with MODEL.VILD.TEACHER.SOURCE_TEST: online"
         )
     return normalize(torch.cat([p.teacher_embeddings for p in proposals]).float(), dim=1)
-
-
-_given: ContextVar[TextEmbeddings | None] = ContextVar("given text embeddings", default=None)
-
-
-@contextmanager
-def with_text_embeddings(text: TextEmbeddings) -> Iterator[None]:
-    """Build models in this context from given text embeddings, without a file.
-
-    Detectron2's ``build_model`` passes nothing but the configuration to the RoI heads.
-    """
-    token = _given.set(text)
-    try:
-        yield
-    finally:
-        _given.reset(token)
-
-
-def load_text_embeddings(cfg: CfgNode) -> TextEmbeddings:
-    """Load the text embeddings named by ``MODEL.VILD.TEXT_EMBEDDINGS``.
-
-    Within :func:`with_text_embeddings`, return those instead.
-
-    Raises:
-        ValueError: the option is empty, the file does not exist, or its number of classes differs
-            from ``MODEL.ROI_HEADS.NUM_CLASSES``.
-    """
-    given = _given.get()
-    if given is not None:
-        return given
-    file = cfg.MODEL.VILD.TEXT_EMBEDDINGS
-    if not file:
-        raise ValueError(
-            "expected MODEL.VILD.TEXT_EMBEDDINGS to name the text embeddings of the classes. Make "
-            "them with tools/extract_text_embeddings.py --vocabulary DATASET --out FILE"
-        )
-    text = TextEmbeddings.load(file)
-    expected = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if len(text.vocabulary) != expected:
-        raise ValueError(
-            f"expected text embeddings of MODEL.ROI_HEADS.NUM_CLASSES: {expected} classes, got "
-            f"{len(text.vocabulary)} in {file}: change that number or MODEL.VILD.TEXT_EMBEDDINGS"
-        )
-    return text

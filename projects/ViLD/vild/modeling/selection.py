@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from vild.modeling.precision import at_least_float32
+from vild.modeling.float32 import at_least_float32
 from vild.modeling.suppression import suppress
 
 BLOCK = 64  # classes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant of the detector (paper, sec. 3.2 to 3.4 and the baselines of sec. 4).
+    """One variant of the detector (paper, sec. 3.2 to 3.4; ``text_clip``: sec. 4).
 
     Attributes:
         name: value of ``MODEL.VILD.VARIANT``.

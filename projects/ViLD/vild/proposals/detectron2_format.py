@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from detectron2.structures import BoxMode
 
-from vild.data.files import atomic_path
 from vild.storage.safe_pickle import ForbiddenError, load_plain
+from vild.utils.files import atomic_path
 
 # keys in Detectron's files -> keys in Detectron2's
 _OLD_KEYS = {"indexes": "ids", "scores": "objectness_logits"}

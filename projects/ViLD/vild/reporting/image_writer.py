@@ -14,7 +14,6 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from vild.data import Vocabulary, read_image
-from vild.data.files import atomic_path
 from vild.reporting.drawing import (
     LIMIT,
     NOVEL_MARK,
@@ -22,6 +21,7 @@ from vild.reporting.drawing import (
     draw_ground_truth,
     side_by_side,
 )
+from vild.utils.files import atomic_path
 
 
 class ImageWriter:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from vild.data.formatting import csv_text
+from vild.utils.formatting import csv_text
 
 BASE_COLOUR, NOVEL_COLOUR = "#3b78b5", "#d9541e"  # cool and warm, as in drawn detections
 

@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from vild.data.files import atomic_path
-from vild.data.formatting import csv_cell, markdown_cell
 from vild.reporting.runs import Run
+from vild.utils.files import atomic_path
+from vild.utils.formatting import csv_cell, markdown_cell
 
 MISSING = "\N{EN DASH}"
 _TASK_NAMES = {"segm": "mask", "bbox": "box"}

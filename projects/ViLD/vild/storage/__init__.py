@@ -22,7 +22,7 @@ from vild.storage.errors import (
 from vild.storage.layout import Field, ImageId, StoreSpec
 from vild.storage.pipeline import BackgroundJob, log_failing_image, map_ahead, prefetch
 from vild.storage.reader import RecordStore
-from vild.storage.split import SplitImages, split_digest
+from vild.storage.split_images import SplitImages, split_digest
 from vild.storage.verification import store_faults
 from vild.storage.writer import ShardBuilder, StoreWriter, require_disk_space, store_spec
 

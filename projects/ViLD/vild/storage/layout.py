@@ -17,8 +17,8 @@ import msgspec
 import numpy as np
 from safetensors.numpy import save
 
-from vild.data.files import atomic_path
 from vild.storage.errors import CorruptStoreError, StoreMismatchError
+from vild.utils.files import atomic_path
 
 FORMAT = "vild-store-2"  # version 1 recorded only image ids, which splits may share
 SPEC, MANIFEST, CHECKED, LOCKS = "spec.json", "manifest.json", ".checked.json", ".locks"

@@ -12,7 +12,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from vild.data.formatting import format_size
 from vild.storage.errors import (
     CorruptStoreError,
     MissingImageError,
@@ -38,7 +37,8 @@ from vild.storage.layout import (
     shard_name,
     write_json,
 )
-from vild.storage.split import image_root, split_digest
+from vild.storage.split_images import image_root, split_digest
+from vild.utils.formatting import format_size
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ class RecordStore:
         return image_id in self._index
 
     def image_size(self, image_id: ImageId) -> tuple[int, int]:
-        """Return (height, width) in pixels of the image that the record was made from."""
+        """Return (height, width) in pixels of the image that the record describes."""
         return self._locate(image_id)[3:]
 
     def count(self, image_id: ImageId) -> int:
@@ -225,7 +225,7 @@ class RecordStore:
         )
 
     def check_split(self, split: str, records: Sequence[Mapping[str, Any]]) -> None:
-        """Check that the store was made from the images of a split.
+        """Check that the store describes the images of a split.
 
         Args:
             split: a registered dataset; its name may differ from that of the store's split.

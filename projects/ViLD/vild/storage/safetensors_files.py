@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from vild.data.files import atomic_path
 from vild.storage.layout import BLOCK, HEADER_LENGTH, data_start
+from vild.utils.files import atomic_path
 
 DIGEST = "vild_sha256"  # metadata key
 

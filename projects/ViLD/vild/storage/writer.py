@@ -20,8 +20,6 @@ import msgspec
 import numpy as np
 from filelock import FileLock, Timeout
 
-from vild.data.files import remove_leftovers
-from vild.data.formatting import format_size
 from vild.storage.errors import CorruptStoreError, StoreBusyError, StoreError
 from vild.storage.layout import (
     CHECKED,
@@ -43,7 +41,9 @@ from vild.storage.layout import (
     write_shard,
 )
 from vild.storage.pipeline import BackgroundJob
-from vild.storage.split import SplitImages
+from vild.storage.split_images import SplitImages
+from vild.utils.files import remove_leftovers
+from vild.utils.formatting import format_size
 
 logger = logging.getLogger(__name__)
 

@@ -19,11 +19,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from vild.data.files import atomic_folder, require_writable_folder, write_errors_named
 from vild.data.registry import data_root, register_splits
 from vild.data.shapes.categories import shapes_vocabulary
 from vild.data.shapes.polygons import mask_to_polygons
 from vild.data.shapes.scenes import MIN_VISIBLE, SIZE, draw_scene
+from vild.utils.files import atomic_folder, require_writable_folder, write_errors_named
 
 logger = logging.getLogger(__name__)
 

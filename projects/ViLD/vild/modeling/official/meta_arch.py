@@ -1,4 +1,6 @@
-"""The preprocessing of the official evaluation (utils/input_utils.py, vild_parser.py).
+"""The meta-architecture with the preprocessing of the official evaluation.
+
+Sources: utils/input_utils.py and vild_parser.py of the official code.
 
 Shapes: N images of C channels.
 """

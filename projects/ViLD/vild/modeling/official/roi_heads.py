@@ -46,7 +46,7 @@ class InclusiveOutputLayers(ViLDOutputLayers):
 class OfficialROIHeads(ViLDROIHeads):
     """ViLD's RoI heads with :class:`RegionCrops`; ``POOLER_TYPE`` is ignored."""
 
-    output_layers = InclusiveOutputLayers
+    box_predictor_class = InclusiveOutputLayers
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:

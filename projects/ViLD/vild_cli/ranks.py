@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-import torch
-
 RESTARTED = "vild-restarted"  # scheme of a URL; see vild.engine.launching
 # SLURM step ids from here on are not srun steps but batch scripts, interactive shells etc.
 _NO_STEP = 0xFFFFFFF0
@@ -31,6 +29,11 @@ class Place(NamedTuple):
     machine: int
     url: str | None
 
+    @property
+    def machines(self) -> int:
+        """Number of machines of the job."""
+        return self.world_size // self.per_machine
+
 
 def launched_place() -> Place | None:
     """Return the place assigned by torchrun or srun; None if neither started this process.
@@ -54,24 +57,3 @@ def launched_place() -> Place | None:
     rank, local = int(environ["SLURM_PROCID"]), int(environ["SLURM_LOCALID"])
     machine = int(environ["SLURM_NODEID"])
     return Place(rank, world_size, local, world_size // machines, machine, None)
-
-
-def gpu_of(local_rank: int, per_machine: int) -> int:
-    """Return the index of a process's GPU among the visible ones.
-
-    Args:
-        local_rank: local rank of the process.
-        per_machine: processes on its machine.
-
-    Raises:
-        ValueError: several GPUs are visible, but fewer than there are processes.
-    """
-    seen = torch.cuda.device_count()
-    if seen == 1:  # each process sees only its GPU, as with srun's --gpus-per-task=1
-        return 0
-    if seen < per_machine:
-        raise ValueError(
-            f"expected a GPU for each of the {per_machine} processes of this machine, or one "
-            f"visible to each, got {seen}: start fewer processes"
-        )
-    return local_rank

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vild.data.formatting import format_size
+from vild.utils.formatting import format_size
 
 # Longest marks first: the mark of UTF-32 LE begins with that of UTF-16 LE.
 _MARKS = (
@@ -199,7 +199,7 @@ def _host() -> str:
 
 
 def _temporary(target: Path) -> Path:
-    """Return a new name beside ``target`` that identifies its writer, so leftovers can be found.
+    """Return a new name next to ``target`` that identifies its writer, to find leftovers.
 
     It keeps the suffix, which some writers depend on.
     """

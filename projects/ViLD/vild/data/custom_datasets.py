@@ -26,10 +26,10 @@ import msgspec
 from detectron2.data import DatasetCatalog
 
 from vild.data.annotations import FEDERATED, Annotations, Category, read_annotations
-from vild.data.files import read_text
+from vild.data.novel_classes import novel_flags, select_rows
 from vild.data.registry import register_splits
-from vild.data.splits import novel_flags, select_rows
-from vild.data.yaml_loader import parse_yaml
+from vild.utils.files import read_text
+from vild.utils.yaml_loader import parse_yaml
 
 logger = logging.getLogger(__name__)
 

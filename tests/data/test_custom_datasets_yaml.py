@@ -14,7 +14,7 @@ from vild.data import register_custom
 
 from .conftest import Spec, bird_contents, write_yaml
 from .test_annotations import write
-from .test_custom import classes_of
+from .test_custom_datasets import classes_of
 
 DESCRIPTION = (
     r"birds\.yaml: expected the description of a dataset with the keys name, novel, train, val, "

@@ -12,7 +12,7 @@ from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 
 from vild.data import COCO_BASE, COCO_NOVEL, novel_flags
 from vild.data.annotations import Category
-from vild.data.splits import coco_ovd_categories, lvis_v1_categories, select_rows
+from vild.data.novel_classes import coco_ovd_categories, lvis_v1_categories, select_rows
 
 COCO_THINGS = {item["name"]: item["id"] for item in COCO_CATEGORIES if item["isthing"]}
 CLASSES = [

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vild.data.files import atomic_path
+from vild.utils.files import atomic_path
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,9 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    text = environment.get_template("page.html").render(title=title, lead=lead, sections=sections)
+    text = environment.get_template("result_page.html").render(
+        title=title, lead=lead, sections=sections
+    )
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

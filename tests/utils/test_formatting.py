@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vild.data.formatting import csv_cell, csv_text, format_size
+from vild.utils.formatting import csv_cell, csv_text, format_size
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vild.data import files
-from vild.data.files import (
+from vild.utils import files
+from vild.utils.files import (
     atomic_path,
     read_text,
     remove_leftovers,

@@ -10,8 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vild.reporting.page import PageFigure, PageSection, PageTable, write_page
 from vild.reporting.plots import ClassAP, plot_class_ap, plot_similarities, read_class_ap
+from vild.reporting.result_page import PageFigure, PageSection, PageTable, write_page
 from vild.reporting.summary import MISSING
 
 NASTY = '<script>document.title = "broken"</script> & "quotes"'

@@ -8,7 +8,7 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 
 from vild.data.annotations import Category
-from vild.data.formatting import did_you_mean
+from vild.utils.formatting import did_you_mean
 
 # Open-vocabulary COCO: 48 base and 17 novel classes, evaluated together on all 65
 # (Bansal et al., Zero-Shot Object Detection, ECCV 2018; used by ViLD, section 4.4).

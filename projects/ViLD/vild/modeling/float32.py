@@ -1,4 +1,8 @@
-"""Float32 under autocast: cosines are multiplied by 100 before a softmax, too much for 16 bits."""
+"""Helpers that keep cosines and losses in float32 under autocast.
+
+Cosines are multiplied by 100 before a softmax, too much for 16 bits. The precision of everything
+else is chosen in :mod:`vild.precision`.
+"""
 
 from __future__ import annotations
 

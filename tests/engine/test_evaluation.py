@@ -17,8 +17,8 @@ from detectron2.modeling import build_model
 
 from vild.data import register_custom
 from vild.engine import Trainer, build_test_loader, evaluate
+from vild.engine.evaluation import read_vocabulary
 from vild.engine.hooks import Evaluation
-from vild.engine.testing import read_vocabulary
 
 from .. import small_shapes
 

@@ -1,4 +1,7 @@
-"""Evaluation of a checkpoint, with another vocabulary, results files or drawn detections."""
+"""Evaluate a checkpoint through the trainer; the metrics themselves are in vild.evaluation.
+
+Options: another vocabulary, a file of the detections, images of them, and the precision.
+"""
 
 from __future__ import annotations
 
@@ -171,7 +174,7 @@ def _for_tasks(cfg: CfgNode, tasks: Sequence[str] | None, resume: bool) -> CfgNo
                 "expected a checkpoint to evaluate: MODEL.WEIGHTS FILE, or --resume for the last "
                 "one of OUTPUT_DIR"
             )
-        logger.info("evaluating boxes only: masks need a checkpoint of the class-agnostic detector")
+        logger.info("evaluating boxes only: masks need a checkpoint of the proposal detector")
         cfg.MODEL.MASK_ON = False
     if tasks is not None and "segm" in tasks and not cfg.MODEL.MASK_ON:
         raise ValueError(

@@ -1,0 +1,1 @@
+"""Files, formatted text and yaml: what every part of the package may import."""
