@@ -1,4 +1,4 @@
-"""The cache of text embeddings, filled by the teacher of the bundled benchmark."""
+"""The cache of text embeddings, filled by the teacher of the synthetic benchmark."""
 
 from __future__ import annotations
 
