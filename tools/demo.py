@@ -33,7 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", nargs="+", help="files, folders or glob patterns ('photos/*.jpg')")
+    source.add_argument(
+        "--input", nargs="+", help="files, folders or glob patterns ('photos/*.jpg')"
+    )
     source.add_argument("--video-input", type=path, help="video file")
     source.add_argument("--webcam", action="store_true", help="the first camera, until Ctrl-C")
     add_vocabulary_arguments(parser)

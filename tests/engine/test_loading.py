@@ -117,7 +117,6 @@ def test_the_rows_of_the_store_arrive(cfg: CfgNode, folder: Path, workers: int) 
     for _ in range(4):
         for mapped in next(batches):
             regions, record = mapped["distill_regions"], store[mapped["image_id"]]
-            assert regions.rows.tolist() == [0, 1, 2]
             assert torch.equal(regions.teacher_embeddings, record.embeddings.float())
             assert torch.equal(regions.original_boxes.tensor, record.boxes)
             # no novel label reaches training on a base split

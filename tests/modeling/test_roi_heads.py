@@ -268,7 +268,7 @@ def test_the_logged_accuracy_is_detectron2s_with_one_wait() -> None:
 
 def test_only_what_is_distilled_moves_to_the_device(tmp_path: Path) -> None:
     mapped = mapped_image(2, 3)
-    mapped["distill_regions"].rows = torch.arange(3)
+    mapped["distill_regions"].objectness_logits = torch.zeros(3)
     model = tiny_model(tmp_path, "vild", TEXT).train()
     (regions,) = model.preprocess_image([mapped]).regions
     assert set(regions.get_fields()) == {"proposal_boxes", "teacher_embeddings"}

@@ -53,10 +53,9 @@ class ViLDDatasetMapper(DatasetMapper):
     In training, the mapped dictionary has these fields in addition to Detectron2's. With
     ``regions``:
 
-    - ``distill_regions``: Instances of up to ``limit`` rows: ``proposal_boxes`` in the augmented
-      image, ``objectness_logits``, ``visible`` (remaining fraction of the box), ``rows`` (row in
-      the store), ``original_boxes`` (in the original image) and, if the store has them,
-      ``teacher_embeddings`` (R, D) float32;
+    - ``distill_regions``: Instances of up to ``limit`` rows, in the order of the store:
+      ``proposal_boxes`` in the augmented image, ``objectness_logits``, ``original_boxes`` (in the
+      original image) and, if the store has them, ``teacher_embeddings`` (R, D) float32;
     - ``original_image``: (3, H, W) uint8 RGB, if the teacher runs online: it crops the original
       pixels, whatever the augmentation.
 
@@ -133,7 +132,7 @@ class ViLDDatasetMapper(DatasetMapper):
         if is_train and jitter.ENABLED:
             if cfg.INPUT.CROP.ENABLED:
                 raise ValueError(
-                    "expected INPUT.CROP.ENABLED: False beside INPUT.LARGE_SCALE_JITTER.ENABLED: "
+                    "expected INPUT.CROP.ENABLED: False with INPUT.LARGE_SCALE_JITTER.ENABLED: "
                     "True, which crops images itself, got True"
                 )
             # As in the official code: flip first, and pad after normalising, that is with the mean.
@@ -263,24 +262,22 @@ class ViLDDatasetMapper(DatasetMapper):
         shape: tuple[int, int],
     ) -> Instances:
         boxes, visible = transform_boxes(record.boxes, transforms, shape)
+        count = self.limit if self.region_draw == "first" else len(boxes)
+        rows = torch.nonzero((visible > 0) & (visible >= self.min_visible))[:, 0]
+        rows = rows[rows < count]
+        if len(rows) > self.limit:
+            draw = np.random.default_rng(
+                [self.seed, zlib.crc32(str(mapped["image_id"]).encode()), mapped.get("draw", 0)]
+            )
+            chosen = draw.choice(len(rows), self.limit, replace=False)
+            rows = rows[torch.from_numpy(np.sort(chosen))]
         regions = Instances(shape)
-        regions.proposal_boxes = Boxes(boxes)
-        regions.objectness_logits = record.objectness
-        regions.visible = visible
-        regions.rows = torch.arange(len(boxes))
-        regions.original_boxes = Boxes(record.boxes)
+        regions.proposal_boxes = Boxes(boxes[rows])
+        regions.objectness_logits = record.objectness[rows]
+        regions.original_boxes = Boxes(record.boxes[rows])
         if not self.online:
-            regions.teacher_embeddings = record.embeddings.float()  # type: ignore[attr-defined]
-        if self.region_draw == "first":
-            regions = regions[: self.limit]
-        regions = regions[(regions.visible > 0) & (regions.visible >= self.min_visible)]
-        if len(regions) <= self.limit:
-            return regions
-        draw = np.random.default_rng(
-            [self.seed, zlib.crc32(str(mapped["image_id"]).encode()), mapped.get("draw", 0)]
-        )
-        chosen = draw.choice(len(regions), self.limit, replace=False)
-        return regions[torch.from_numpy(np.sort(chosen))]
+            regions.teacher_embeddings = record.embeddings[rows].float()  # type: ignore[attr-defined]
+        return regions
 
 
 def _rectangle(annotation: Mapping[str, Any]) -> list[float]:
@@ -299,7 +296,7 @@ def _record(source: RegionSource, mapped: Mapping[str, Any], image: np.ndarray) 
     if size != expected:
         raise ValueError(
             f"{mapped['file_name']} is {size[0]} x {size[1]} pixels, the store's record of image "
-            f"{image_id} was made on {expected[0]} x {expected[1]}: the image was changed, or "
+            f"{image_id} is of {expected[0]} x {expected[1]}: the image was changed, or "
             "the store is of another dataset"
         )
     return record
