@@ -47,14 +47,10 @@ def test_background_starts_small_and_its_length_does_not_matter(
     assert before[:, -1].abs().max() <= 100
 
 
-def test_without_background_and_with_some_rows_only(classifier: TextClassifier) -> None:
+def test_without_background(classifier: TextClassifier) -> None:
     features = unit_rows(5, 16, seed=1)
     logits = classifier(features)
     assert torch.equal(classifier(features, background=False), logits[:, :-1])
-    some = classifier(features, rows=slice(2, 4))
-    assert torch.allclose(some, logits[:, [2, 3, 7]], atol=1e-5)
-    some = classifier(features, rows=torch.tensor([6, 0]), background=False)
-    assert torch.allclose(some, logits[:, [6, 0]], atol=1e-5)
 
 
 def test_no_region(classifier: TextClassifier) -> None:

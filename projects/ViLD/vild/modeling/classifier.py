@@ -85,7 +85,6 @@ class TextClassifier(nn.Module):
         features: Tensor,
         *,
         background: bool = True,
-        rows: slice | Tensor | None = None,
         text: Tensor | None = None,
     ) -> Tensor:
         """Return logits, cosine / temperature, in at least float32 even under autocast.
@@ -93,7 +92,6 @@ class TextClassifier(nn.Module):
         Args:
             features: (R, D) L2-normalised.
             background: append the background logit. p_img of ViLD-ensemble is without it.
-            rows: the classes to score, all by default.
             text: (K, D) L2-normalised, used in place of the embeddings of :meth:`set_text`.
 
         Returns:
@@ -107,7 +105,6 @@ class TextClassifier(nn.Module):
             raise RuntimeError("no text embeddings yet: call set_text() first")
         if background and self.background is None:
             raise RuntimeError("this classifier was made without a background")
-        text = text if rows is None else text[rows]
         with without_autocast(features):
             features = at_least_float32(features)
             logits = functional.linear(features, text.to(features.dtype))

@@ -72,17 +72,14 @@ def _check_targets(targets: Tensor, hidden: Tensor) -> None:
     )
 
 
-def distillation_loss(
-    student: Tensor, teacher: Tensor, valid: Tensor | None = None, *, mean_over_ranks: bool = False
-) -> Tensor:
-    """Compute L_image: L1 norm of student - teacher, mean over valid regions, before the weight w.
+def distillation_loss(student: Tensor, teacher: Tensor, *, mean_over_ranks: bool = False) -> Tensor:
+    """Compute L_image: L1 norm of student - teacher, mean over regions, before the weight w.
 
     Args:
         student: (R, D) L2-normalised.
         teacher: (R, D), any float dtype. Normalised here, because the norms of rows stored as
             float16 are off by about 1e-4. No gradient flows to it.
-        valid: (R,) bool; False for padding rows, which may hold any values. None: all are valid.
-        mean_over_ranks: divide by the mean number of valid regions per rank instead of this rank's
+        mean_over_ranks: divide by the mean number of regions per rank instead of this rank's
             number. After DistributedDataParallel averages the gradients, the step then equals that
             of one process with the whole batch; otherwise regions on ranks with few regions would
             weigh more. All ranks must call this function.
@@ -98,13 +95,6 @@ def distillation_loss(
             f"expected student and teacher of one shape (R, D), got {tuple(student.shape)} and "
             f"{tuple(teacher.shape)}"
         )
-    if valid is not None:
-        if valid.dtype != torch.bool or valid.shape != student.shape[:1]:
-            raise ValueError(
-                f"expected one bool per region, ({len(student)},), for valid, got {valid.dtype} "
-                f"{tuple(valid.shape)}"
-            )
-        student, teacher = student[valid], teacher[valid]
     with without_autocast(student):
         student = at_least_float32(student)
         goal = functional.normalize(at_least_float32(teacher.detach()), dim=1).to(student.dtype)
