@@ -107,7 +107,7 @@ class Pipeline:
                     *("tools/extract_proposals.py", "--weights", str(self.baseline)),
                     *("--config-file", "configs/shapes/rpn_baseline.yaml"),
                     *("--topk", str(PROPOSALS), "--out-dir", str(proposals)),
-                    *("--precision", self.precision),
+                    *("--precision", self.precision, "--no-recall"),
                     *(word for split in splits for word in ("--split", split)),
                 ),
                 tuple(path for split in splits for path in _store(proposals / split)),
