@@ -162,10 +162,9 @@ def test_the_script_in_the_readme(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(code, encoding="utf-8")
     exit_code, output = run([tmp_path / "script.py"], tmp_path, VILD_CACHE=str(tmp_path))
     assert exit_code == 0, output
-    said = output.splitlines()
-    assert len(said) == 5
     names = ("striped blue heart 0.", "plain green cross 0.", "striped green star 0.")
-    assert all(line.startswith(names) for line in said)
+    said = [line for line in output.splitlines() if line.startswith(names)]  # libraries log, too
+    assert len(said) == 5
 
 
 def test_the_second_start_with_the_same_words_encodes_nothing(

@@ -1,6 +1,6 @@
 """The RoI heads of ViLD: Detectron2's StandardROIHeads with a text classifier and distillation.
 
-Shapes: N images, R regions in the whole batch, K classes, D embedding.
+Shapes: N images, R regions in the whole batch (Ri in image i), K classes, D embedding.
 """
 
 from __future__ import annotations
@@ -82,15 +82,16 @@ class ViLDROIHeads(OptionalMaskROIHeads):
     text       one head, trained on class labels           softmax with background
     image      one head, trained by distillation           softmax without background
     vild       one head, trained with both losses          softmax with background
-    ensemble   a text head and a separate image head       both, fused; weights differ for base and
-                                                           novel (sec. 3.4)
+    ensemble   a text head and a separate image head       those of both heads, fused with other
+                                                           weights for novel classes (sec. 3.4)
     clip       none: the teacher classifies crops          softmax without background
-    text_clip  a text head; the teacher classifies crops   both, fused
+    text_clip  a text head; the teacher classifies crops   as in ensemble, with the teacher in place
+                                                           of the image head
     =========  ==========================================  =======================================
 
     Boxes and masks are class-agnostic and learned from annotated objects; ``clip`` is not trained
     and returns the proposals as boxes. The regions for distillation contribute to the distillation
-    loss only. ``clip`` and ``text_clip`` need proposals with ``teacher_embeddings`` (R, D).
+    loss only. ``clip`` and ``text_clip`` need proposals with ``teacher_embeddings`` (Ri, D).
 
     Args:
         variant: a key of :data:`vild.modeling.VARIANTS`.
@@ -187,12 +188,11 @@ class ViLDROIHeads(OptionalMaskROIHeads):
         """Replace the vocabulary: class names, text embeddings and novel flags change together.
 
         Args:
-            text_embeddings: K >= 1 classes, embedded with the teacher that the model was trained
-                with.
+            text_embeddings: K >= 1 classes, embedded by the model's teacher.
 
         Raises:
-            ValueError: the embeddings have another D or come from another teacher. The vocabulary
-                is then unchanged.
+            ValueError: the embeddings have a different D or come from a different teacher, as far
+                as both teachers are recorded. The vocabulary is then unchanged.
         """
         self.box_predictor.set_vocabulary(text_embeddings)
         self.num_classes = self.box_predictor.num_classes
@@ -202,7 +202,7 @@ class ViLDROIHeads(OptionalMaskROIHeads):
 
         Args:
             features: feature maps of the backbone.
-            boxes: N Boxes with R regions in total, in pixels of the images.
+            boxes: N Boxes with R regions in total, in pixels of the images at the model's input.
 
         Returns:
             (R, D) float32, L2-normalised; from the image head in ``ensemble``, otherwise from the

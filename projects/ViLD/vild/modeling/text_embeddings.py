@@ -34,11 +34,11 @@ def with_text_embeddings(text_embeddings: TextEmbeddings) -> Iterator[None]:
 def load_text_embeddings(cfg: CfgNode) -> TextEmbeddings:
     """Load the text embeddings named by ``MODEL.VILD.TEXT_EMBEDDINGS``.
 
-    Within :func:`with_text_embeddings`, return those instead.
+    Within :func:`with_text_embeddings`, return the embeddings given there, whatever their number.
 
     Raises:
-        ValueError: the option is empty, the file does not exist, or its number of classes differs
-            from ``MODEL.ROI_HEADS.NUM_CLASSES``.
+        ValueError: the option is empty; the file is missing, damaged or of another type; or its
+            number of classes differs from ``MODEL.ROI_HEADS.NUM_CLASSES``.
     """
     override = _text_embeddings_override.get()
     if override is not None:
