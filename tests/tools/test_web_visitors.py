@@ -158,8 +158,12 @@ def test_requests_of_other_sites_are_refused_and_store_nothing(page: ServedPage)
         kind = {"Content-Type": "application/json"}
         assert status(address, b"{}", Origin="http://evil.example", **kind) == 403
     assert stored(page) == before
-    assert upload(page, **own) == 200
-    assert set(stored(page)) - set(before)  # gradio may remove others meanwhile
+    # a size of its own, because gradio names files by their contents
+    assert upload(page, 1357, **own) == 200
+    deadline = time.monotonic() + 20
+    while not set(stored(page)) - set(before):  # it may remove others meanwhile
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_the_files_of_visitors_are_private(page: ServedPage) -> None:

@@ -37,11 +37,16 @@ def start_command(words: Sequence[str], log: Path, threads: int, lock: int) -> i
     Returns:
         The process id.
     """
+    log.touch()
     # a duplicate, because forked processes close the locks of their parents (vild.engine.locking)
     kept = os.dup(lock)
+    ready, write = os.pipe()
     process = _CONTEXT.Process(target=_run, args=(list(words), log, threads, kept))
     process.start()
     os.close(kept)
+    os.close(write)
+    os.read(ready, 1)  # returns when the command has closed its end: it can be signalled now
+    os.close(ready)
     assert process.pid is not None
     return process.pid
 
@@ -49,14 +54,14 @@ def start_command(words: Sequence[str], log: Path, threads: int, lock: int) -> i
 def _run(words: list[str], log: Path, threads: int, lock: int) -> None:
     # Ctrl-C reaches only the parent, which lets the command write a checkpoint
     os.setsid()
-    if _CONTEXT.get_start_method() == "fork":  # nobody should wait for other inherited files
-        os.closerange(3, lock)
-        os.closerange(lock + 1, os.sysconf("SC_OPEN_MAX"))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    if _CONTEXT.get_start_method() == "fork":  # nobody should wait for other inherited files
+        os.closerange(3, lock)
+        os.closerange(lock + 1, os.sysconf("SC_OPEN_MAX"))
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
     warnings.simplefilter("ignore")
     if "OMP_NUM_THREADS" not in os.environ:
