@@ -129,7 +129,7 @@ class ViLDROIHeads(OptionalMaskROIHeads):
                 "ViLDROIHeads does not support"
             )
         self.distill_weight, self.image_head = distill_weight, image_head
-        # the text embeddings decide, not the argument
+        # the text embeddings decide, not num_classes in kwargs
         self.num_classes = self.box_predictor.num_classes
 
     @classmethod
