@@ -89,6 +89,7 @@ def losses(output: Path) -> dict[str, float]:
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gpus", [1, pytest.param(2, marks=pytest.mark.exhaustive)])
 def test_two_machines_train_and_resume(gpus: int, folder: Path, tmp_path: Path) -> None:
     processes = machines(folder, tmp_path / "run", gpus=gpus)
@@ -169,6 +170,7 @@ def test_configurations_that_differ_are_refused_on_every_machine(
         assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_nobody_there_and_a_port_in_use(folder: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

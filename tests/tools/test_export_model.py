@@ -54,6 +54,7 @@ def sample(folder: Path, number: int = 1) -> Path:
     return folder / "shapes" / "train" / f"{number:06d}.png"
 
 
+@pytest.mark.slow
 def test_the_documented_way_to_run_a_file(
     run: Run, folder: Path, tmp_path: Path, opts: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
