@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-from vild.config_checks import check_ranges
+from vild.config_checks import check_ranges, leaves
 from vild.data import register_custom
 
 __all__ = [
@@ -121,7 +120,8 @@ def read_config(file: str | os.PathLike[str], options: Sequence[str] = ()) -> Cf
     add_vild_config(cfg)
     path = os.fspath(file)
     try:
-        _refuse_old_keys(_leaves(cfg.load_yaml_with_base(path, allow_unsafe=False)))
+        loaded = cfg.load_yaml_with_base(path, allow_unsafe=False)
+        _refuse_old_keys(key for key, _ in leaves(loaded))
         cfg.merge_from_file(path, allow_unsafe=False)
     except yaml.constructor.ConstructorError as error:
         where = _tag(error) or f"{file}: {_reason(error)}"
@@ -172,15 +172,6 @@ def _refuse_old_keys(keys: Iterable[str]) -> None:
     old = [f"{key} is now {_RENAMED[key]}" for key in keys if key in _RENAMED]
     if old:
         raise ValueError("; ".join(old))
-
-
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the full keys of all values of a nested mapping."""
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
 
 
 def _tag(error: yaml.constructor.ConstructorError) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import reduce
 from operator import getitem
 from typing import Any
@@ -101,10 +101,10 @@ def check_ranges(cfg: CfgNode) -> None:
 def _check_kinds(cfg: CfgNode) -> None:
     """Check the types of list items, since Detectron2 only compares the types of whole values."""
     texts, numbers = set(_TEXTS), set(_NUMBERS)
-    for key, value in _leaves(cfg):
+    for key, value in leaves(cfg):
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"expected {key} to be a finite number, got {value}")
-    for key, default in _leaves(get_cfg()):
+    for key, default in leaves(get_cfg()):
         value = _value(cfg, key)
         if value is None and default is not None:
             raise ValueError(f"expected {key} to be a {type(default).__name__}, got None")
@@ -190,10 +190,11 @@ def _flat(values: Any) -> Iterator[Any]:
         yield from _flat(item)
 
 
-def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the full key and the value of everything in a configuration but its nodes."""
     for key, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
